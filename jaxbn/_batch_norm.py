@@ -1,0 +1,211 @@
+"""Floor 2: batch normalization as two pure functions."""
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxbn import _check
+from jaxbn._moments import Moments, Scope, across, from_layout, local, to_layout
+from jaxbn._momentum import Momentum
+from jaxbn._normalize import Frame, Rule, layer
+
+
+class BatchNormParams(NamedTuple):
+    """What is learned: `scale` (gamma) and `bias` (beta), `[*features]`; None where the layer has none."""
+
+    scale: jax.Array | None
+    bias: jax.Array | None
+
+
+class BatchNormState(NamedTuple):
+    """What is averaged over batches: `mean` and `var`, `[*features]`, and `count`, the number of updates, int32 `[]`."""
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array
+
+
+def bn_init(
+    num_features: int | Sequence[int],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    scale: ArrayLike | None = 1.0,
+    bias: ArrayLike | None = 0.0,
+    mean: ArrayLike = 0.0,
+    var: ArrayLike = 1.0,
+) -> tuple[BatchNormParams, BatchNormState]:
+    """Parameters and state of a batch normalization layer.
+
+    Args:
+        num_features: the size of the feature axis, or a tuple of sizes in the order of `bn_apply`'s `axis`.
+        dtype: of scale and bias, floating point. The state is float32, or float64 if `dtype` is.
+        scale: initial value, broadcast to `[*num_features]`; None for a layer without it.
+        bias: likewise.
+        mean: initial running mean, broadcast to `[*num_features]`.
+        var: initial running variance, likewise.
+
+    Returns:
+        `(params, state)`.
+
+    Raises:
+        TypeError: `num_features` is not made of ints, or `dtype` is not floating point.
+        ValueError: a negative size, or an initial value of another shape.
+
+    Example:
+        >>> import jaxbn
+        >>> params, state = jaxbn.bn_init(3, bias=None)
+        >>> print(params.scale, params.bias, state.mean, state.var, state.count)
+        [1. 1. 1.] None [0. 0. 0.] [1. 1. 1.] 0
+    """
+    try:
+        sizes = num_features if isinstance(num_features, Sequence) else (num_features,)
+        shape = tuple(operator.index(n) for n in sizes)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"`num_features` must be an int or a tuple of ints; got {num_features!r}.") from None
+    if min(shape, default=0) < 0:
+        raise ValueError(f"`num_features` must not be negative; got {num_features!r}.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"`dtype` must be floating point; got {jnp.dtype(dtype)}.")
+
+    def full(name, value, dtype):
+        if value is None:
+            return None
+        try:
+            return jnp.array(jnp.broadcast_to(jnp.asarray(value, dtype), shape))
+        except ValueError:
+            raise ValueError(f"`{name}` must broadcast to {shape}; got shape {np.shape(value)}.") from None
+
+    kept = _check.working(jnp.dtype(dtype))
+    params = BatchNormParams(full("scale", scale, dtype), full("bias", bias, dtype))
+    return params, BatchNormState(full("mean", mean, kept), full("var", var, kept), jnp.zeros((), jnp.int32))
+
+
+def bn_apply(
+    params: BatchNormParams,
+    state: BatchNormState,
+    x: ArrayLike,
+    train: bool | jax.Array,
+    *,
+    axis: int | Sequence[int] = -1,
+    momentum: Momentum = 0.99,
+    epsilon: float = 1e-5,
+    unbiased_running_var: bool = False,
+    axis_name: str | Sequence[str] | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    mask: ArrayLike | None = None,
+    update: bool | jax.Array = True,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
+    residual: ArrayLike | None = None,
+) -> tuple[jax.Array, BatchNormState]:
+    """Batch normalization: the output, and the state after this batch.
+
+    `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`. In training mean and var are those of
+    `x`, over all axes but `axis`, over all devices of `axis_name`, over what `mask` lets count; and the running values
+    become `momentum * running + (1 - momentum) * batch`. In evaluation they are the running ones.
+
+    Args:
+        params: from `bn_init`; `scale` and `bias` `[*features]`, any floating dtype.
+        state: from `bn_init` or an earlier call; `mean` and `var` `[*features]`, `count` `[]`.
+        x: input, floating point, any shape, `features = [x.shape[a] for a in axis]`. Statistics are computed in
+            float32 (float64 for float64) whatever its dtype.
+        train: True for batch statistics, False for running ones. A scalar bool array makes one program of both.
+        axis: the feature axis or axes; the last by default, 1 for channels first.
+        momentum: the fraction of the running value that is *kept*, in [0, 1], or a function of `state.count` that
+            gives it, such as `zero_debiased(0.99)` and `cumulative_average`.
+        epsilon: added to the variance.
+        unbiased_running_var: average `var * n / (n - 1)`, as PyTorch does. The normalizing variance stays biased.
+        axis_name: named axis or axes of `shard_map`, `pmap` or `vmap` whose members share statistics. Members may
+            hold different numbers of unmasked values. Under plain `jit` with sharded arrays leave it out: statistics
+            are those of the whole array.
+        axis_index_groups: a partition of the members; each part has its own statistics.
+        mask: True where a value counts, broadcastable to `x`. Other values are normalized by the same statistics,
+            but do not enter them; those that are not finite give x^ = 0.
+        update: False leaves the state as it is: a second pass over a batch, or a step that loss scaling skips.
+        activation: any elementwise function of arrays; inside the layer it costs no memory for the backward pass.
+        residual: added before the activation, of x's shape.
+
+    Returns:
+        `(y, new_state)`: `y` of x's shape and dtype, `new_state` of the same shapes and dtypes as `state`, without
+        gradient. A feature whose batch statistics are not finite, or of no values, keeps its running ones.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, shape or range than stated; the message says which.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxbn
+        >>> params, state = jaxbn.bn_init(2)
+        >>> y, state = jaxbn.bn_apply(params, state, jnp.array([[1.0, 10.0], [3.0, 30.0]]), train=True, momentum=0.9)
+        >>> print(y.round(3), state.mean.round(3), state.count)
+        [[-1. -1.]
+         [ 1.  1.]] [0.2 2. ] 1
+
+    Ioffe and Szegedy 2015, "Batch normalization", algorithms 1 and 2. Conventions differ: this `momentum` is
+    `1 - momentum` of PyTorch; the running variance is biased here, in Flax, Haiku and Keras, unbiased in PyTorch and
+    in the paper; PyTorch's feature axis is 1, Keras's epsilon 1e-3. One value per feature gives x^ = 0.
+    """
+    x = _check.floating("x", x)
+    features = _check.axes(axis, x.ndim)
+    train = _check.flag("train", train)
+    update = _check.flag("update", update)
+    _check.parameters(params, state, tuple(x.shape[a] for a in features), features)
+    names = () if train is False else _check.axis_names(axis_name)
+    groups = _check.groups(axis_index_groups, names) if names else None
+    if axis_index_groups is not None and axis_name is None:
+        _check.groups(axis_index_groups, ())
+    scope = Scope(tuple(a for a in range(x.ndim) if a not in features), names, groups)
+    rule = Rule(scope, _check.epsilon(epsilon), train if isinstance(train, bool) else None)
+    if residual is not None:
+        residual = _check.floating("residual", residual)
+        if residual.shape != x.shape:
+            raise ValueError(f"`residual` must have the shape of `x`, {x.shape}; got {residual.shape}.")
+    closed_over = []
+    if activation is not None:
+        activation, closed_over = _check.activation(activation, x)
+    y, new = _apply(
+        rule, features, activation, bool(unbiased_running_var), params, state, x, train, update,
+        _check.momentum(momentum, state.count), None if mask is None else _check.mask(mask, x.shape), residual,
+        closed_over,
+    )
+    return y, new
+
+
+# Compiled even when called eagerly: op by op, XLA's sums are less accurate and every step is a pass over memory.
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _apply(rule, features, activation, unbiased, params, state, x, train, update, momentum, mask, residual, closed_over):
+    dtype = _check.working(x.dtype)
+    scale, bias, mean, var = (
+        v if v is None else to_layout(v.astype(dtype), features, x.ndim) for v in (*params, state.mean, state.var)
+    )
+    if rule.follows is False:
+        frame = Frame(mean, jnp.zeros_like(mean), var, jnp.ones_like(mean), None, None)
+        return layer(rule, activation, x, scale, bias, frame, residual, closed_over), state
+    m = across(rule.scope, local(rule.scope.reduced, lax.stop_gradient(x).astype(dtype), mask))
+    frame = Frame(m.mean, m.tail, m.var, m.count, mask, None)
+    if rule.follows is None:
+        running = Frame(mean, jnp.zeros_like(mean), var, jnp.ones_like(mean), mask, None)
+        frame = Frame(*(jnp.where(train, b, r) for b, r in zip(frame[:4], running[:4], strict=True)), mask, train)
+    y = layer(rule, activation, x, scale, bias, frame, residual, closed_over)
+    batch = jax.tree.map(lambda v: from_layout(v, features), m)
+    return y, _updated(state, batch, momentum, unbiased, jnp.logical_and(update, train))
+
+
+def _updated(state, batch, momentum, unbiased, allowed):
+    """The state after one more batch. A feature takes part if it has values and their second moment is finite."""
+    keep, take = momentum
+    # n / (n - 1) of a single value is infinite: it has no unbiased variance, and does not take part.
+    var = batch.var * (batch.count / (batch.count - 1)) if unbiased else batch.var
+    takes_part = allowed & (batch.count > 0) & jnp.isfinite(var + jnp.square(batch.mean))
+
+    def average(running, value):
+        value = value.astype(running.dtype)
+        return jnp.where(takes_part, keep.astype(value.dtype) * running + take.astype(value.dtype) * value, running)
+
+    count = state.count + jnp.any(takes_part).astype(state.count.dtype)
+    return lax.stop_gradient(BatchNormState(average(state.mean, batch.mean), average(state.var, var), count))

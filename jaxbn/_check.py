@@ -1,0 +1,177 @@
+"""Floor 0: what a caller may pass. Each error states the rule, what came, and the likely fix."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def floating(name: str, value: Any) -> jax.Array:
+    """`value` as an array of real floating point numbers."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        try:
+            dtype = np.asarray(value).dtype
+        except Exception:  # ragged lists, arbitrary objects
+            dtype = None
+        if dtype is None or not jnp.issubdtype(dtype, jnp.number) and dtype != bool:
+            raise TypeError(f"`{name}` must be a floating point array; got {type(value).__name__}.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        fix = "pass its real and imaginary parts as features" if jnp.issubdtype(dtype, jnp.complexfloating) else (
+            f"convert it first, for example `{name}.astype(jnp.float32)`"
+        )
+        raise TypeError(f"`{name}` must be floating point; got dtype {dtype}. To fix: {fix}.")
+    return jnp.asarray(value)
+
+
+def working(dtype: Any) -> Any:
+    """The dtype of the statistics of values of `dtype`: never less than float32."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """`axis` as a tuple of distinct axes in [0, ndim), in the caller's order."""
+    try:
+        given = (operator.index(axis),) if not isinstance(axis, (tuple, list)) else tuple(map(operator.index, axis))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"`axis` must be an int or a tuple of ints; got {axis!r}.") from None
+    for a in given:
+        if not -ndim <= a < ndim:
+            raise ValueError(
+                f"`axis` must lie in [{-ndim}, {ndim}) for an array of {ndim} dimensions; got {a}. "
+                "Name the feature axis of `x`: -1 for channels last, 1 for channels first."
+            )
+    positive = tuple(a % ndim for a in given)
+    if len(set(positive)) != len(positive):
+        raise ValueError(f"`axis` must not name an axis twice; got {axis!r} for an array of {ndim} dimensions.")
+    return positive
+
+
+def mask(value: Any, shape: tuple[int, ...]) -> jax.Array:
+    """`value` as a bool array with the number of dimensions of `shape`, broadcastable to it."""
+    try:
+        fits = np.broadcast_shapes(np.shape(value), shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"`mask` must broadcast to the shape of `x`; got mask {np.shape(value)} for x {shape}. "
+            "Give it x's number of dimensions, with size 1 where it does not vary: [batch, 1] for x [batch, features]."
+        )
+    array = jnp.asarray(value)
+    return lax.expand_dims(array.astype(bool), range(len(shape) - array.ndim))
+
+
+def axis_names(value: Any) -> tuple[str, ...]:
+    """`value` as a tuple of names that are bound here."""
+    names = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
+    for name in names:
+        try:
+            lax.axis_size(name)
+        except (NameError, KeyError, TypeError):
+            raise ValueError(
+                f"`axis_name` must be bound where the layer runs in training; got {name!r}, which is not. Run inside "
+                f"`jax.shard_map` over a mesh with that axis, or `jax.vmap(..., axis_name={name!r})`; under plain "
+                "`jax.jit` with sharded arrays leave `axis_name` out: the statistics are global without it."
+            ) from None
+    if len(set(names)) != len(names):
+        raise ValueError(f"`axis_name` must not name an axis twice; got {value!r}.")
+    return tuple(names)
+
+
+def groups(value: Sequence[Sequence[int]] | None, names: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """`value` as tuples that partition the members of the named axes."""
+    if value is None:
+        return None
+    if not names:
+        raise ValueError("`axis_index_groups` needs `axis_name`: the groups are groups of its members.")
+    try:
+        parts = tuple(tuple(operator.index(i) for i in part) for part in value)
+    except TypeError:
+        raise TypeError(f"`axis_index_groups` must be a list of lists of ints; got {value!r}.") from None
+    size = lax.axis_size(names)
+    if sorted(i for part in parts for i in part) != list(range(size)):
+        raise ValueError(
+            f"`axis_index_groups` must hold each index 0 to {size - 1} of axis {names} exactly once; got {value!r}."
+        )
+    return parts
+
+
+def flag(name: str, value: Any) -> bool | jax.Array:
+    """`value` as a Python bool, or a scalar bool array for a choice that is made inside the program."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if not hasattr(value, "dtype") or value.dtype != bool or np.shape(value) != ():
+        got = f"{value.dtype}{list(np.shape(value))}" if hasattr(value, "dtype") else repr(value)
+        raise TypeError(
+            f"`{name}` must be True, False, or a scalar bool array; got {got}. "
+            f"Pass a Python bool, or for one program with both modes `jnp.asarray(..., bool)`."
+        )
+    return value
+
+
+def epsilon(value: Any) -> float:
+    """`value` as a positive float."""
+    try:
+        number = float(value)
+    except Exception:
+        raise TypeError(f"`epsilon` must be a Python float; got {value!r}. It is part of the program, not data.") from None
+    if not 0 < number < float("inf"):
+        raise ValueError(f"`epsilon` must be positive and finite; got {number}. 1e-5 is usual.")
+    return number
+
+
+def momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
+    """The fractions to keep and to take: `value`, or what it gives for `count`, and its complement."""
+    if callable(value):
+        value = value(count)
+        if np.shape(value) != ():
+            raise ValueError(f"A `momentum` schedule must return a scalar; got shape {np.shape(value)}.")
+    try:
+        concrete = None if isinstance(value, jax.core.Tracer) else float(value)
+    except Exception:
+        raise TypeError(
+            f"`momentum` must be a number or a function of `state.count`; got {value!r}. "
+            "PyTorch's None is `jaxbn.cumulative_average` here."
+        ) from None
+    if concrete is not None and not 0 <= concrete <= 1:
+        raise ValueError(f"`momentum` is the fraction that is kept and must lie in [0, 1]; got {concrete}.")
+    # From a Python float the complement is exact to more digits than float32 has.
+    return value, 1 - value
+
+
+def activation(value: Any, x: jax.Array) -> tuple[Any, list[jax.Array]]:
+    """`value` as a function of `(y, *arrays)`, and the traced arrays that it closes over."""
+    if not callable(value):
+        raise TypeError(f"`activation` must be a function such as `jax.nn.relu`; got {value!r}.")
+    y = jax.ShapeDtypeStruct(x.shape, working(x.dtype))
+    function, closed_over = jax.closure_convert(value, y)
+    out = jax.eval_shape(function, y, *closed_over)
+    if getattr(out, "shape", None) != x.shape:
+        raise ValueError(
+            f"`activation` must be elementwise and return an array of its argument's shape, {x.shape}; got {out}."
+        )
+    # `closure_convert` returns a new function each time, which would be compiled each time.
+    return (function, closed_over) if closed_over else (value, [])
+
+
+def parameters(params: Any, state: Any, features: tuple[int, ...], axis: tuple[int, ...]) -> None:
+    """That `params` and `state` belong to an input with these feature sizes."""
+    for owner, names, given in (("params", ("scale", "bias"), params), ("state", ("mean", "var", "count"), state)):
+        for name in names:
+            if not hasattr(given, name):
+                raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
+            value = getattr(given, name)
+            wanted = () if name == "count" else features
+            if value is None and owner == "params":
+                continue
+            if np.shape(value) != wanted:
+                raise ValueError(
+                    f"`{owner}.{name}` must have shape {wanted}, the size of `x` along axis {axis}; got "
+                    f"{np.shape(value)}. Use `bn_init({features[0] if len(features) == 1 else features})`, or pass "
+                    "the `axis` that holds the features."
+                )

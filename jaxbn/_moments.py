@@ -1,0 +1,247 @@
+"""Floor 0: the moments of a group of values, and how groups pool."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxbn import _check
+
+# Up to this many devices, each sends its own row of moments to all others: one collective of 4 numbers a device and
+# feature. Beyond, the rows would outgrow what is normalized, and pooling takes two collectives of 2 numbers a feature.
+MAX_ROWS = 64
+
+
+class Moments(NamedTuple):
+    """Count, mean and biased variance of a group of values, one entry per feature.
+
+    A batch, a device's shard, a microbatch and a calibration set are all such groups, and `pool` joins any number of
+    them exactly. The group without members has count 0.
+
+    Attributes:
+        count: how many values each feature has, `[*features]`, floating point.
+        mean: their mean, `[*features]`, float32 (float64 for float64 values).
+        var: their biased variance, `E[(x - mean)^2]`, `[*features]`.
+        tail: what rounding took from the mean, `[*features]`: `mean + tail` has twice the digits of `mean`.
+            Normalization subtracts both, so that it is exact even for a mean of a million standard deviations.
+    """
+
+    count: jax.Array
+    mean: jax.Array
+    var: jax.Array
+    tail: jax.Array | float = 0.0
+
+
+class Scope(NamedTuple):
+    """Which entries share statistics: those along `reduced`, on all members of `names`, or of my own group of them."""
+
+    reduced: tuple[int, ...]
+    names: tuple[str, ...] = ()
+    groups: tuple[tuple[int, ...], ...] | None = None
+
+
+def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | None = None) -> Moments:
+    """Count, mean and biased variance of each feature of `x`.
+
+    Computed about a pivot, `m0 = mean(x)` as rounded, so that nothing cancels: with `d = x - m0`,
+    `mean = m0 + mean(d)` and `var = mean(d^2) - mean(d)^2`. Differentiable in every mode.
+
+    Args:
+        x: values, floating point, any shape. Sums are in float32, or float64 for float64.
+        axis: the feature axis or axes; all others are reduced.
+        mask: True where a value counts, broadcastable to `x`. What lies under False may be anything, NaN too.
+
+    Returns:
+        `Moments` of shape `[x.shape[a] for a in axis]`. A feature without values has count, mean and variance 0.
+
+    Raises:
+        TypeError: `x` is not floating point.
+        ValueError: `axis` is out of range or repeated, or `mask` does not broadcast to `x`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxbn
+        >>> m = jaxbn.moments(jnp.array([[1.0, 5.0], [3.0, 5.0]]))
+        >>> print(m.count, m.mean, m.var)
+        [2. 2.] [2. 5.] [1. 0.]
+
+    The variance is the biased one (divided by the count, as in `jnp.var`), not the sample variance.
+    """
+    x = _check.floating("x", x)
+    features = _check.axes(axis, x.ndim)
+    keep = None if mask is None else _check.mask(mask, x.shape)
+    x = x.astype(_check.working(x.dtype))
+    reduced = tuple(a for a in range(x.ndim) if a not in features)
+    return jax.tree.map(lambda v: from_layout(v, features), local(reduced, x, keep))
+
+
+def pool(m: Moments, axis: int | Sequence[int] = 0) -> Moments:
+    """Moments of the union of groups that lie along an axis of the arrays of `m`.
+
+    `n = sum n_i`, `mean = sum n_i mean_i / n`, `var = sum n_i (var_i + (mean_i - mean)^2) / n`
+    (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"). Exact for any sizes, associative
+    and commutative; an empty group changes nothing, whatever its mean and variance say.
+
+    Args:
+        m: the groups, for example `[groups, features]`. `count` and `tail` may be anything that broadcasts to `mean`.
+        axis: the axis or axes of the groups.
+
+    Returns:
+        The pooled moments, without `axis`.
+
+    Raises:
+        ValueError: `axis` is out of range or repeated.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxbn
+        >>> halves = jnp.array([[[1.0], [2.0]], [[3.0], [6.0]]])
+        >>> print(jaxbn.pool(jax.vmap(jaxbn.moments)(halves)).var, jnp.var(halves))
+        [3.5] 3.5
+    """
+    m = _filled(m)
+    return _pool(m, _check.axes(axis, m.mean.ndim))
+
+
+def pool_named(
+    m: Moments,
+    axis_name: str | Sequence[str],
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> Moments:
+    """Moments of the union of the groups that the members of a named axis hold.
+
+    The formula of `pool`. Up to 64 members it takes one collective (each member sends its own row, and pools them
+    all), beyond that two smaller ones. Works under `jax.shard_map`, `jax.pmap` and `jax.vmap(axis_name=...)`; the
+    result is the same on every member, and `shard_map` knows that it is.
+
+    Args:
+        m: this member's moments.
+        axis_name: the named axis, or several to pool over their product.
+        axis_index_groups: a partition of the member indices; each member gets the pool of its own part.
+
+    Returns:
+        The pooled moments, of the same shape.
+
+    Raises:
+        ValueError: an axis name is not bound, or the groups are not a partition.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxbn
+        >>> shards = jnp.array([[[1.0], [2.0]], [[3.0], [6.0]]])
+        >>> print(jax.vmap(lambda x: jaxbn.pool_named(jaxbn.moments(x), "d").var, axis_name="d")(shards))
+        [[3.5]
+         [3.5]]
+    """
+    names = _check.axis_names(axis_name)
+    return across(Scope((), names, _check.groups(axis_index_groups, names)), _filled(m))
+
+
+def to_layout(v: jax.Array, features: tuple[int, ...], ndim: int) -> jax.Array:
+    """A per-feature array, laid out to broadcast against an array of `ndim` dimensions."""
+    ascending = sorted(features)
+    v = lax.transpose(v, [features.index(a) for a in ascending])
+    return lax.expand_dims(v, [a for a in range(ndim) if a not in features])
+
+
+def from_layout(v: jax.Array, features: tuple[int, ...]) -> jax.Array:
+    """The inverse of `to_layout`."""
+    v = lax.squeeze(v, [a for a in range(v.ndim) if a not in features])
+    return lax.transpose(v, [sorted(features).index(a) for a in features])
+
+
+def local(reduced: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> Moments:
+    """Moments over the axes `reduced`, which stay with size 1; float32 or float64 `x`."""
+    size = math.prod(x.shape[a] for a in reduced)
+    shape = [1 if a in reduced else x.shape[a] for a in range(x.ndim)]
+    if mask is None:
+        count = jnp.full(shape, size, x.dtype)
+    else:
+        # Axes that the mask does not vary along are not summed but counted. A float32 sum of ones is exact below 2^24,
+        # and under sharded `jit` shares its collective with the sums of x; above, it might stop growing.
+        varying = math.prod(mask.shape[a] for a in reduced)
+        ones = mask.astype(x.dtype if varying <= 2**24 else jnp.int32)
+        count = jnp.sum(ones, reduced, keepdims=True).astype(x.dtype) * (size / max(varying, 1))
+        count = jnp.broadcast_to(count, shape)
+
+    def mean(values):
+        values = values if mask is None else jnp.where(mask, values, 0)
+        return jnp.sum(values, reduced, keepdims=True) / jnp.maximum(count, 1)
+
+    pivot = lax.stop_gradient(mean(x))
+    d = x - pivot
+    return _about(pivot, count, mean(d), mean(d * d))
+
+
+def across(scope: Scope, m: Moments) -> Moments:
+    """The pool of the moments that the members of `scope` hold."""
+    size = lax.axis_size(scope.names) if scope.names else 1
+    if size > MAX_ROWS:
+        n, total = group_sum(scope, jnp.stack([m.count, m.count * m.mean]))
+        at_least_one = jnp.where(n > 0, n, 1)
+        pivot = lax.stop_gradient(total / at_least_one)
+        d = (m.mean - pivot) + m.tail
+        shift, square = group_sum(scope, jnp.stack([m.count * d, m.count * (m.var + d * d)])) / at_least_one[None]
+        return _about(pivot, n, shift, square)
+    if scope.names:
+        # A sum of rows that are zero but for one's own, not a gather: only a sum is known to be the same everywhere.
+        me = lax.axis_index(scope.names)
+        count, mean, var, tail = jnp.moveaxis(_sum_of_rows(scope.names, size, me, jnp.stack(m)), 1, 0)
+        if scope.groups is not None:
+            part = _part_of(scope.groups)
+            mine = part == part[me]
+            count = jnp.where(mine.reshape(-1, *[1] * (count.ndim - 1)), count, 0)
+        m = _pool(Moments(count, mean, var, tail), (0,))
+    return m
+
+
+def group_sum(scope: Scope, v: jax.Array) -> jax.Array:
+    """The sum of `v` over the members of `scope`."""
+    if scope.groups is None:
+        return lax.psum(v, scope.names) if scope.names else v
+    # `lax.psum` takes no groups under `shard_map(check_vma=True)`.
+    mine = _part_of(scope.groups)[lax.axis_index(scope.names)]
+    rows = _sum_of_rows(scope.names, len(scope.groups), mine, v)
+    return lax.dynamic_index_in_dim(rows, mine, keepdims=False)
+
+
+def _sum_of_rows(names: tuple[str, ...], rows: int, mine: jax.Array, v: jax.Array) -> jax.Array:
+    """`[rows, *v.shape]`: row i is the sum of `v` over the members whose row is i."""
+    at = (jnp.arange(rows) == mine).reshape(-1, *[1] * v.ndim)
+    return lax.psum(jnp.where(at, v[None], jnp.zeros((), v.dtype)), names)
+
+
+def _part_of(groups: tuple[tuple[int, ...], ...]) -> jax.Array:
+    """The number of the group that each member is in."""
+    of = {member: i for i, part in enumerate(groups) for member in part}
+    return jnp.asarray([of[member] for member in range(len(of))])
+
+
+def _pool(m: Moments, axes: tuple[int, ...]) -> Moments:
+    """`pool` after its checks; sums over `axes` and drops them."""
+
+    def total(v):
+        return jnp.sum(v, axes, keepdims=True)
+
+    n = total(m.count)
+    weight = m.count / jnp.where(n > 0, n, 1)
+    mean, var, tail = (jnp.where(m.count > 0, v, 0) for v in m[1:])
+    pivot = lax.stop_gradient(total(weight * mean))
+    d = jnp.where(m.count > 0, (mean - pivot) + tail, 0)
+    pooled = _about(pivot, n, total(weight * d), total(weight * (var + d * d)))
+    return jax.tree.map(lambda v: lax.squeeze(v, axes), pooled)
+
+
+def _about(pivot: jax.Array, count: jax.Array, shift: jax.Array, square: jax.Array) -> Moments:
+    """Moments from `shift = E[x - pivot]` and `square = E[(x - pivot)^2]`."""
+    mean = pivot + shift
+    # Only rounding can make the difference negative.
+    var = jnp.maximum(square - shift * shift, 0)
+    return Moments(count, mean, var, tail=shift - (mean - pivot))
+
+
+def _filled(m: Moments) -> Moments:
+    """`m` with every array of the shape and dtype of the mean."""
+    mean = _check.floating("mean", m.mean)
+    return Moments(*(jnp.broadcast_to(jnp.asarray(v, mean.dtype), mean.shape) for v in m))

@@ -1,0 +1,154 @@
+"""Floor 1: normalization by given statistics, and its derivative.
+
+With x^ = (x - mean) / std, the derivative of batch normalization is `P(u) + x^ dscale + dbias`, where
+`u = (scale / std) dx` and `P(u) = u - E[u] - x^ E[u x^]`, with E over the entries that share the statistics. P is
+symmetric. So one forward-mode rule, linear and transposable, gives reverse mode with two reductions and one
+collective; since it is written in terms of the functions it differentiates, it holds to any order.
+
+What the backward pass keeps is decided in `layer`: the input, and vectors of one entry per feature.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxbn._moments import Scope, group_sum
+
+
+class Frame(NamedTuple):
+    """The statistics to normalize by, laid out to broadcast against x, and how far they follow x.
+
+    Attributes:
+        mean, tail, var: the statistics. `mean + tail` is the mean.
+        count: how many values they are of; 0 makes x^ = 0.
+        mask: which entries of x they are of, or None for all.
+        follows: whether they are the statistics of x itself: True, False, or decided in the program.
+    """
+
+    mean: jax.Array
+    tail: jax.Array
+    var: jax.Array
+    count: jax.Array
+    mask: jax.Array | None
+    follows: jax.Array | None
+
+
+class Rule(NamedTuple):
+    """What is known before the program runs."""
+
+    scope: Scope
+    epsilon: float
+    follows: bool | None  # None: `Frame.follows` says
+
+
+def layer(
+    rule: Rule,
+    activation: Callable[..., jax.Array] | None,
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    frame: Frame,
+    residual: jax.Array | None,
+    closed_over: list[jax.Array],
+) -> jax.Array:
+    """`activation(scale x^ + bias + residual)`, keeping for the backward pass its arguments and nothing else."""
+
+    # Everything is recomputed from the arguments: x^ and the activation's derivative are one fused read of x, dearer
+    # to store than to make. `prevent_cse=False` lets XLA share the work where forward and backward are one program.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def recomputed(x, scale, bias, frame, residual, closed_over):
+        y = normalize(rule, x.astype(frame.mean.dtype), scale, bias, frame)
+        if residual is not None:
+            y = y + residual.astype(y.dtype)
+        if activation is not None:
+            y = activation(y, *closed_over)
+        return y.astype(x.dtype)
+
+    return recomputed(x, scale, bias, frame, residual, closed_over)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def normalize(rule: Rule, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, frame: Frame) -> jax.Array:
+    """`scale (x - mean) / sqrt(var + epsilon) + bias`."""
+    factor = inverse_std(rule, x, frame)
+    y = _centred(x, factor, frame) * (factor if scale is None else scale * factor)
+    return y if bias is None else y + bias
+
+
+@partial(normalize.defjvp, symbolic_zeros=True)
+def _normalize_jvp(rule, primals, tangents):
+    x, scale, bias, frame = primals
+    x_dot, scale_dot, bias_dot, frame_dot = tangents
+    unit = normalize(rule, x, None, None, frame)
+    factor = inverse_std(rule, x, frame)
+    gain = factor if scale is None else scale * factor
+
+    # The tangent is `u - offset - unit * slope`. The two per-feature vectors travel as one array, so that one
+    # collective, forward or transposed, serves the projection and the gradients of scale and bias alike.
+    y_dot = jnp.zeros_like(x) if _is_zero(x_dot) else _where_counted(frame, x, factor, gain * x_dot)
+    vectors = jnp.zeros((2, *frame.mean.shape), x.dtype) if _is_zero(x_dot) else _means(rule, frame, y_dot, unit)
+    affine_dot = [jnp.zeros_like(gain) if _is_zero(t) else t for t in (bias_dot, scale_dot)]
+    if not _is_zero(frame_dot.mean):
+        affine_dot[0] = affine_dot[0] - gain * frame_dot.mean
+    if not _is_zero(frame_dot.var):
+        affine_dot[1] = affine_dot[1] - gain * factor * frame_dot.var / 2
+    offset, slope = _varying_as(x, vectors - jnp.stack(affine_dot))
+    return normalize(rule, x, scale, bias, frame), y_dot - offset - unit * slope
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def inverse_std(rule: Rule, x: jax.Array, frame: Frame) -> jax.Array:
+    """`1 / sqrt(var + epsilon)`, or 0 where there are no values."""
+    return jnp.where(frame.count > 0, lax.rsqrt(frame.var + rule.epsilon), 0)
+
+
+@partial(inverse_std.defjvp, symbolic_zeros=True)
+def _inverse_std_jvp(rule, primals, tangents):
+    x, frame = primals
+    x_dot, frame_dot = tangents
+    factor = inverse_std(rule, x, frame)
+    factor_dot = jnp.zeros_like(factor)
+    if not _is_zero(x_dot):
+        unit = normalize(rule, x, None, None, frame)
+        factor_dot = -factor * _means(rule, frame, _where_counted(frame, x, factor, factor * x_dot), unit)[1]
+    if not _is_zero(frame_dot.var):
+        factor_dot = factor_dot - factor**3 * frame_dot.var / 2
+    return factor, factor_dot
+
+
+def _means(rule: Rule, frame: Frame, u: jax.Array, unit: jax.Array) -> jax.Array:
+    """`E[u]` and `E[u x^]` over the entries that share the statistics, stacked; 0 if the statistics are not of x."""
+    if rule.follows is False:
+        return jnp.zeros((2, *frame.mean.shape), u.dtype)
+    if frame.mask is not None:
+        u = jnp.where(frame.mask, u, 0)
+    sums = jnp.stack([jnp.sum(v, rule.scope.reduced, keepdims=True) for v in (u, u * unit)])
+    means = group_sum(rule.scope, sums) / jnp.maximum(frame.count, 1)[None]
+    return means if rule.follows else jnp.where(frame.follows, means, 0)
+
+
+def _centred(x: jax.Array, factor: jax.Array, frame: Frame) -> jax.Array:
+    """`x - mean`, subtracted in two steps: the first is exact where x is near the mean, the second is small."""
+    return _where_counted(frame, x, factor, (x - frame.mean) - frame.tail)
+
+
+def _where_counted(frame: Frame, x: jax.Array, factor: jax.Array, values: jax.Array) -> jax.Array:
+    """`values`, but 0 at masked entries that x^ cannot represent: padding may hold anything and must stay harmless."""
+    if frame.mask is None:
+        return values
+    return jnp.where(frame.mask | jnp.isfinite((x - frame.mean) * factor), values, 0)
+
+
+def _varying_as(x: jax.Array, v: jax.Array) -> jax.Array:
+    """`v`, typed as differing between devices wherever x does, in one step whose transpose is one collective."""
+    missing = jax.typeof(x).mat.varying - jax.typeof(v).mat.varying
+    return lax.pcast(v, tuple(missing), to="varying") if missing else v
+
+
+def _is_zero(tangent) -> bool:
+    return tangent is None or isinstance(tangent, SymbolicZero)
