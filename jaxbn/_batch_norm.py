@@ -204,8 +204,9 @@ def _updated(state, batch, momentum, unbiased, allowed):
     takes_part = allowed & (batch.count > 0) & jnp.isfinite(var + jnp.square(batch.mean))
 
     def average(running, value):
-        value = value.astype(running.dtype)
-        return jnp.where(takes_part, keep.astype(value.dtype) * running + take.astype(value.dtype) * value, running)
+        # In the dtype of the statistics: in bfloat16 0.999 would be 1.
+        mixed = keep.astype(value.dtype) * running.astype(value.dtype) + take.astype(value.dtype) * value
+        return jnp.where(takes_part, mixed.astype(running.dtype), running)
 
     count = state.count + jnp.any(takes_part).astype(state.count.dtype)
     return lax.stop_gradient(BatchNormState(average(state.mean, batch.mean), average(state.var, var), count))
