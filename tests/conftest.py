@@ -1,0 +1,15 @@
+"""The environment is hostile on purpose: what passes here passes in a careful user's program."""
+
+import jax
+
+# Before any array exists: eight devices on one machine, no silent promotion of dtypes or ranks.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionstart():
+    """A skipped multi-device test is a failed test: refuse to start without the devices."""
+    if jax.device_count() != 8:
+        raise RuntimeError(f"The tests need 8 simulated devices; found {jax.devices()}.")
