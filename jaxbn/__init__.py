@@ -5,7 +5,7 @@
 
 How it is built, from the ground up, one file a floor:
 
-* `_moments`: the count, mean and variance of a group of values, and how groups pool. Batches, devices, masks: all groups.
+* `_moments`: the count, mean and variance of a group of values, and how groups pool.
 * `_normalize`: normalization by given statistics, and the one rule from which every derivative follows.
 * `_batch_norm`: `bn_init` and `bn_apply`. Take the moments, normalize, update the running ones.
 * `linen`: the same for Flax; storage and names only.

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,11 @@ class BatchNormParams(NamedTuple):
 
 
 class BatchNormState(NamedTuple):
-    """What is averaged over batches: `mean` and `var`, `[*features]`, and `count`, the number of updates, int32 `[]`."""
+    """What is averaged over batches: `mean` and `var`, `[*features]`, and `count`, the int32 number of updates."""
 
     mean: jax.Array
     var: jax.Array
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def bn_init(
@@ -74,7 +74,7 @@ def bn_init(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"`dtype` must be floating point; got {jnp.dtype(dtype)}.")
 
-    def full(name, value, dtype):
+    def full(name, value, dtype) -> Any:
         if value is None:
             return None
         try:
@@ -169,8 +169,18 @@ def bn_apply(
     if activation is not None:
         activation, closed_over = _check.activation(activation, x)
     y, new = _apply(
-        rule, features, activation, bool(unbiased_running_var), params, state, x, train, update,
-        _check.momentum(momentum, state.count), None if mask is None else _check.mask(mask, x.shape), residual,
+        rule,
+        features,
+        activation,
+        bool(unbiased_running_var),
+        params,
+        state,
+        x,
+        train,
+        update,
+        _check.momentum(momentum, state.count),
+        None if mask is None else _check.mask(mask, x.shape),
+        residual,
         closed_over,
     )
     return y, new
@@ -178,21 +188,25 @@ def bn_apply(
 
 # Compiled even when called eagerly: op by op, XLA's sums are less accurate and every step is a pass over memory.
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _apply(rule, features, activation, unbiased, params, state, x, train, update, momentum, mask, residual, closed_over):
+def _apply(
+    rule, features, activation, unbiased, params, state, x, train, update, momentum, mask, residual, closed_over
+):
     dtype = _check.working(x.dtype)
-    scale, bias, mean, var = (
-        v if v is None else to_layout(v.astype(dtype), features, x.ndim) for v in (*params, state.mean, state.var)
-    )
+
+    def laid_out(v) -> Any:
+        return None if v is None else to_layout(v.astype(dtype), features, x.ndim)
+
+    scale, bias, mean, var = map(laid_out, (*params, state.mean, state.var))
+    running = Moments(jnp.ones_like(mean), mean, var, jnp.zeros_like(mean))
     if rule.follows is False:
-        frame = Frame(mean, jnp.zeros_like(mean), var, jnp.ones_like(mean), None, None)
-        return layer(rule, activation, x, scale, bias, frame, residual, closed_over), state
-    m = across(rule.scope, local(rule.scope.reduced, lax.stop_gradient(x).astype(dtype), mask))
-    frame = Frame(m.mean, m.tail, m.var, m.count, mask, None)
+        return layer(rule, activation, x, scale, bias, Frame(running), residual, closed_over), state
+    # The statistics enter as constants: how they move with x is part of the derivative rule.
+    batch = across(rule.scope, local(rule.scope.reduced, lax.stop_gradient(x).astype(dtype), mask))
+    frame = Frame(batch, mask)
     if rule.follows is None:
-        running = Frame(mean, jnp.zeros_like(mean), var, jnp.ones_like(mean), mask, None)
-        frame = Frame(*(jnp.where(train, b, r) for b, r in zip(frame[:4], running[:4], strict=True)), mask, train)
+        frame = Frame(jax.tree.map(partial(jnp.where, train), batch, running), mask, train)
     y = layer(rule, activation, x, scale, bias, frame, residual, closed_over)
-    batch = jax.tree.map(lambda v: from_layout(v, features), m)
+    batch = jax.tree.map(lambda v: from_layout(v, features), batch)
     return y, _updated(state, batch, momentum, unbiased, jnp.logical_and(update, train))
 
 

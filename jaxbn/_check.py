@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 
 def floating(name: str, value: Any) -> jax.Array:
@@ -16,13 +17,15 @@ def floating(name: str, value: Any) -> jax.Array:
     if dtype is None:
         try:
             dtype = np.asarray(value).dtype
-        except Exception:  # ragged lists, arbitrary objects
-            dtype = None
-        if dtype is None or not jnp.issubdtype(dtype, jnp.number) and dtype != bool:
-            raise TypeError(f"`{name}` must be a floating point array; got {type(value).__name__}.")
+        except ValueError:  # a ragged list
+            dtype = np.dtype(object)
+    if jnp.dtype(dtype).kind == "O":
+        raise TypeError(f"`{name}` must be a floating point array; got {type(value).__name__}.")
     if not jnp.issubdtype(dtype, jnp.floating):
-        fix = "pass its real and imaginary parts as features" if jnp.issubdtype(dtype, jnp.complexfloating) else (
-            f"convert it first, for example `{name}.astype(jnp.float32)`"
+        fix = (
+            "pass its real and imaginary parts as features"
+            if jnp.issubdtype(dtype, jnp.complexfloating)
+            else (f"convert it first, for example `{name}.astype(jnp.float32)`")
         )
         raise TypeError(f"`{name}` must be floating point; got dtype {dtype}. To fix: {fix}.")
     return jnp.asarray(value)
@@ -119,7 +122,9 @@ def epsilon(value: Any) -> float:
     try:
         number = float(value)
     except Exception:
-        raise TypeError(f"`epsilon` must be a Python float; got {value!r}. It is part of the program, not data.") from None
+        raise TypeError(
+            f"`epsilon` must be a Python float; got {value!r}. It is part of the program, not data."
+        ) from None
     if not 0 < number < float("inf"):
         raise ValueError(f"`epsilon` must be positive and finite; got {number}. 1e-5 is usual.")
     return number
@@ -132,7 +137,7 @@ def momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
         if np.shape(value) != ():
             raise ValueError(f"A `momentum` schedule must return a scalar; got shape {np.shape(value)}.")
     try:
-        concrete = None if isinstance(value, jax.core.Tracer) else float(value)
+        concrete = None if isinstance(value, Tracer) else float(value)
     except Exception:
         raise TypeError(
             f"`momentum` must be a number or a function of `state.count`; got {value!r}. "
@@ -165,13 +170,14 @@ def parameters(params: Any, state: Any, features: tuple[int, ...], axis: tuple[i
         for name in names:
             if not hasattr(given, name):
                 raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
-            value = getattr(given, name)
+            value: Any = getattr(given, name)
             wanted = () if name == "count" else features
             if value is None and owner == "params":
                 continue
-            if np.shape(value) != wanted:
+            shape = jnp.shape(value)
+            if shape != wanted:
                 raise ValueError(
                     f"`{owner}.{name}` must have shape {wanted}, the size of `x` along axis {axis}; got "
-                    f"{np.shape(value)}. Use `bn_init({features[0] if len(features) == 1 else features})`, or pass "
+                    f"{shape}. Use `bn_init({features[0] if len(features) == 1 else features})`, or pass "
                     "the `axis` that holds the features."
                 )

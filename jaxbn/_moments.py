@@ -30,10 +30,10 @@ class Moments(NamedTuple):
             Normalization subtracts both, so that it is exact even for a mean of a million standard deviations.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     mean: jax.Array
     var: jax.Array
-    tail: jax.Array | float = 0.0
+    tail: jax.Array = 0.0  # pyright: ignore[reportAssignmentType]
 
 
 class Scope(NamedTuple):

@@ -17,33 +17,35 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxbn._moments import Scope, group_sum
+from jaxbn._moments import Moments, Scope, group_sum
 
 
 class Frame(NamedTuple):
-    """The statistics to normalize by, laid out to broadcast against x, and how far they follow x.
+    """What to normalize by.
 
     Attributes:
-        mean, tail, var: the statistics. `mean + tail` is the mean.
-        count: how many values they are of; 0 makes x^ = 0.
+        m: the statistics, laid out to broadcast against x.
         mask: which entries of x they are of, or None for all.
-        follows: whether they are the statistics of x itself: True, False, or decided in the program.
+        follows: whether they are the statistics of x itself, where only the program decides that.
     """
 
-    mean: jax.Array
-    tail: jax.Array
-    var: jax.Array
-    count: jax.Array
-    mask: jax.Array | None
-    follows: jax.Array | None
+    m: Moments
+    mask: jax.Array | None = None
+    follows: jax.Array | None = None
 
 
 class Rule(NamedTuple):
-    """What is known before the program runs."""
+    """What is known before the program runs.
+
+    Attributes:
+        scope: which entries share statistics.
+        epsilon: added to the variance.
+        follows: whether the statistics are those of x itself, and so move with it; None where `Frame.follows` says.
+    """
 
     scope: Scope
     epsilon: float
-    follows: bool | None  # None: `Frame.follows` says
+    follows: bool | None
 
 
 def layer(
@@ -62,7 +64,7 @@ def layer(
     # to store than to make. `prevent_cse=False` lets XLA share the work where forward and backward are one program.
     @partial(jax.checkpoint, prevent_cse=False)
     def recomputed(x, scale, bias, frame, residual, closed_over):
-        y = normalize(rule, x.astype(frame.mean.dtype), scale, bias, frame)
+        y = normalize(rule, x.astype(frame.m.mean.dtype), scale, bias, frame)
         if residual is not None:
             y = y + residual.astype(y.dtype)
         if activation is not None:
@@ -91,12 +93,12 @@ def _normalize_jvp(rule, primals, tangents):
     # The tangent is `u - offset - unit * slope`. The two per-feature vectors travel as one array, so that one
     # collective, forward or transposed, serves the projection and the gradients of scale and bias alike.
     y_dot = jnp.zeros_like(x) if _is_zero(x_dot) else _where_counted(frame, x, factor, gain * x_dot)
-    vectors = jnp.zeros((2, *frame.mean.shape), x.dtype) if _is_zero(x_dot) else _means(rule, frame, y_dot, unit)
+    vectors = jnp.zeros((2, *frame.m.mean.shape), x.dtype) if _is_zero(x_dot) else _means(rule, frame, y_dot, unit)
     affine_dot = [jnp.zeros_like(gain) if _is_zero(t) else t for t in (bias_dot, scale_dot)]
-    if not _is_zero(frame_dot.mean):
-        affine_dot[0] = affine_dot[0] - gain * frame_dot.mean
-    if not _is_zero(frame_dot.var):
-        affine_dot[1] = affine_dot[1] - gain * factor * frame_dot.var / 2
+    if not _is_zero(frame_dot.m.mean):
+        affine_dot[0] = affine_dot[0] - gain * frame_dot.m.mean
+    if not _is_zero(frame_dot.m.var):
+        affine_dot[1] = affine_dot[1] - gain * factor * frame_dot.m.var / 2
     offset, slope = _varying_as(x, vectors - jnp.stack(affine_dot))
     return normalize(rule, x, scale, bias, frame), y_dot - offset - unit * slope
 
@@ -104,7 +106,7 @@ def _normalize_jvp(rule, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def inverse_std(rule: Rule, x: jax.Array, frame: Frame) -> jax.Array:
     """`1 / sqrt(var + epsilon)`, or 0 where there are no values."""
-    return jnp.where(frame.count > 0, lax.rsqrt(frame.var + rule.epsilon), 0)
+    return jnp.where(frame.m.count > 0, lax.rsqrt(frame.m.var + rule.epsilon), 0)
 
 
 @partial(inverse_std.defjvp, symbolic_zeros=True)
@@ -116,32 +118,32 @@ def _inverse_std_jvp(rule, primals, tangents):
     if not _is_zero(x_dot):
         unit = normalize(rule, x, None, None, frame)
         factor_dot = -factor * _means(rule, frame, _where_counted(frame, x, factor, factor * x_dot), unit)[1]
-    if not _is_zero(frame_dot.var):
-        factor_dot = factor_dot - factor**3 * frame_dot.var / 2
+    if not _is_zero(frame_dot.m.var):
+        factor_dot = factor_dot - factor**3 * frame_dot.m.var / 2
     return factor, factor_dot
 
 
 def _means(rule: Rule, frame: Frame, u: jax.Array, unit: jax.Array) -> jax.Array:
     """`E[u]` and `E[u x^]` over the entries that share the statistics, stacked; 0 if the statistics are not of x."""
     if rule.follows is False:
-        return jnp.zeros((2, *frame.mean.shape), u.dtype)
+        return jnp.zeros((2, *frame.m.mean.shape), u.dtype)
     if frame.mask is not None:
         u = jnp.where(frame.mask, u, 0)
     sums = jnp.stack([jnp.sum(v, rule.scope.reduced, keepdims=True) for v in (u, u * unit)])
-    means = group_sum(rule.scope, sums) / jnp.maximum(frame.count, 1)[None]
-    return means if rule.follows else jnp.where(frame.follows, means, 0)
+    means = group_sum(rule.scope, sums) / jnp.maximum(frame.m.count, 1)[None]
+    return means if frame.follows is None else jnp.where(frame.follows, means, 0)
 
 
 def _centred(x: jax.Array, factor: jax.Array, frame: Frame) -> jax.Array:
     """`x - mean`, subtracted in two steps: the first is exact where x is near the mean, the second is small."""
-    return _where_counted(frame, x, factor, (x - frame.mean) - frame.tail)
+    return _where_counted(frame, x, factor, (x - frame.m.mean) - frame.m.tail)
 
 
 def _where_counted(frame: Frame, x: jax.Array, factor: jax.Array, values: jax.Array) -> jax.Array:
     """`values`, but 0 at masked entries that x^ cannot represent: padding may hold anything and must stay harmless."""
     if frame.mask is None:
         return values
-    return jnp.where(frame.mask | jnp.isfinite((x - frame.mean) * factor), values, 0)
+    return jnp.where(frame.mask | jnp.isfinite((x - frame.m.mean) * factor), values, 0)
 
 
 def _varying_as(x: jax.Array, v: jax.Array) -> jax.Array:
