@@ -132,8 +132,9 @@ def bn_apply(
         residual: added before the activation, of x's shape.
 
     Returns:
-        `(y, new_state)`: `y` of x's shape and dtype, `new_state` of the same shapes and dtypes as `state`, without
-        gradient. A feature whose batch statistics are not finite, or of no values, keeps its running ones.
+        `(y, new_state)`: `y` of x's shape and dtype, `new_state` of the same shapes and dtypes as `state`; it carries
+        no gradient from the batch. A feature without values, or whose batch statistics are not finite, keeps its
+        running ones; `count` grows if any feature's statistics changed. In evaluation `new_state` is `state`.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range than stated; the message says which.
@@ -199,7 +200,7 @@ def _apply(
     scale, bias, mean, var = map(laid_out, (*params, state.mean, state.var))
     running = Moments(jnp.ones_like(mean), mean, var, jnp.zeros_like(mean))
     if rule.follows is False:
-        return layer(rule, activation, x, scale, bias, Frame(running), residual, closed_over), state
+        return layer(rule, activation, x, scale, bias, Frame(running, mask), residual, closed_over), state
     # The statistics enter as constants: how they move with x is part of the derivative rule.
     batch = across(rule.scope, local(rule.scope.reduced, lax.stop_gradient(x).astype(dtype), mask))
     frame = Frame(batch, mask)

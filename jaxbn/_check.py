@@ -1,14 +1,14 @@
 """Floor 0: what a caller may pass. Each error states the rule, what came, and the likely fix."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
+from jax.core import Tracer, eval_jaxpr
 
 
 def floating(name: str, value: Any) -> jax.Array:
@@ -149,35 +149,33 @@ def momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
     return value, 1 - value
 
 
-def activation(value: Any, x: jax.Array) -> tuple[Any, list[jax.Array]]:
-    """`value` as a function of `(y, *arrays)`, and the traced arrays that it closes over."""
+def activation(value: Any, x: jax.Array) -> tuple[Any, list[Any]]:
+    """`value` as a function of `(y, *arrays)` that closes over no array, and the arrays that it closed over."""
     if not callable(value):
         raise TypeError(f"`activation` must be a function such as `jax.nn.relu`; got {value!r}.")
-    y = jax.ShapeDtypeStruct(x.shape, working(x.dtype))
-    function, closed_over = jax.closure_convert(value, y)
-    out = jax.eval_shape(function, y, *closed_over)
-    if getattr(out, "shape", None) != x.shape:
+    # A new function each time: JAX caches by function, and what a function closes over may have changed.
+    traced = jax.make_jaxpr(lambda y: value(y))(jax.ShapeDtypeStruct(x.shape, working(x.dtype)))
+    if [out.shape for out in traced.out_avals] != [x.shape]:
         raise ValueError(
-            f"`activation` must be elementwise and return an array of its argument's shape, {x.shape}; got {out}."
+            f"`activation` must be elementwise and return one array of its argument's shape {x.shape}; got "
+            f"{[out.shape for out in traced.out_avals]}."
         )
-    # `closure_convert` returns a new function each time, which would be compiled each time.
-    return (function, closed_over) if closed_over else (value, [])
+    if not traced.consts and isinstance(value, Hashable):
+        return value, []  # itself, so that an eager call finds what it compiled before
+    return lambda y, *arrays: eval_jaxpr(traced.jaxpr, arrays, y)[0], list(traced.consts)
 
 
 def parameters(params: Any, state: Any, features: tuple[int, ...], axis: tuple[int, ...]) -> None:
     """That `params` and `state` belong to an input with these feature sizes."""
     for owner, names, given in (("params", ("scale", "bias"), params), ("state", ("mean", "var", "count"), state)):
+        if not all(hasattr(given, name) for name in names):
+            raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
         for name in names:
-            if not hasattr(given, name):
-                raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
             value: Any = getattr(given, name)
             wanted = () if name == "count" else features
-            if value is None and owner == "params":
-                continue
-            shape = jnp.shape(value)
-            if shape != wanted:
+            if np.shape(value) != wanted and not (value is None and owner == "params"):
                 raise ValueError(
-                    f"`{owner}.{name}` must have shape {wanted}, the size of `x` along axis {axis}; got "
-                    f"{shape}. Use `bn_init({features[0] if len(features) == 1 else features})`, or pass "
-                    "the `axis` that holds the features."
+                    f"`{owner}.{name}` must have shape {wanted}{'' if name == 'count' else f', as x along {axis}'}; "
+                    f"got {np.shape(value)}. Make it by `bn_init({features[0] if len(features) == 1 else features})`, "
+                    "or name by `axis` where x has its features."
                 )
