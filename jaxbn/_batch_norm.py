@@ -132,8 +132,8 @@ def bn_apply(
         residual: added before the activation, of x's shape.
 
     Returns:
-        `(y, new_state)`: `y` of x's shape and dtype, `new_state` of the same shapes and dtypes as `state`; it carries
-        no gradient from the batch. A feature without values, or whose batch statistics are not finite, keeps its
+        `(y, new_state)`: `y` of x's shape and dtype, `new_state` of the same shapes and dtypes as `state`,
+        without gradient. A feature without values, or whose batch statistics are not finite, keeps its
         running ones; `count` grows if any feature's statistics changed. In evaluation `new_state` is `state`.
 
     Raises:

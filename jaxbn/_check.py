@@ -171,11 +171,13 @@ def parameters(params: Any, state: Any, features: tuple[int, ...], axis: tuple[i
         if not all(hasattr(given, name) for name in names):
             raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
         for name in names:
-            value: Any = getattr(given, name)
+            if owner == "params" and getattr(given, name) is None:
+                continue
+            shape = np.shape(getattr(given, name))
             wanted = () if name == "count" else features
-            if np.shape(value) != wanted and not (value is None and owner == "params"):
+            if shape != wanted:
                 raise ValueError(
                     f"`{owner}.{name}` must have shape {wanted}{'' if name == 'count' else f', as x along {axis}'}; "
-                    f"got {np.shape(value)}. Make it by `bn_init({features[0] if len(features) == 1 else features})`, "
+                    f"got {shape}. Make it by `bn_init({features[0] if len(features) == 1 else features})`, "
                     "or name by `axis` where x has its features."
                 )
