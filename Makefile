@@ -1,0 +1,29 @@
+# `make demo` and `make test` do all their own set-up: they need Python 3.11 or newer with pip, and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow check clean
+
+demo: $(VENV)/experiments
+	$(BIN)/python -m experiments configs/quickstart.toml
+
+test: $(VENV)/tests
+	$(BIN)/python -m pytest -q -m "not slow"
+
+slow: $(VENV)/tests
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(VENV)/checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# One file for each extra of pyproject.toml that is installed; older than what it was installed from, it is made again.
+$(VENV)/%: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
