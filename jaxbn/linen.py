@@ -6,11 +6,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype, Initializer
 
 from jaxbn import _check
 from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply
+from jaxbn._flax import negated, output_dtype, widened
 from jaxbn._momentum import Momentum
 
 
@@ -37,6 +37,7 @@ class BatchNorm(nn.Module):
         force_float32_reductions: False stores the statistics in `param_dtype`; the sums are float32 either way.
         unbiased_running_var: average the unbiased variance, as PyTorch does.
         activation: an elementwise function, applied inside the layer at no cost in memory.
+        mean_init, var_init: initializers of the running statistics; with `nn.with_partitioning` they are sharded.
 
     Raises:
         TypeError, ValueError: as `bn_apply`; and as flax where `use_running_average` is given twice or never.
@@ -70,6 +71,8 @@ class BatchNorm(nn.Module):
     force_float32_reductions: bool = True
     unbiased_running_var: bool = False
     activation: Callable[[jax.Array], jax.Array] | None = None
+    mean_init: Initializer = nn.initializers.zeros
+    var_init: Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(
@@ -96,25 +99,23 @@ class BatchNorm(nn.Module):
         shape = tuple(x.shape[a] for a in axes)
         kept = jnp.float32 if self.force_float32_reductions else self.param_dtype
 
-        mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, kept))
-        var = self.variable("batch_stats", "var", lambda: jnp.ones(shape, kept))
+        # Parameters first: flax draws their keys in this order.
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
+        mean = self.variable("batch_stats", "mean", lambda: self.mean_init(self._key(), shape, kept))
+        var = self.variable("batch_stats", "var", lambda: self.var_init(self._key(), shape, kept))
         count = None
         if callable(self.momentum):
             count = self.variable("batch_stats", "count", lambda: jnp.zeros((), jnp.int32))
-        scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
-        bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
 
-        present = [a for a in (scale, bias) if a is not None]
-        dtype = canonicalize_dtype(x, *present, dtype=self.dtype)
-        # A wider output than input is computed from the widened input, a narrower one is rounded at the end.
-        if jnp.finfo(dtype).bits > (jnp.finfo(x.dtype).bits if jnp.issubdtype(x.dtype, jnp.inexact) else 0):
-            x = x.astype(dtype)
+        x = jnp.asarray(x)
+        dtype = output_dtype(x, scale, bias, dtype=self.dtype)
         updating = not self.is_initializing() and self.is_mutable_collection("batch_stats")
         y, new = bn_apply(
             BatchNormParams(scale, bias),
             BatchNormState(mean.value, var.value, jnp.zeros((), jnp.int32) if count is None else count.value),
-            x,
-            not evaluate if isinstance(evaluate, bool) else jnp.logical_not(evaluate),
+            widened(x, dtype),
+            negated(evaluate),
             axis=axes,
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -131,3 +132,6 @@ class BatchNorm(nn.Module):
             if count is not None:
                 count.value = new.count
         return y.astype(dtype)
+
+    def _key(self) -> jax.Array | None:
+        return self.make_rng("params") if self.has_rng("params") else None

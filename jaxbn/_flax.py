@@ -1,0 +1,25 @@
+"""Floor 3: what the two Flax modules have in common: dtypes as flax chooses them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.nnx.nn.dtypes import canonicalize_dtype
+
+
+def output_dtype(*arrays: jax.Array | None, dtype: Any) -> Any:
+    """`dtype`, or that to which the arrays promote."""
+    # The module's own rule, whatever the program at large allows.
+    with jax.numpy_dtype_promotion("standard"):
+        return canonicalize_dtype(*arrays, dtype=dtype)
+
+
+def widened(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` in `dtype` if that is wider. A narrower output is computed from `x` as it is, and rounded at the end."""
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x if floating and jnp.finfo(x.dtype).bits >= jnp.finfo(dtype).bits else x.astype(dtype)
+
+
+def negated(flag: Any) -> Any:
+    """`not flag`, for a bool or a bool array."""
+    return jnp.logical_not(flag) if hasattr(flag, "dtype") else not flag
