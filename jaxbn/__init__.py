@@ -21,3 +21,4 @@ from jaxbn._moments import pool as pool
 from jaxbn._moments import pool_named as pool_named
 from jaxbn._momentum import cumulative_average as cumulative_average
 from jaxbn._momentum import zero_debiased as zero_debiased
+from jaxbn._pool_updates import pool_updates as pool_updates

@@ -37,6 +37,7 @@ class BatchNorm(nn.Module):
         force_float32_reductions: False stores the statistics in `param_dtype`; the sums are float32 either way.
         unbiased_running_var: average the unbiased variance, as PyTorch does.
         activation: an elementwise function, applied inside the layer at no cost in memory.
+        frozen: normalize by `batch_stats` and never update them, whatever `use_running_average` says.
         mean_init, var_init: initializers of the running statistics; with `nn.with_partitioning` they are sharded.
 
     Raises:
@@ -71,6 +72,7 @@ class BatchNorm(nn.Module):
     force_float32_reductions: bool = True
     unbiased_running_var: bool = False
     activation: Callable[[jax.Array], jax.Array] | None = None
+    frozen: bool = False
     mean_init: Initializer = nn.initializers.zeros
     var_init: Initializer = nn.initializers.ones
 
@@ -95,6 +97,7 @@ class BatchNorm(nn.Module):
             An array of x's shape.
         """
         evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        evaluate = True if self.frozen else evaluate
         axes = tuple(sorted(_check.axes(self.axis, x.ndim)))
         shape = tuple(x.shape[a] for a in axes)
         kept = jnp.float32 if self.force_float32_reductions else self.param_dtype
@@ -133,5 +136,5 @@ class BatchNorm(nn.Module):
                 count.value = new.count
         return y.astype(dtype)
 
-    def _key(self) -> jax.Array | None:
+    def _key(self) -> Any:
         return self.make_rng("params") if self.has_rng("params") else None

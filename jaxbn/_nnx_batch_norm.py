@@ -1,0 +1,181 @@
+"""Floor 4: batch normalization as a Flax nnx module. Storage and names; the mathematics is `bn_apply`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from flax.typing import Dtype, Initializer, PromoteDtypeFn
+
+from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply
+from jaxbn._flax import negated, output_dtype, widened
+from jaxbn._momentum import Momentum
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization, a drop-in for `flax.nnx.BatchNorm`: same arguments, defaults and attributes.
+
+    `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`; see `jaxbn.bn_apply`, which computes it.
+    Attributes that hold arrays: `scale` and `bias` (`nnx.Param` or None), `mean` and `var` (`nnx.BatchStat`), and
+    `count` (`nnx.BatchStat`) where `momentum` is a schedule. `train()`, `eval()` and `nnx.view` set
+    `use_running_average`.
+
+    Args:
+        num_features: the size of the feature axis, or a tuple of sizes in the order of `axis`.
+        use_running_average: normalize by the running statistics (evaluation) rather than by the batch (training). The
+            call's argument wins. A scalar bool array makes one program of both.
+        axis: the feature axis or axes.
+        momentum: the fraction of the running value that is kept, or a schedule of the number of updates.
+        epsilon: added to the variance.
+        dtype: of the output; by default that to which x, the statistics, scale and bias promote.
+        param_dtype: of scale and bias.
+        use_bias, use_scale: whether the layer has them.
+        bias_init, scale_init: their initializers.
+        axis_name: named axis or axes over which statistics are shared. Not needed under `jit` with sharded arrays.
+        axis_index_groups: a partition of that axis into groups that share statistics.
+        use_fast_variance: accepted for compatibility and without effect: the variance is always the exact one.
+        promote_dtype: as in flax; what it makes of the running statistics is not used, they stay float32.
+        rngs: for the initializers.
+        bias_metadata, scale_metadata: for the variables, sharding for example.
+        unbiased_running_var: average the unbiased variance, as PyTorch does.
+        activation: an elementwise function, applied inside the layer at no cost in memory.
+        frozen: normalize by the running statistics and never update them, whatever `train()` says.
+        mean_init, var_init: initializers of the running statistics.
+        mean_metadata, var_metadata: for their variables.
+
+    Raises:
+        TypeError, ValueError: as `bn_apply`; and as flax where `use_running_average` is None throughout.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxbn.nnx import BatchNorm
+        >>> layer = BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
+        >>> print(layer(jnp.array([[1.0], [3.0]])).round(2).ravel(), layer.mean[...])
+        [-1.  1.] [0.2]
+
+    Ioffe and Szegedy 2015, "Batch normalization". Unlike flax's, masks of different sizes on different devices are
+    weighted by their counts, statistics that are not finite never enter the running ones, and those are float32 in
+    half-precision evaluation too.
+    """
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        use_running_average: bool | jax.Array | None = False,
+        axis: int | Sequence[int] = -1,
+        momentum: Momentum = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        axis_name: str | Sequence[str] | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtypeFn = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        unbiased_running_var: bool = False,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+        frozen: bool = False,
+        mean_init: Initializer = nnx.initializers.zeros,
+        var_init: Initializer = nnx.initializers.ones,
+        mean_metadata: Mapping[str, Any] = MappingProxyType({}),
+        var_metadata: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
+        # Keys are drawn in flax's order, so that the same seed gives the same parameters.
+        scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else None
+        bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else None
+        self.mean = nnx.BatchStat(mean_init(jax.random.key(0), shape, jnp.float32), **mean_metadata)
+        self.var = nnx.BatchStat(var_init(jax.random.key(0), shape, jnp.float32), **var_metadata)
+        self.count = nnx.BatchStat(jnp.zeros((), jnp.int32)) if callable(momentum) else nnx.data(None)
+        self.scale = nnx.data(None) if scale is None else scale
+        self.bias = nnx.data(None) if bias is None else bias
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.unbiased_running_var = unbiased_running_var
+        self.activation = activation
+        self.frozen = frozen
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        residual: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalize `x`, and in training update the running statistics.
+
+        Args:
+            x: the input, floating point or integer.
+            use_running_average: as in the constructor; wins over it.
+            mask: True where a value counts, broadcastable to `x`.
+            residual: added before the activation, of x's shape.
+
+        Returns:
+            An array of x's shape.
+        """
+        evaluate = self.use_running_average if use_running_average is None else use_running_average
+        if evaluate is None:
+            raise ValueError(
+                "`use_running_average` was given neither to the constructor nor to the call of BatchNorm. Pass it to "
+                "either, or set it for a whole model by `model.train()`, `model.eval()` or "
+                "`nnx.view(model, use_running_average=...)`."
+            )
+        evaluate = True if self.frozen else evaluate
+        mean, var = self.mean[...], self.var[...]
+        scale = None if self.scale is None else self.scale[...]
+        bias = None if self.bias is None else self.bias[...]
+        with jax.numpy_dtype_promotion("standard"):
+            promoted, _, _, scale, bias = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)
+        dtype = output_dtype(promoted, scale, bias, dtype=self.dtype)
+        y, new = bn_apply(
+            BatchNormParams(scale, bias),
+            BatchNormState(mean, var, jnp.zeros((), jnp.int32) if self.count is None else self.count[...]),
+            widened(jnp.asarray(x), dtype),
+            negated(evaluate),
+            axis=self.axis,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            unbiased_running_var=self.unbiased_running_var,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            mask=mask,
+            activation=self.activation,
+            residual=residual,
+        )
+        if evaluate is not True:
+            self.mean[...], self.var[...] = new.mean, new.var
+            if self.count is not None:
+                self.count[...] = new.count
+        return y.astype(dtype)
+
+    def set_view(self, use_running_average: bool | None = None):
+        """What `nnx.view` may set.
+
+        Args:
+            use_running_average: whether the running statistics are used instead of the batch's.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average

@@ -1,0 +1,94 @@
+"""Floor 5: every batch normalization of an nnx model at once."""
+
+import inspect
+from typing import Any
+
+from flax import nnx
+
+from jaxbn._nnx_batch_norm import BatchNorm
+
+_OURS = {"unbiased_running_var": False, "activation": None, "frozen": False, "count": None}
+
+
+def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
+    """The model with every batch normalization, flax's or ours, as one of class `to`.
+
+    Weights, statistics and sharing are kept: the new model holds the very variables of the old one, so that training
+    either moves both; a layer used in two places is one layer still. The old model itself is left as it is.
+
+    Args:
+        model: an nnx module, or any graph of them; a batch normalization itself too.
+        to: `jaxbn.nnx.BatchNorm`, or `flax.nnx.BatchNorm` to go back.
+        **changes: attributes to set in all of them: `axis_name="data"`, `momentum=0.9`, `frozen=True`, `epsilon=1e-3`.
+
+    Returns:
+        A model of the same structure.
+
+    Raises:
+        TypeError: an attribute that the class does not have.
+        ValueError: going back would lose something that flax has no name for.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jaxbn.nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+        >>> model = jaxbn.nnx.convert(model, momentum=0.9)
+        >>> type(model.layers[1]).__module__.split(".")[0], model.layers[1].momentum
+        ('jaxbn', 0.9)
+    """
+    known = set(inspect.signature(to.__init__).parameters) - {"self", "num_features", "rngs"}
+    unknown = set(changes) - known
+    if unknown:
+        raise TypeError(f"`{to.__name__}` has no attribute {sorted(unknown)}; it has {sorted(known)}.")
+
+    def converted(path, node):
+        return _as(to, node, changes) if type(node) in (BatchNorm, nnx.BatchNorm) else node
+
+    return nnx.recursive_map(converted, model, graph=True)
+
+
+def _as(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
+    settings = {
+        name: getattr(layer, name) for name in inspect.signature(to.__init__).parameters if hasattr(layer, name)
+    }
+    settings |= changes
+    if to is nnx.BatchNorm:
+        lost = [name for name, default in _OURS.items() if getattr(layer, name, default) is not default]
+        if callable(settings["momentum"]):
+            lost.append("momentum (a schedule)")
+        if lost:
+            raise ValueError(f"`flax.nnx.BatchNorm` has no {', '.join(lost)}: convert those away first.")
+    new = to(**settings, rngs=nnx.Rngs(0))
+    for name in ("scale", "bias", "mean", "var", "count"):
+        if getattr(layer, name, None) is not None and getattr(new, name, None) is not None:
+            setattr(new, name, getattr(layer, name))
+    return new
+
+
+def affine_mask(model: Any) -> nnx.State:
+    """Where the scales and biases of batch normalizations are among a model's parameters.
+
+    For optax: `optax.masked(optax.set_to_zero(), affine_mask(model))` freezes them, and
+    `optax.adamw(lr, mask=jax.tree.map(operator.not_, affine_mask(model)))` leaves them out of weight decay.
+
+    Args:
+        model: an nnx module.
+
+    Returns:
+        `nnx.state(model, nnx.Param)`, True in place of each scale and bias of a batch normalization, else False.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jaxbn.nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+        >>> mask = jaxbn.nnx.affine_mask(model)
+        >>> mask["layers"][0]["kernel"].get_value(), mask["layers"][1]["scale"].get_value()
+        (False, True)
+    """
+    ours = set()
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, (BatchNorm, nnx.BatchNorm)):
+            ours |= {id(v) for v in (module.scale, module.bias) if v is not None}
+    at = {path: id(node) in ours for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return nnx.from_flat_state([(path, v.replace(at[path])) for path, v in flat])
