@@ -1,0 +1,140 @@
+"""Floor 4: batch normalization as a Flax linen module. Storage and names; the mathematics is `bn_apply`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from jaxbn import _check
+from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply
+from jaxbn._flax import negated, output_dtype, widened
+from jaxbn._momentum import Momentum
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization, a drop-in for `flax.linen.BatchNorm`: same fields, defaults and variables.
+
+    `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`; see `jaxbn.bn_apply`, which computes it.
+    Variables: `params/{scale,bias}` and `batch_stats/{mean,var}`, and `batch_stats/count` where `momentum` is a
+    schedule. Like flax's, it leaves the statistics alone during `init`, and needs no bound axis name then.
+
+    Attributes:
+        use_running_average: normalize by `batch_stats` (evaluation) rather than by the batch (training). Here or at
+            the call, not both. A scalar bool array makes one program of both.
+        axis: the feature axis or axes.
+        momentum: the fraction of the running value that is kept, or a schedule of the number of updates.
+        epsilon: added to the variance.
+        dtype: of the output; by default that to which x, scale and bias promote.
+        param_dtype: of scale and bias.
+        use_bias, use_scale: whether the layer has them.
+        bias_init, scale_init: their initializers.
+        axis_name: named axis or axes over which statistics are shared. Not needed under `jit` with sharded arrays.
+        axis_index_groups: a partition of that axis into groups that share statistics.
+        use_fast_variance: accepted for compatibility and without effect: the variance is exact and as fast.
+        force_float32_reductions: False stores the statistics in `param_dtype`; the sums are float32 either way.
+        unbiased_running_var: average the unbiased variance, as PyTorch does.
+        activation: an elementwise function, applied inside the layer at no cost in memory.
+        frozen: normalize by `batch_stats` and never update them, whatever `use_running_average` says.
+        mean_init, var_init: initializers of the running statistics; with `nn.with_partitioning` they are sharded.
+
+    Raises:
+        TypeError, ValueError: as `bn_apply`; and as flax where `use_running_average` is given twice or never.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxbn.linen import BatchNorm
+        >>> layer, x = BatchNorm(momentum=0.9), jnp.array([[1.0], [3.0]])
+        >>> variables = layer.init(jax.random.key(0), x, use_running_average=False)
+        >>> y, update = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+        >>> print(y.round(2).ravel(), update["batch_stats"]["mean"])
+        [-1.  1.] [0.2]
+
+    Ioffe and Szegedy 2015, "Batch normalization". Unlike flax's, masks of different sizes on different devices are
+    weighted by their counts, and statistics that are not finite never enter `batch_stats`.
+    """
+
+    use_running_average: bool | jax.Array | None = None
+    axis: int | Sequence[int] = -1
+    momentum: Momentum = 0.99
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    axis_name: str | Sequence[str] | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    unbiased_running_var: bool = False
+    activation: Callable[[jax.Array], jax.Array] | None = None
+    frozen: bool = False
+    mean_init: Initializer = nn.initializers.zeros
+    var_init: Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        residual: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalize `x`.
+
+        Args:
+            x: the input, floating point or integer.
+            use_running_average: as the attribute.
+            mask: True where a value counts, broadcastable to `x`.
+            residual: added before the activation, of x's shape.
+
+        Returns:
+            An array of x's shape.
+        """
+        evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        evaluate = True if self.frozen else evaluate
+        axes = tuple(sorted(_check.axes(self.axis, x.ndim)))
+        shape = tuple(x.shape[a] for a in axes)
+        kept = jnp.float32 if self.force_float32_reductions else self.param_dtype
+
+        # Parameters first: flax draws their keys in this order.
+        scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
+        mean = self.variable("batch_stats", "mean", lambda: self.mean_init(self._key(), shape, kept))
+        var = self.variable("batch_stats", "var", lambda: self.var_init(self._key(), shape, kept))
+        count = None
+        if callable(self.momentum):
+            count = self.variable("batch_stats", "count", lambda: jnp.zeros((), jnp.int32))
+
+        x = jnp.asarray(x)
+        dtype = output_dtype(x, scale, bias, dtype=self.dtype)
+        updating = not self.is_initializing() and self.is_mutable_collection("batch_stats")
+        y, new = bn_apply(
+            BatchNormParams(scale, bias),
+            BatchNormState(mean.value, var.value, jnp.zeros((), jnp.int32) if count is None else count.value),
+            widened(x, dtype),
+            negated(evaluate),
+            axis=axes,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            unbiased_running_var=self.unbiased_running_var,
+            axis_name=None if self.is_initializing() else self.axis_name,
+            axis_index_groups=None if self.is_initializing() else self.axis_index_groups,
+            mask=mask,
+            update=updating,
+            activation=self.activation,
+            residual=residual,
+        )
+        if updating:
+            mean.value, var.value = new.mean, new.var
+            if count is not None:
+                count.value = new.count
+        return y.astype(dtype)
+
+    def _key(self) -> Any:
+        return self.make_rng("params") if self.has_rng("params") else None

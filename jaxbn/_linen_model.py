@@ -1,0 +1,82 @@
+"""Floor 5: every batch normalization of a linen model's variables at once.
+
+Linen builds its layers while the model runs, so there is no object to convert: the layers' class and settings belong in
+a factory that the model is given (`norm=partial(jaxbn.linen.BatchNorm, axis_name="data")`), and what can be converted
+are the variables.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax.numpy as jnp
+
+
+def convert(variables: Mapping[str, Any], *, count: int | None = None) -> dict[str, Any]:
+    """The variables of a model, for the same model with other batch normalizations.
+
+    Names and shapes are those of flax, so between `flax.linen.BatchNorm` and `jaxbn.linen.BatchNorm` nothing changes but
+    the number of updates, which a layer has where its momentum is a schedule.
+
+    Args:
+        variables: what `init` or a checkpoint gives, with `batch_stats`; nested mappings.
+        count: the number of updates that the statistics have seen, for layers whose momentum is a schedule; None for
+            layers without one, flax's among them.
+
+    Returns:
+        New nested dicts that hold the same arrays.
+
+    Raises:
+        ValueError: there are no `batch_stats`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flax.linen, jaxbn
+        >>> x = jnp.ones((2, 3))
+        >>> variables = flax.linen.BatchNorm().init(jax.random.key(0), x, use_running_average=False)
+        >>> layer = jaxbn.linen.BatchNorm(momentum=jaxbn.cumulative_average)
+        >>> variables = jaxbn.linen.convert(variables, count=10)
+        >>> layer.apply(variables, x, use_running_average=True).shape
+        (2, 3)
+    """
+    flat = flax.traverse_util.flatten_dict(dict(variables))
+    layers = _layers(flat)
+    flat = {path: value for path, value in flat.items() if not (path[:-1] in layers and path[-1] == "count")}
+    if count is not None:
+        flat |= {(*layer, "count"): jnp.asarray(count, jnp.int32) for layer in layers}
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def affine_mask(variables: Mapping[str, Any]) -> Any:
+    """Where the scales and biases of batch normalizations are among a model's parameters.
+
+    For optax: `optax.masked(optax.set_to_zero(), affine_mask(variables))` freezes them, and
+    `optax.adamw(lr, mask=jax.tree.map(operator.not_, affine_mask(variables)))` leaves them out of weight decay.
+
+    Args:
+        variables: with `params` and `batch_stats`. A layer is a batch normalization if it has statistics.
+
+    Returns:
+        A tree like `variables["params"]`, True at each scale and bias of a batch normalization, False elsewhere.
+
+    Raises:
+        ValueError: there are no `batch_stats`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flax.linen as nn, jaxbn.linen
+        >>> model = nn.Sequential([nn.Dense(3), jaxbn.linen.BatchNorm(use_running_average=False)])
+        >>> jaxbn.linen.affine_mask(model.init(jax.random.key(0), jnp.ones((2, 3))))["layers_1"]
+        {'bias': True, 'scale': True}
+    """
+    flat = flax.traverse_util.flatten_dict(dict(variables))
+    layers = {layer[1:] for layer in _layers(flat)}
+    params = {path[1:]: path[1:-1] in layers for path in flat if path[0] == "params"}
+    return flax.traverse_util.unflatten_dict(params)
+
+
+def _layers(flat: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ...]]:
+    """The paths of the layers that have running statistics."""
+    layers = [path[:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"]
+    layers = [layer for layer in layers if (*layer, "var") in flat]
+    if not layers:
+        raise ValueError("`variables` must hold `batch_stats` with mean and var; it has none. Pass all collections.")
+    return layers
