@@ -8,14 +8,14 @@ are the variables.
 from collections.abc import Mapping
 from typing import Any
 
-import flax
 import jax.numpy as jnp
+from flax import traverse_util
 
 
 def convert(variables: Mapping[str, Any], *, count: int | None = None) -> dict[str, Any]:
     """The variables of a model, for the same model with other batch normalizations.
 
-    Names and shapes are those of flax, so between `flax.linen.BatchNorm` and `jaxbn.linen.BatchNorm` nothing changes but
+    Names and shapes are flax's, so between `flax.linen.BatchNorm` and `jaxbn.linen.BatchNorm` nothing changes but
     the number of updates, which a layer has where its momentum is a schedule.
 
     Args:
@@ -38,12 +38,12 @@ def convert(variables: Mapping[str, Any], *, count: int | None = None) -> dict[s
         >>> layer.apply(variables, x, use_running_average=True).shape
         (2, 3)
     """
-    flat = flax.traverse_util.flatten_dict(dict(variables))
+    flat = traverse_util.flatten_dict(dict(variables))
     layers = _layers(flat)
     flat = {path: value for path, value in flat.items() if not (path[:-1] in layers and path[-1] == "count")}
     if count is not None:
         flat |= {(*layer, "count"): jnp.asarray(count, jnp.int32) for layer in layers}
-    return flax.traverse_util.unflatten_dict(flat)
+    return traverse_util.unflatten_dict(flat)
 
 
 def affine_mask(variables: Mapping[str, Any]) -> Any:
@@ -64,13 +64,14 @@ def affine_mask(variables: Mapping[str, Any]) -> Any:
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn, jaxbn.linen
         >>> model = nn.Sequential([nn.Dense(3), jaxbn.linen.BatchNorm(use_running_average=False)])
-        >>> jaxbn.linen.affine_mask(model.init(jax.random.key(0), jnp.ones((2, 3))))["layers_1"]
-        {'bias': True, 'scale': True}
+        >>> mask = jaxbn.linen.affine_mask(model.init(jax.random.key(0), jnp.ones((2, 3))))
+        >>> mask["layers_1"]["scale"], mask["layers_0"]["kernel"]
+        (True, False)
     """
-    flat = flax.traverse_util.flatten_dict(dict(variables))
+    flat = traverse_util.flatten_dict(dict(variables))
     layers = {layer[1:] for layer in _layers(flat)}
     params = {path[1:]: path[1:-1] in layers for path in flat if path[0] == "params"}
-    return flax.traverse_util.unflatten_dict(params)
+    return traverse_util.unflatten_dict(params)
 
 
 def _layers(flat: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ...]]:
