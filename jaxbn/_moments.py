@@ -165,12 +165,14 @@ def local(reduced: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> Mom
         count = jnp.sum(ones, reduced, keepdims=True).astype(x.dtype) * (size / max(varying, 1))
         count = jnp.broadcast_to(count, shape)
 
+    def counted(values):
+        return values if mask is None else jnp.where(mask, values, 0)
+
     def mean(values):
-        values = values if mask is None else jnp.where(mask, values, 0)
         return jnp.sum(values, reduced, keepdims=True) / jnp.maximum(count, 1)
 
-    pivot = lax.stop_gradient(mean(x))
-    d = x - pivot
+    pivot = lax.stop_gradient(mean(counted(x)))
+    d = counted(x - pivot)
     return _about(pivot, count, mean(d), mean(d * d))
 
 
