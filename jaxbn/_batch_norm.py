@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbn import _check
+from jaxbn._complex import complex_layer, moments_of_parts
 from jaxbn._moments import Moments, Scope, across, from_layout, local, to_layout
 from jaxbn._momentum import Momentum
 from jaxbn._normalize import Frame, Rule, layer
@@ -45,7 +46,8 @@ def bn_init(
 
     Args:
         num_features: the size of the feature axis, or a tuple of sizes in the order of `bn_apply`'s `axis`.
-        dtype: of scale and bias, floating point. The state is float32, or float64 if `dtype` is.
+        dtype: of scale and bias, floating point. The state is float32, or float64 if `dtype` is. For complex input
+            complex; the variance is real.
         scale: initial value, broadcast to `[*num_features]`; None for a layer without it.
         bias: likewise.
         mean: initial running mean, broadcast to `[*num_features]`.
@@ -71,7 +73,7 @@ def bn_init(
         raise TypeError(f"`num_features` must be an int or a tuple of ints; got {num_features!r}.") from None
     if min(shape, default=0) < 0:
         raise ValueError(f"`num_features` must not be negative; got {num_features!r}.")
-    if not jnp.issubdtype(dtype, jnp.floating):
+    if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"`dtype` must be floating point; got {jnp.dtype(dtype)}.")
 
     def full(name, value, dtype) -> Any:
@@ -84,7 +86,8 @@ def bn_init(
 
     kept = _check.working(jnp.dtype(dtype))
     params = BatchNormParams(full("scale", scale, dtype), full("bias", bias, dtype))
-    return params, BatchNormState(full("mean", mean, kept), full("var", var, kept), jnp.zeros((), jnp.int32))
+    moments = full("mean", mean, kept), full("var", var, _check.real(kept))
+    return params, BatchNormState(*moments, jnp.zeros((), jnp.int32))
 
 
 def bn_apply(
@@ -114,7 +117,7 @@ def bn_apply(
         params: from `bn_init`; `scale` and `bias` `[*features]`, any floating dtype.
         state: from `bn_init` or an earlier call; `mean` and `var` `[*features]`, `count` `[]`.
         x: input, floating point, any shape, `features = [x.shape[a] for a in axis]`. Statistics are computed in
-            float32 (float64 for float64) whatever its dtype.
+            float32 (float64 for float64) whatever its dtype. Complex x has a complex mean and a real variance.
         train: True for batch statistics, False for running ones. A scalar bool array makes one program of both.
         axis: the feature axis or axes; the last by default, 1 for channels first.
         momentum: the fraction of the running value that is *kept*, in [0, 1], or a function of `state.count` that
@@ -151,11 +154,11 @@ def bn_apply(
     `1 - momentum` of PyTorch; the running variance is biased here, in Flax, Haiku and Keras, unbiased in PyTorch and
     in the paper; PyTorch's feature axis is 1, Keras's epsilon 1e-3. One value per feature gives x^ = 0.
     """
-    x = _check.floating("x", x)
+    x = _check.floating("x", x, or_complex=True)
     features = _check.axes(axis, x.ndim)
     train = _check.flag("train", train)
     update = _check.flag("update", update)
-    _check.parameters(params, state, tuple(x.shape[a] for a in features), features)
+    _check.parameters(x, params, state, tuple(x.shape[a] for a in features), features)
     names = () if train is False else _check.axis_names(axis_name)
     groups = _check.groups(axis_index_groups, names) if names else None
     if axis_index_groups is not None and axis_name is None:
@@ -163,7 +166,7 @@ def bn_apply(
     scope = Scope(tuple(a for a in range(x.ndim) if a not in features), names, groups)
     rule = Rule(scope, _check.epsilon(epsilon), train if isinstance(train, bool) else None)
     if residual is not None:
-        residual = _check.floating("residual", residual)
+        residual = _check.floating("residual", residual, or_complex=jnp.iscomplexobj(x))
         if residual.shape != x.shape:
             raise ValueError(f"`residual` must have the shape of `x`, {x.shape}; got {residual.shape}.")
     closed_over = []
@@ -194,19 +197,24 @@ def _apply(
 ):
     dtype = _check.working(x.dtype)
 
-    def laid_out(v) -> Any:
+    def laid_out(v, dtype) -> Any:
         return None if v is None else to_layout(v.astype(dtype), features, x.ndim)
 
-    scale, bias, mean, var = map(laid_out, (*params, state.mean, state.var))
-    running = Moments(jnp.ones_like(mean), mean, var, jnp.zeros_like(mean))
+    var = laid_out(state.var, _check.real(dtype))
+    scale, bias, mean = (laid_out(v, dtype) for v in (*params, state.mean))
+    running = Moments(jnp.ones_like(var), mean, var, jnp.zeros_like(mean))
+    run = complex_layer if jnp.iscomplexobj(x) else layer
     if rule.follows is False:
-        return layer(rule, activation, x, scale, bias, Frame(running, mask), residual, closed_over), state
-    # The statistics enter as constants: how they move with x is part of the derivative rule.
-    batch = across(rule.scope, local(rule.scope.reduced, lax.stop_gradient(x).astype(dtype), mask))
+        return run(rule, activation, x, scale, bias, Frame(running, mask), residual, closed_over), state
+    if run is complex_layer:
+        batch = moments_of_parts(rule, x.astype(dtype), mask)
+    else:
+        # The statistics enter as constants: how they move with x is part of the derivative rule.
+        batch = across(rule.scope, local(rule.scope.reduced, lax.stop_gradient(x).astype(dtype), mask))
     frame = Frame(batch, mask)
     if rule.follows is None:
         frame = Frame(jax.tree.map(partial(jnp.where, train), batch, running), mask, train)
-    y = layer(rule, activation, x, scale, bias, frame, residual, closed_over)
+    y = run(rule, activation, x, scale, bias, frame, residual, closed_over)
     batch = jax.tree.map(lambda v: from_layout(v, features), batch)
     return y, _updated(state, batch, momentum, unbiased, jnp.logical_and(update, train))
 
@@ -216,7 +224,7 @@ def _updated(state, batch, momentum, unbiased, allowed):
     keep, take = momentum
     # n / (n - 1) of a single value is infinite: it has no unbiased variance, and does not take part.
     var = batch.var * (batch.count / (batch.count - 1)) if unbiased else batch.var
-    takes_part = allowed & (batch.count > 0) & jnp.isfinite(var + jnp.square(batch.mean))
+    takes_part = allowed & (batch.count > 0) & jnp.isfinite(var + jnp.square(jnp.abs(batch.mean)))
 
     def average(running, value):
         # In the dtype of the statistics: in bfloat16 0.999 would be 1.

@@ -11,8 +11,8 @@ from jax import lax
 from jax.core import Tracer, eval_jaxpr
 
 
-def floating(name: str, value: Any) -> jax.Array:
-    """`value` as an array of real floating point numbers."""
+def floating(name: str, value: Any, or_complex: bool = False) -> jax.Array:
+    """`value` as an array of floating point numbers."""
     dtype = getattr(value, "dtype", None)
     if dtype is None:
         try:
@@ -21,19 +21,22 @@ def floating(name: str, value: Any) -> jax.Array:
             dtype = np.dtype(object)
     if jnp.dtype(dtype).kind == "O":
         raise TypeError(f"`{name}` must be a floating point array; got {type(value).__name__}.")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        fix = (
-            "pass its real and imaginary parts as features"
-            if jnp.issubdtype(dtype, jnp.complexfloating)
-            else (f"convert it first, for example `{name}.astype(jnp.float32)`")
+    if not jnp.issubdtype(dtype, jnp.inexact if or_complex else jnp.floating):
+        raise TypeError(
+            f"`{name}` must be floating point; got dtype {dtype}. "
+            f"Convert it first, for example by `{name}.astype(jnp.float32)`."
         )
-        raise TypeError(f"`{name}` must be floating point; got dtype {dtype}. To fix: {fix}.")
     return jnp.asarray(value)
 
 
 def working(dtype: Any) -> Any:
-    """The dtype of the statistics of values of `dtype`: never less than float32."""
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    """The dtype in which values of `dtype` are summed: never less than float32."""
+    return jnp.dtype(dtype if dtype in (jnp.float64, jnp.complex64, jnp.complex128) else jnp.float32)
+
+
+def real(dtype: Any) -> Any:
+    """The dtype of absolute values."""
+    return jnp.finfo(dtype).dtype
 
 
 def axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
@@ -165,7 +168,7 @@ def activation(value: Any, x: jax.Array) -> tuple[Any, list[Any]]:
     return lambda y, *arrays: eval_jaxpr(traced.jaxpr, arrays, y)[0], list(traced.consts)
 
 
-def parameters(params: Any, state: Any, features: tuple[int, ...], axis: tuple[int, ...]) -> None:
+def parameters(x: jax.Array, params: Any, state: Any, features: tuple[int, ...], axis: tuple[int, ...]) -> None:
     """That `params` and `state` belong to an input with these feature sizes."""
     for owner, names, given in (("params", ("scale", "bias"), params), ("state", ("mean", "var", "count"), state)):
         if not all(hasattr(given, name) for name in names):
@@ -181,3 +184,8 @@ def parameters(params: Any, state: Any, features: tuple[int, ...], axis: tuple[i
                     f"got {shape}. Make it by `bn_init({features[0] if len(features) == 1 else features})`, "
                     "or name by `axis` where x has its features."
                 )
+    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(state.mean):
+        raise TypeError(
+            f"`state.mean` must be complex for complex `x`; got {state.mean.dtype}. Make it by "
+            "`bn_init(..., dtype=jnp.complex64)`."
+        )

@@ -23,3 +23,10 @@ def widened(x: jax.Array, dtype: Any) -> jax.Array:
 def negated(flag: Any) -> Any:
     """`not flag`, for a bool or a bool array."""
     return jnp.logical_not(flag) if hasattr(flag, "dtype") else not flag
+
+
+def mean_for(x: jax.Array, mean: jax.Array) -> jax.Array:
+    """The running mean, complex if `x` is: flax's becomes so with the first update."""
+    if not jnp.iscomplexobj(x):
+        return mean
+    return mean.astype(jnp.complex64 if jnp.finfo(mean.dtype).bits <= 32 else jnp.complex128)

@@ -10,7 +10,7 @@ from flax.typing import Dtype, Initializer
 
 from jaxbn import _check
 from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply
-from jaxbn._flax import negated, output_dtype, widened
+from jaxbn._flax import mean_for, negated, output_dtype, widened
 from jaxbn._momentum import Momentum
 
 
@@ -88,7 +88,7 @@ class BatchNorm(nn.Module):
         """Normalize `x`.
 
         Args:
-            x: the input, floating point or integer.
+            x: the input, floating point, complex or integer.
             use_running_average: as the attribute.
             mask: True where a value counts, broadcastable to `x`.
             residual: added before the activation, of x's shape.
@@ -116,7 +116,9 @@ class BatchNorm(nn.Module):
         updating = not self.is_initializing() and self.is_mutable_collection("batch_stats")
         y, new = bn_apply(
             BatchNormParams(scale, bias),
-            BatchNormState(mean.value, var.value, jnp.zeros((), jnp.int32) if count is None else count.value),
+            BatchNormState(
+                mean_for(x, mean.value), var.value, jnp.zeros((), jnp.int32) if count is None else count.value
+            ),
             widened(x, dtype),
             negated(evaluate),
             axis=axes,

@@ -11,7 +11,7 @@ from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 
 from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply
-from jaxbn._flax import negated, output_dtype, widened
+from jaxbn._flax import mean_for, negated, output_dtype, widened
 from jaxbn._momentum import Momentum
 
 
@@ -128,7 +128,7 @@ class BatchNorm(nnx.Module):
         """Normalize `x`, and in training update the running statistics.
 
         Args:
-            x: the input, floating point or integer.
+            x: the input, floating point, complex or integer.
             use_running_average: as in the constructor; wins over it.
             mask: True where a value counts, broadcastable to `x`.
             residual: added before the activation, of x's shape.
@@ -152,7 +152,7 @@ class BatchNorm(nnx.Module):
         dtype = output_dtype(promoted, scale, bias, dtype=self.dtype)
         y, new = bn_apply(
             BatchNormParams(scale, bias),
-            BatchNormState(mean, var, jnp.zeros((), jnp.int32) if self.count is None else self.count[...]),
+            BatchNormState(mean_for(x, mean), var, jnp.zeros((), jnp.int32) if self.count is None else self.count[...]),
             widened(jnp.asarray(x), dtype),
             negated(evaluate),
             axis=self.axis,
@@ -166,9 +166,10 @@ class BatchNorm(nnx.Module):
             residual=residual,
         )
         if evaluate is not True:
-            self.mean[...], self.var[...] = new.mean, new.var
+            self.mean.set_value(new.mean)
+            self.var.set_value(new.var)
             if self.count is not None:
-                self.count[...] = new.count
+                self.count.set_value(new.count)
         return y.astype(dtype)
 
     def set_view(self, use_running_average: bool | None = None):

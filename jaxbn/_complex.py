@@ -1,0 +1,32 @@
+"""Floor 1: complex input. The same statistics; derivatives by JAX's own differentiation of the formula.
+
+The mean is complex and the variance real, `E[|x - mean|^2]`: real and imaginary part share it. The lean derivative rule
+of `_normalize` is for real numbers; here the backward pass keeps what JAX keeps.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxbn._moments import Moments, across, local
+from jaxbn._normalize import Rule
+
+
+def moments_of_parts(rule: Rule, x: jax.Array, mask: jax.Array | None) -> Moments:
+    """Count, complex mean and real variance of complex `x`, in the layout of `local`."""
+    parts = jnp.stack([x.real, x.imag], -1)
+    m = across(rule.scope, local(rule.scope.reduced, parts, None if mask is None else mask[..., None]))
+    mean, tail = (lax.complex(v[..., 0], v[..., 1]) for v in (m.mean, m.tail))
+    return Moments(m.count[..., 0], mean, jnp.sum(m.var, -1), tail)
+
+
+def complex_layer(rule, activation, x, scale, bias, frame, residual, closed_over):
+    """`activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`, with the arguments of `layer`."""
+    factor = jnp.where(frame.m.count > 0, lax.rsqrt(frame.m.var + rule.epsilon), 0)
+    y = ((x - frame.m.mean) - frame.m.tail) * factor.astype(x.dtype)
+    if frame.mask is not None:
+        y = jnp.where(frame.mask | jnp.isfinite(y), y, 0)
+    y = y if scale is None else y * scale
+    y = y if bias is None else y + bias
+    y = y if residual is None else y + residual.astype(x.dtype)
+    return y if activation is None else activation(y, *closed_over)
