@@ -1,0 +1,185 @@
+"""What a run is: a claim in words and its settings, read from TOML, changed on the command line, always validated.
+
+A config names the config it builds upon in `base` and holds only what differs. The words are not inherited: every
+config that is run says for itself what it asks and what it expects.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+TRAIN, VALIDATION, TEST = 1149, 288, 360  # how `data` splits the digits
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Claim:
+    """What a config says in words; every field is required.
+
+    Attributes:
+        question: what the run finds out.
+        source: where the claim was made.
+        command: how to run it.
+        expected: what we predict, said before the run.
+        cost: how much work it is.
+    """
+
+    question: Annotated[str, Field(min_length=1)]
+    source: Annotated[str, Field(min_length=1)]
+    command: Annotated[str, Field(min_length=1)]
+    expected: Annotated[str, Field(min_length=1)]
+    cost: Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Settings:
+    """What a run does.
+
+    Attributes:
+        arms: the norms to compare, each a run of its own from the same weights over the same batches.
+        model: `mlp` on 64 pixels, `cnn` on 8x8 images.
+        widths: hidden units of each layer of the MLP, or channels of each 3x3 convolution of the CNN.
+        activation: after each hidden layer.
+        init: standard deviation of the weights: `constant` is `init_scale`, `he` is `init_scale * sqrt(2 / fan_in)`.
+        init_scale: see `init`.
+        bn_momentum: the fraction of the running statistics that each step keeps.
+        optimizer: `momentum` is SGD with momentum 0.9.
+        learning_rates: all are trained at once; each arm is judged at its best by validation.
+        seeds: how many seeds, counted from 0, trained at once; each sets the weights and the order of the examples.
+        batch_size: examples a step, over all devices.
+        steps: training steps.
+        log_every: steps between two lines of the log, which is also the length of one compiled loop.
+        target_accuracy: the table tells how many steps it took to reach this validation accuracy.
+        devices: how many devices share each batch.
+        way: `jit` shards arrays and lets the compiler find the communication, `shard_map` says it.
+        statistics: batch statistics of the whole batch (`global`) or of each device's part of it (`per_device`).
+    """
+
+    arms: Annotated[tuple[Literal["batch", "none"], ...], Field(min_length=1)]
+    model: Literal["mlp", "cnn"]
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    activation: Literal["sigmoid", "tanh", "relu"]
+    init: Literal["constant", "he"]
+    init_scale: Rate
+    bn_momentum: Annotated[float, Field(ge=0, le=1)]
+    optimizer: Literal["sgd", "momentum", "adam"]
+    learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)]
+    seeds: Positive
+    batch_size: Annotated[int, Field(gt=0, le=TRAIN)]
+    steps: Positive
+    log_every: Positive
+    target_accuracy: Annotated[float, Field(gt=0, le=1)]
+    devices: Positive
+    way: Literal["jit", "shard_map"]
+    statistics: Literal["global", "per_device"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A named claim with its settings."""
+
+    name: str
+    claim: Claim
+    settings: Settings
+
+
+def load(path: Path) -> Config:
+    """The config in the file at `path`, complete and validated.
+
+    Raises:
+        ValueError, TypeError: what is wrong, naming the file and the key.
+    """
+    own = _read(path)
+    known = [f.name for f in (*dataclasses.fields(Claim), *dataclasses.fields(Settings))]
+    words = {f.name for f in dataclasses.fields(Claim)}
+    values = {k: v for k, v in _merged(path, own, (path.resolve(),), known).items() if k not in words}
+    claim = {k: v for k, v in own.items() if k in words}
+    return Config(path.stem, _validated(Claim, claim, str(path)), settings(values, str(path)))
+
+
+def settings(values: dict[str, Any], where: str) -> Settings:
+    """`values` as settings, each of its type and range and all of them consistent; `where` is named in errors."""
+    s = _validated(Settings, values, where)
+    for key in ("arms", "learning_rates"):
+        if len(set(getattr(s, key))) != len(getattr(s, key)):
+            raise ValueError(f"{where}: `{key}` must not hold a value twice; got {list(getattr(s, key))}.")
+    for whole, part, what in (("steps", "log_every", "chunks"), ("batch_size", "devices", "parts")):
+        if getattr(s, whole) % getattr(s, part):
+            raise ValueError(
+                f"{where}: `{whole}` must be a multiple of `{part}`, to divide into equal {what}; "
+                f"got {getattr(s, whole)} and {getattr(s, part)}."
+            )
+    if VALIDATION % s.devices or TEST % s.devices:
+        raise ValueError(
+            f"{where}: `devices` must divide the {VALIDATION} validation and {TEST} test images; got {s.devices}. "
+            "Take 1, 2, 4 or 8."
+        )
+    return s
+
+
+def changed(config: Config, new: Settings) -> Config:
+    """`config` with settings from the command line, which are validated like those of a file."""
+    values = {f.name: getattr(new, f.name) for f in dataclasses.fields(new)}
+    return dataclasses.replace(config, settings=settings(values, "command line"))
+
+
+def _merged(path: Path, own: dict[str, Any], seen: tuple[Path, ...], known: list[str]) -> dict[str, Any]:
+    """The values of `path` over those of its bases; a key that nobody knows is refused where it stands."""
+    for key in own:
+        if key not in (*known, "base"):
+            near = difflib.get_close_matches(key, (*known, "base"), 1)
+            hint = f"Did you mean `{near[0]}`?" if near else f"The keys are {', '.join(known)} and base."
+            raise ValueError(f"{path}: unknown key `{key}`. {hint}")
+    if "base" not in own:
+        return own
+    if not isinstance(own["base"], str):
+        raise TypeError(f"{path}: `base` must be a path relative to this file; got {own['base']!r}.")
+    base = path.parent / own["base"]
+    if base.resolve() in seen:
+        raise ValueError(f"{path}: `base` must not lead back to where it came from; got {own['base']!r}.")
+    if not base.is_file():
+        raise ValueError(f"{path}: `base` must name a config relative to this file; got {own['base']!r}, not a file.")
+    values = _merged(base, _read(base), (*seen, base.resolve()), known) | own
+    return {k: v for k, v in values.items() if k != "base"}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What the TOML file holds, with tuples for lists."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: a config must be a readable file; {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: a config must be TOML; {error}.") from None
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _validated(kind: type, values: dict[str, Any], where: str) -> Any:
+    """`values` as a `kind`."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise refusal(error, kind, where) from None
+
+
+def refusal(error: ValidationError, kind: type, where: str) -> ValueError | TypeError:
+    """The first of the errors in our words: which key, what came and what is expected."""
+    first = error.errors()[0]
+    key = str(first["loc"][0])
+    if first["type"] == "missing":
+        wanted = "here or in a base" if kind is Settings else "here: words are not inherited"
+        return ValueError(f"{where}: `{key}` is missing; it must be given {wanted}.")
+    entry = f", entry {first['loc'][1]}" if len(first["loc"]) > 1 else ""
+    expected = first["msg"][:1].lower() + first["msg"][1:]
+    wrong = TypeError if first["type"].endswith("_type") else ValueError
+    return wrong(f"{where}: `{key}`{entry}: {expected}; got {first['input']!r}.")

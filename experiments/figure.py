@@ -1,0 +1,46 @@
+"""The figure of a run: training loss and validation accuracy against steps, one line for each arm."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from experiments.record import Row
+from experiments.summary import NAMES, best_rate, curves, quartiles
+
+# From the palette of Okabe and Ito; the lines differ in dashes as well.
+STYLES = {"batch": ("#0072B2", "-"), "none": ("#D55E00", "--")}
+PANELS = (("train_loss", "training loss (cross-entropy)"), ("val_accuracy", "validation accuracy"))
+
+
+def draw(path: Path, rows: Sequence[Row], title: str, target: float) -> None:
+    """Draw the rows of a log, each arm at its best learning rate by validation, to a PNG at `path`."""
+    mpl.use("Agg")
+    fig, panels = plt.subplots(1, 2, figsize=(9.6, 4.0), layout=ConstrainedLayoutEngine(w_pad=0.1))
+    for arm in dict.fromkeys(r["arm"] for r in rows):
+        rate = best_rate(rows, arm)
+        color, dashes = STYLES[arm]
+        for panel, (measure, _) in zip(panels, PANELS, strict=True):
+            c = curves(rows, arm, rate, measure)
+            median, low, high = quartiles(c.values)
+            # A run that diverged is above every scale; where half of them have, the line ends.
+            line = np.where(np.isfinite(median), median, np.nan)
+            panel.plot(c.steps, line, color=color, ls=dashes, lw=1.8, label=f"{NAMES[arm]}, learning rate {rate:g}")
+            panel.fill_between(c.steps, low, high, where=np.isfinite(high), color=color, alpha=0.2, lw=0)
+    for panel, (_, label) in zip(panels, PANELS, strict=True):
+        panel.set(xlabel="training step", ylabel=label, xlim=(0, None))
+        panel.grid(alpha=0.3, lw=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
+    loss, accuracy = panels
+    loss.set_yscale("log")
+    accuracy.set_ylim(0, 1)
+    accuracy.axhline(target, color="0.4", lw=0.8, ls=":", label=f"target {target:g}")
+    accuracy.legend(loc="lower right", frameon=False)
+    fig.suptitle(title, fontsize=10)
+    partial = path.with_name(path.name + ".partial")
+    fig.savefig(partial, format="png", dpi=150)
+    plt.close(fig)
+    partial.replace(path)

@@ -1,0 +1,33 @@
+"""Ctrl-C, taken as a wish to stop at the next good moment."""
+
+import os
+import signal
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+class Interrupt:
+    """While it is entered, the first Ctrl-C sets `requested`; a second one ends the process at once.
+
+    An exception could strike anywhere: inside a compiled loop, or between two files that belong together. A flag is
+    looked at where stopping is safe. For the same reason the second one unwinds nothing: what is on disk is whole.
+    """
+
+    requested = False
+
+    def __enter__(self) -> "Interrupt":
+        """Listen."""
+        self._former = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop listening."""
+        signal.signal(signal.SIGINT, self._former)
+
+    def _on_signal(self, *_: object) -> None:
+        if self.requested:
+            if os.isatty(1):
+                os.write(1, b"\x1b[?25h")  # the progress bar had hidden the cursor
+            os._exit(INTERRUPTED)
+        self.requested = True
+        os.write(2, b"\nStopping after this chunk of steps; press Ctrl-C again to stop at once.\n")

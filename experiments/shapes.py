@@ -1,0 +1,17 @@
+"""Names for the arrays that the experiments pass around; their shapes are checked in the tests."""
+
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+Tree = PyTree[Array]
+Scalar = Float[Array, ""]
+Count = Int[Array | np.ndarray, ""]
+Images = Float[Array | np.ndarray, "batch 64"]
+Labels = Int[Array | np.ndarray, " batch"]
+Indices = Int[Array, " batch"]
+Order = Int[Array, "steps batch"]  # which examples each step sees
+Logits = Float[Array, "batch 10"]
+PerRun = Float[Array | np.ndarray, "seeds rates"]
+Logged = Float[np.ndarray, " logged"]
+LoggedBySeed = Float[np.ndarray, "seeds logged"]
+Values = Float[np.ndarray, "n *rest"]

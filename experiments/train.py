@@ -1,0 +1,173 @@
+"""The training loop: every seed and learning rate of an arm at once, in compiled chunks of steps."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from experiments import models, parallel
+from experiments.config import Settings
+from experiments.data import Digits, Split, batches
+from experiments.shapes import Count, Indices, Labels, Logits, PerRun, Scalar, Tree
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": lambda learning_rate: optax.sgd(learning_rate, momentum=0.9),
+    "adam": optax.adam,
+}
+
+
+class Carry(NamedTuple):
+    """What training changes; every array has leading axes `[seeds, rates]`."""
+
+    params: Any
+    state: Any
+    optimizer: Any
+
+
+class Metrics(NamedTuple):
+    """What a chunk of steps reports: the mean training loss over it, and validation after it."""
+
+    train_loss: PerRun
+    val_loss: PerRun
+    val_accuracy: PerRun
+
+
+class Arm(NamedTuple):
+    """One arm, compiled: what is done to all its runs.
+
+    Attributes:
+        start: `() -> carry`.
+        advance: `(carry, first_step, digits) -> (carry, metrics)`, by `log_every` steps.
+        evaluate: `(carry, split) -> (loss, accuracy)` under running statistics, each `[seeds, rates]`.
+    """
+
+    start: Callable[[], Carry]
+    advance: jax.stages.Wrapped
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+
+
+class Trained(NamedTuple):
+    """Where an arm stands after its last chunk."""
+
+    carry: Carry
+    steps: int
+    seconds: list[float]  # of each chunk; the first holds the compilation
+
+
+def train(
+    settings: Settings,
+    arm: Arm,
+    digits: Digits,
+    log: Callable[[int, Metrics], None],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Train all runs of an arm to the end, or until `stopped` between two chunks.
+
+    Args:
+        settings: of the run.
+        arm: from `compile_arm`.
+        digits: the data.
+        log: called after each chunk with the number of steps done and the metrics.
+        stopped: whether to end here.
+
+    Returns:
+        The state of training. A run that diverges is trained to the end like the others: that is its result.
+    """
+    carry, step, seconds = arm.start(), 0, []
+    while step < settings.steps and not stopped():
+        began = time.perf_counter()
+        carry, metrics = arm.advance(carry, jnp.asarray(step, jnp.int32), digits)
+        metrics = jax.device_get(metrics)
+        seconds.append(time.perf_counter() - began)
+        step += settings.log_every
+        log(step, metrics)
+    return Trained(carry, step, seconds)
+
+
+def compile_arm(settings: Settings, norm: str) -> Arm:
+    """The compiled parts of training with the norm `norm`; compiled when first called."""
+    model, way = models.build(settings, norm), parallel.way(settings)
+    shared, divided = P(), P(None, None, parallel.AXIS)
+    specs = Carry(shared, shared if way.shared else divided, shared)
+    placed = jax.tree.map(lambda s: NamedSharding(way.mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
+    here = NamedSharding(way.mesh, shared)
+    seeds = np.arange(settings.seeds, dtype=np.int32)
+    rates = np.asarray(settings.learning_rates, np.float32)
+
+    def start() -> Carry:
+        def one(seed, rate):
+            params, state = model.init(jax.random.fold_in(jax.random.key(seed), 0))
+            optimizer = OPTIMIZERS[settings.optimizer](rate).init(params)
+            return Carry(params, parallel.replicated_state(way, state), optimizer)
+
+        return _over_runs(one, (0, None), (None, 0))(seeds, rates)
+
+    def advance(carry: Carry, first: Count, digits: Digits) -> tuple[Carry, Metrics]:
+        def order(seed):
+            sizes = {"steps": settings.log_every, "batch_size": settings.batch_size}
+            return batches(seed, first, examples=len(digits.train.labels), **sizes)
+
+        def run(carry, rate, indices, split):
+            return lax.scan(lambda c, i: _step(settings, model, way, rate, split, c, i), carry, indices)
+
+        # Each device gets its part of every batch by the sharding of the indices.
+        runs = _over_runs(run, (0, None, 0, None), (0, 0, None, None))
+        spread = way.spread(runs, (specs, shared, divided, shared), (specs, shared))
+        carry, losses = spread(carry, rates, jax.vmap(order)(seeds), digits.train)
+        return carry, Metrics(jnp.mean(losses, axis=-1), *evaluate(carry, digits.validation))
+
+    def evaluate(carry: Carry, split: Split) -> tuple[PerRun, PerRun]:
+        images, labels = jax.tree.map(way.split, split)
+
+        def one(params, state):
+            logits, _ = model.apply(params, parallel.pooled_state(way, state), images, False, None)
+            return _loss(logits, labels), jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+
+        return _over_runs(one, (0, 0), (0, 0))(carry.params, carry.state)
+
+    return Arm(
+        jax.jit(start, out_shardings=placed),
+        jax.jit(advance, in_shardings=(placed, here, here), out_shardings=(placed, here)),
+        jax.jit(evaluate, in_shardings=(placed, here), out_shardings=here),
+    )
+
+
+def _step(
+    settings: Settings,
+    model: models.Model,
+    way: parallel.Way,
+    rate: Scalar,
+    split: Split,
+    carry: Carry,
+    indices: Indices,
+) -> tuple[Carry, Scalar]:
+    """One update of one run on the examples `indices`, and the loss over the whole batch before it."""
+    images, labels = split.images[indices], split.labels[indices]
+
+    def loss(params: Tree):
+        logits, state = way.forward(model.apply, params, carry.state, images)
+        return way.mean(_loss(logits, labels)), state
+
+    (value, state), gradients = jax.value_and_grad(loss, has_aux=True)(carry.params)
+    updates, optimizer = OPTIMIZERS[settings.optimizer](rate).update(gradients, carry.optimizer, carry.params)
+    return Carry(optax.apply_updates(carry.params, updates), state, optimizer), value
+
+
+def _loss(logits: Logits, labels: Labels) -> Scalar:
+    """Mean cross-entropy."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def _over_runs(
+    f: Callable[..., Any], seeds: tuple[int | None, ...], rates: tuple[int | None, ...]
+) -> Callable[..., Any]:
+    """`f` for all seeds and learning rates at once; the arguments' axes for each. Axes `[seeds, rates]` come first."""
+    return jax.vmap(jax.vmap(f, rates), seeds)
