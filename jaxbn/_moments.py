@@ -171,7 +171,7 @@ def local(reduced: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> Mom
     def mean(values):
         return jnp.sum(values, reduced, keepdims=True) / jnp.maximum(count, 1)
 
-    pivot = lax.stop_gradient(mean(counted(x)))
+    pivot = _rounded(lax.stop_gradient(mean(counted(x))))
     d = counted(x - pivot)
     return _about(pivot, count, mean(d), mean(d * d))
 
@@ -182,7 +182,7 @@ def across(scope: Scope, m: Moments) -> Moments:
     if size > MAX_ROWS:
         n, total = group_sum(scope, jnp.stack([m.count, m.count * m.mean]))
         at_least_one = jnp.where(n > 0, n, 1)
-        pivot = lax.stop_gradient(total / at_least_one)
+        pivot = _rounded(lax.stop_gradient(total / at_least_one))
         d = (m.mean - pivot) + m.tail
         shift, square = group_sum(scope, jnp.stack([m.count * d, m.count * (m.var + d * d)])) / at_least_one[None]
         return _about(pivot, n, shift, square)
@@ -210,14 +210,14 @@ def group_sum(scope: Scope, v: jax.Array) -> jax.Array:
 
 def _sum_of_rows(names: tuple[str, ...], rows: int, mine: jax.Array, v: jax.Array) -> jax.Array:
     """`[rows, *v.shape]`: row i is the sum of `v` over the members whose row is i."""
-    at = (jnp.arange(rows) == mine).reshape(-1, *[1] * v.ndim)
+    at = (jnp.arange(rows, dtype=mine.dtype) == mine).reshape(-1, *[1] * v.ndim)
     return lax.psum(jnp.where(at, v[None], jnp.zeros((), v.dtype)), names)
 
 
 def _part_of(groups: tuple[tuple[int, ...], ...]) -> jax.Array:
     """The number of the group that each member is in."""
     of = {member: i for i, part in enumerate(groups) for member in part}
-    return jnp.asarray([of[member] for member in range(len(of))])
+    return jnp.asarray([of[member] for member in range(len(of))], jnp.int32)
 
 
 def _pool(m: Moments, axes: tuple[int, ...]) -> Moments:
@@ -229,7 +229,7 @@ def _pool(m: Moments, axes: tuple[int, ...]) -> Moments:
     n = total(m.count)
     weight = m.count / jnp.where(n > 0, n, 1)
     mean, var, tail = (jnp.where(m.count > 0, v, 0) for v in m[1:])
-    pivot = lax.stop_gradient(total(weight * mean))
+    pivot = _rounded(lax.stop_gradient(total(weight * mean)))
     d = jnp.where(m.count > 0, (mean - pivot) + tail, 0)
     pooled = _about(pivot, n, total(weight * d), total(weight * (var + d * d)))
     return jax.tree.map(lambda v: lax.squeeze(v, axes), pooled)
@@ -237,10 +237,21 @@ def _pool(m: Moments, axes: tuple[int, ...]) -> Moments:
 
 def _about(pivot: jax.Array, count: jax.Array, shift: jax.Array, square: jax.Array) -> Moments:
     """Moments from `shift = E[x - pivot]` and `square = E[(x - pivot)^2]`."""
+    shift = _rounded(shift)
     mean = pivot + shift
     # Only rounding can make the difference negative.
     var = jnp.maximum(square - shift * shift, 0)
     return Moments(count, mean, var, tail=shift - (mean - pivot))
+
+
+def _rounded(v: jax.Array) -> jax.Array:
+    """`v` to one bit less, and so the same number for all who use it.
+
+    A compiler that fuses the product or quotient behind `v` into its users may round it in one and not in another; but
+    what is subtracted here and added there must be the same to the last bit. An explicit rounding is kept.
+    """
+    info = jnp.finfo(v.dtype)
+    return lax.reduce_precision(v, info.nexp, info.nmant - 1)
 
 
 def _filled(m: Moments) -> Moments:
