@@ -8,17 +8,25 @@ How it is built, from the ground up, one file a floor:
 * `_moments`: the count, mean and variance of a group of values, and how groups pool.
 * `_normalize`: normalization by given statistics, and the one rule from which every derivative follows.
 * `_batch_norm`: `bn_init` and `bn_apply`. Take the moments, normalize, update the running ones.
-* `linen`: the same for Flax; storage and names only.
+* `_pool_updates`: one update from several microbatches. `_momentum`: schedules. `_check`: what may be passed.
+* `linen`, `nnx`: the same for Flax; storage and names only. `convert`: other libraries' checkpoints.
 """
 
-from jaxbn._batch_norm import BatchNormParams as BatchNormParams
-from jaxbn._batch_norm import BatchNormState as BatchNormState
-from jaxbn._batch_norm import bn_apply as bn_apply
-from jaxbn._batch_norm import bn_init as bn_init
-from jaxbn._moments import Moments as Moments
-from jaxbn._moments import moments as moments
-from jaxbn._moments import pool as pool
-from jaxbn._moments import pool_named as pool_named
-from jaxbn._momentum import cumulative_average as cumulative_average
-from jaxbn._momentum import zero_debiased as zero_debiased
-from jaxbn._pool_updates import pool_updates as pool_updates
+from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply, bn_init
+from jaxbn._moments import Moments, moments, pool, pool_named
+from jaxbn._momentum import cumulative_average, zero_debiased
+from jaxbn._pool_updates import pool_updates
+
+__all__ = [
+    "BatchNormParams",
+    "BatchNormState",
+    "Moments",
+    "bn_apply",
+    "bn_init",
+    "cumulative_average",
+    "moments",
+    "pool",
+    "pool_named",
+    "pool_updates",
+    "zero_debiased",
+]

@@ -1,6 +1,7 @@
 """The environment is hostile on purpose: what passes here passes in a careful user's program."""
 
 import jax
+import pytest
 
 # Before any array exists: eight devices on one machine, no silent promotion of dtypes or ranks.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -13,3 +14,10 @@ def pytest_sessionstart():
     """A skipped multi-device test is a failed test: refuse to start without the devices."""
     if jax.device_count() != 8:
         raise RuntimeError(f"The tests need 8 simulated devices; found {jax.devices()}.")
+
+
+@pytest.fixture
+def ordinary_promotion():
+    """JAX's own rules of promotion, for what is not ours to change: other libraries, and examples."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

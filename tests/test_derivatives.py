@@ -1,0 +1,245 @@
+"""Every derivative, against float64 automatic differentiation of the plain formula, jitted and eager alike."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax import lax
+
+import jaxbn
+from jaxbn import BatchNormParams, BatchNormState
+
+ROWS, FEATURES = 6, 2
+Inputs = dict[str, jax.Array]
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+class Case(NamedTuple):
+    """One set of options. `given` are the differentiated inputs beside x; `activation` takes them too."""
+
+    given: tuple[str, ...] = ("scale", "bias")
+    train: bool | str = True
+    masked: bool = False
+    activation: Callable[[jax.Array, Inputs], jax.Array] | None = None
+
+
+CASES = {
+    "train": Case(),
+    "masked": Case(masked=True),
+    "no scale": Case(given=("bias",)),
+    "no bias": Case(given=("scale",)),
+    "activation": Case(activation=lambda y, _: jnp.tanh(y)),
+    "relu": Case(activation=lambda y, _: jax.nn.relu(y)),
+    "prelu": Case(("scale", "bias", "slope"), activation=lambda y, given: jnp.where(y > 0, y, given["slope"] * y)),
+    "residual": Case(given=("scale", "bias", "residual")),
+    "everything": Case(
+        ("scale", "bias", "residual", "slope"), "traced on", True, lambda y, given: y * jax.nn.sigmoid(given["slope"] * y)
+    ),
+    "evaluation": Case(given=("scale", "bias", "mean", "var"), train=False),
+    "evaluation, everything": Case(
+        ("scale", "bias", "mean", "var", "residual"), False, True, lambda y, _: jnp.tanh(y)
+    ),
+    "traced training": Case(given=("scale", "bias", "mean", "var"), train="traced on"),
+    "traced evaluation": Case(given=("scale", "bias", "mean", "var"), train="traced off"),
+}
+SHAPES = {"x": (ROWS, FEATURES), "residual": (ROWS, FEATURES), "slope": ()}
+
+
+def inputs_of(case: Case, seed: int = 0) -> Inputs:
+    """Values of every input of a case, of a size that no derivative vanishes at."""
+    rng = np.random.default_rng(seed)
+    values = {name: rng.normal(1, 0.5, SHAPES.get(name, (FEATURES,))) for name in ("x", *case.given)}
+    if "var" in values:
+        values["var"] = np.abs(values["var"]) + 0.5
+    return {name: jnp.asarray(v) for name, v in values.items()}
+
+
+MASK = np.array([[1, 1], [0, 1], [1, 1], [1, 0], [1, 1], [0, 0]], bool)
+WEIGHTS = np.random.default_rng(99).normal(size=(ROWS, FEATURES))
+
+
+def ours(case: Case, given: Inputs) -> jax.Array:
+    """The layer under test."""
+    train = jnp.array(case.train == "traced on") if isinstance(case.train, str) else case.train
+    start = jaxbn.bn_init(FEATURES, dtype=jnp.float64)[1]
+    act = case.activation
+    y, _ = jaxbn.bn_apply(
+        BatchNormParams(given.get("scale"), given.get("bias")),
+        BatchNormState(given.get("mean", start.mean), given.get("var", start.var), start.count),
+        given["x"],
+        train,
+        mask=MASK if case.masked else None,
+        residual=given.get("residual"),
+        activation=None if act is None else lambda y: act(y, given),
+    )
+    return y
+
+
+def plain(case: Case, given: Inputs) -> jax.Array:
+    """The formula."""
+    act = case.activation
+    return oracle.plain(
+        given["x"],
+        given.get("scale"),
+        given.get("bias"),
+        mask=jnp.asarray(MASK) if case.masked else None,
+        residual=given.get("residual"),
+        running=(given["mean"], given["var"]) if "mean" in given else None,
+        train=case.train in (True, "traced on"),
+        activation=None if act is None else lambda y: act(y, given),
+    )
+
+
+def loss(layer, case, given):
+    """A scalar of the output, curved so that no second derivative is zero by chance."""
+    return jnp.sum(WEIGHTS * jnp.sin(layer(case, given)))
+
+
+def derivatives(layer, case: Case, given: Inputs, direction: Inputs) -> dict[str, Any]:
+    """First and second derivatives, in each order of the modes."""
+    value = partial(loss, layer, case)
+    reverse = jax.grad(value)
+
+    def along(given):
+        return jax.jvp(value, (given,), (direction,))[1]
+
+    def against(given):
+        return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(reverse(given)), jax.tree.leaves(direction), strict=True))
+
+    forward_over_reverse = jax.jvp(reverse, (given,), (direction,))[1]
+    return {
+        "value": value(given),
+        "reverse": reverse(given),
+        "forward": jax.jvp(partial(layer, case), (given,), (direction,))[1],
+        "forward over reverse": forward_over_reverse,
+        "reverse over forward": jax.grad(along)(given),
+        "reverse over reverse": jax.grad(against)(given),
+        "rematerialized": jax.grad(jax.checkpoint(value))(given),
+    }
+
+
+def assert_same(got, want):
+    """1e-9 of what is of the size of one: float64 rounding, times what second derivatives amplify it by."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_derivatives(name):
+    case = CASES[name]
+    given, direction = inputs_of(case), inputs_of(case, seed=1)
+    got, want = (jax.jit(partial(derivatives, f, case))(given, direction) for f in (ours, plain))
+    assert_same(got, want)
+    # No comparison of zeros with zeros: every input that the output depends on has a gradient.
+    unused = {"mean", "var"} if case.train in (True, "traced on") else set()
+    for kind in ("reverse", "forward over reverse"):
+        nonzero = {k for k, v in got[kind].items() if np.max(np.abs(v)) > 1e-6}
+        assert nonzero >= set(given) - unused, (kind, nonzero)
+        assert not nonzero & unused
+
+
+@pytest.mark.parametrize("name", ["masked", "prelu", "evaluation"])
+def test_eager_derivatives(name):
+    case = CASES[name]
+    given = inputs_of(case)
+    assert_same(jax.grad(partial(loss, ours, case))(given), jax.jit(jax.grad(partial(loss, plain, case)))(given))
+    tangent = jax.jvp(partial(ours, case), (given,), (given,))[1]
+    assert_same(tangent, jax.jit(lambda g: jax.jvp(partial(plain, case), (g,), (g,))[1])(given))
+
+
+def test_closed_form_gradients_are_those_of_the_plain_formula():
+    """The two references agree, so that neither can be wrong alone."""
+    case = CASES["masked"]
+    given = inputs_of(case)
+    _, pull = jax.vjp(partial(plain, case), given)
+    got = pull(jnp.asarray(WEIGHTS))[0]
+    want = oracle.gradients(given["x"], WEIGHTS, given["scale"], mask=MASK)
+    for name, exact in zip(("x", "scale", "bias"), want, strict=True):
+        np.testing.assert_allclose(got[name], exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["masked", "traced training"])
+def test_jacobians(name):
+    case = CASES[name]
+    given = inputs_of(case)
+
+    def jacobians(layer):
+        f = partial(layer, case)
+        return jax.jit(lambda g: (jax.jacfwd(f)(g), jax.jacrev(f)(g)))(given)
+
+    (forward, reverse), (want, _) = jacobians(ours), jacobians(plain)
+    assert_same(forward, reverse)
+    assert_same(forward, want)
+
+
+def test_vmap():
+    """Gradients of many batches, of many parameters (an ensemble on one batch), and of many of both."""
+    case = CASES["activation"]
+    members = [inputs_of(case, seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *v: jnp.stack(v), *members)
+    for per_member in ({"x"}, {"scale", "bias"}, {"x", "scale", "bias"}):
+        axes = {name: 0 if name in per_member else None for name in stacked}
+        given = {name: stacked[name] if name in per_member else members[0][name] for name in stacked}
+        got = jax.jit(jax.vmap(jax.grad(partial(loss, ours, case)), in_axes=(axes,)))(given)
+        want = [
+            jax.grad(partial(loss, plain, case))({k: v[i] if k in per_member else v for k, v in given.items()})
+            for i in range(3)
+        ]
+        assert_same(got, jax.tree.map(lambda *v: jnp.stack(v), *want))
+
+
+def test_scan_over_layers():
+    depth = 3
+    case = Case(activation=lambda y, _: jnp.tanh(y))
+    rng = np.random.default_rng(5)
+    network = {
+        "scale": jnp.asarray(rng.normal(1, 0.2, (depth, FEATURES))),
+        "bias": jnp.asarray(rng.normal(0, 0.2, (depth, FEATURES))),
+        "weight": jnp.asarray(rng.normal(0, 1, (depth, FEATURES, FEATURES))),
+    }
+    x = inputs_of(case)["x"]
+
+    def deep(layer, wrap, network, x):
+        def step(x, p):
+            return wrap(partial(layer, case))({"x": x @ p["weight"], "scale": p["scale"], "bias": p["bias"]}), None
+
+        return jnp.sum(WEIGHTS * lax.scan(step, x, network)[0])
+
+    for wrap in (lambda f: f, jax.checkpoint):
+        got = jax.jit(jax.grad(partial(deep, ours, wrap), argnums=(0, 1)))(network, x)
+        assert_same(got, jax.jit(jax.grad(partial(deep, plain, wrap), argnums=(0, 1)))(network, x))
+
+
+def test_state_has_no_gradient():
+    params, state = jaxbn.bn_init(FEATURES, dtype=jnp.float64)
+
+    def total(x, mean, var):
+        _, new = jaxbn.bn_apply(params, BatchNormState(mean, var, state.count), x, True, momentum=0.5)
+        return jnp.sum(new.mean) + jnp.sum(new.var)
+
+    for g in jax.grad(total, argnums=(0, 1, 2))(inputs_of(Case())["x"], state.mean, state.var):
+        np.testing.assert_array_equal(g, 0)
+
+
+def test_third_derivative():
+    """The rule is written in terms of what it differentiates, so it holds to any order."""
+    base, direction = inputs_of(CASES["train"])["x"], inputs_of(CASES["train"], 1)["x"]
+
+    def third(layer):
+        def along(t):
+            return loss(layer, Case(given=()), {"x": base + t * direction})
+
+        return jax.jit(jax.grad(jax.grad(jax.grad(along))))(0.0)
+
+    np.testing.assert_allclose(third(ours), third(plain), rtol=1e-9)

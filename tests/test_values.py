@@ -1,0 +1,176 @@
+"""The output and the first gradients, against the float64 reference, jitted and eager alike."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxbn
+from jaxbn import BatchNormParams, BatchNormState
+
+# mean / std of the four features of `data`: from easy to where float32 resolves a sixteenth of a standard deviation.
+RATIOS = np.array([0.0, 1e2, 1e4, 1e6])
+
+
+def train_plainly(x):
+    """Training by a layer without parameters, as one compiled function."""
+    params, state = jaxbn.bn_init(x.shape[-1], scale=None, bias=None)
+    return jaxbn.bn_apply(params, state, x, True, momentum=0.0)
+
+
+WAYS = [pytest.param(train_plainly, id="eager"), pytest.param(jax.jit(train_plainly), id="jit")]
+
+
+@cache
+def data(rows: int) -> tuple[np.ndarray, oracle.Forward]:
+    """Float32 input of std 1 and means `RATIOS`, and what float64 makes of the very same numbers."""
+    rng = np.random.default_rng(rows)
+    x = (rng.normal(size=(rows, len(RATIOS))) + RATIOS).astype(np.float32)
+    return x, oracle.training(x)
+
+
+@pytest.mark.parametrize("rows", [64, 4096, 65536, 2**20])
+@pytest.mark.parametrize("apply", WAYS)
+def test_float32_output_is_exact(apply, rows):
+    x, exact = data(rows)
+    y, state = apply(x)
+    # x^ of 2^20 values reaches 5, where half a unit of the last place is 2.4e-7, and it has a few roundings.
+    worst = np.max(np.abs(np.asarray(y, np.float64) - exact.y), axis=0)
+    assert np.all(worst <= 2e-6), dict(zip(RATIOS, worst, strict=True))
+    # What is kept is the float32 nearest to the mean, but for the rounding of an average that keeps none of the past.
+    np.testing.assert_allclose(state.mean, exact.mean, rtol=2e-7, atol=1e-6)
+    np.testing.assert_allclose(state.var, exact.var, rtol=2e-6)
+
+
+@pytest.mark.parametrize("rows", [64, 65536])
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_float32_output_is_exact_with_a_mask(jit, rows):
+    x, _ = data(rows)
+    mask = np.random.default_rng(1).random((rows, 1)) < 0.7
+    exact = oracle.training(x, mask=mask)
+    apply = partial(jaxbn.bn_apply, *jaxbn.bn_init(len(RATIOS)), train=True)
+    y, _ = (jax.jit(apply) if jit else apply)(x=x, mask=mask)
+    assert np.max(np.abs(np.asarray(y, np.float64) - exact.y)) <= 2e-6
+
+
+def test_float32_output_is_exact_channels_first():
+    x, exact = data(4096)
+    first = np.moveaxis(x.reshape(16, 16, 16, len(RATIOS)), -1, 1)
+    y, _ = jaxbn.bn_apply(*jaxbn.bn_init(len(RATIOS)), first, True, axis=1)
+    assert np.max(np.abs(np.moveaxis(np.asarray(y, np.float64), 1, -1).reshape(x.shape) - exact.y)) <= 2e-6
+
+
+@pytest.mark.parametrize("rows", [64, 4096, 65536])
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_float32_gradients_are_exact_at_a_mean_of_100(jit, rows):
+    rng = np.random.default_rng(7)
+    x = (rng.normal(size=(rows, 3)) + 100).astype(np.float32)
+    # A cotangent with a mean, so that dbias and dscale are sums of some size and not of pure rounding.
+    dy = (rng.normal(size=x.shape) + 0.5 + 0.1 * x - 10).astype(np.float32)
+    params, state = jaxbn.bn_init(3, scale=np.array([0.5, 1.0, 2.0]), bias=0.1)
+
+    def pulled(params, x, dy):
+        _, pull, _ = jax.vjp(lambda p, x: jaxbn.bn_apply(p, state, x, True), params, x, has_aux=True)
+        return pull(dy)
+
+    (ours, dx) = (jax.jit(pulled) if jit else pulled)(params, x, dy)
+    exact = oracle.gradients(x, dy, params.scale)
+    for name, got, want in zip(("dx", "dscale", "dbias"), (dx, ours.scale, ours.bias), exact, strict=True):
+        error = np.max(np.abs(np.asarray(got, np.float64) - want)) / np.max(np.abs(want))
+        assert error <= 5e-6, (name, error)
+
+
+@pytest.mark.parametrize("train", [True, False, "traced"])
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_dtypes(dtype, jit, train):
+    x = jnp.asarray(np.random.default_rng(2).normal(3, 2, (128, 3)), dtype)
+    params, state = jaxbn.bn_init(3, dtype=dtype, scale=1.5, bias=-0.25)
+    assert params.scale is not None
+    assert (params.scale.dtype, state.mean.dtype) == (dtype, jnp.float32)
+    flag = jnp.array(False) if train == "traced" else train
+
+    def apply(params, state, x):
+        return jaxbn.bn_apply(params, state, x, flag, momentum=0.5)
+
+    y, new = (jax.jit(apply) if jit else apply)(params, state, x)
+    assert (y.dtype, new.mean.dtype, new.var.dtype, new.count.dtype) == (dtype, jnp.float32, jnp.float32, jnp.int32)
+    batch = oracle.training(x, params.scale, params.bias)
+    exact = batch.y if train is True else oracle.evaluation(x, state.mean, state.var, params.scale, params.bias)
+    # Everything before the last rounding is float32: the output is the nearest of its dtype, or its neighbour.
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=float(jnp.finfo(dtype).eps), atol=2e-6)
+    if train is True:
+        np.testing.assert_allclose(new.mean, 0.5 * batch.mean, rtol=1e-6)
+        np.testing.assert_allclose(new.var, 0.5 + 0.5 * batch.var, rtol=1e-6)
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        x = np.random.default_rng(3).normal(1e6, 1, (64, 3))
+        params, state = jaxbn.bn_init(3, dtype=jnp.float64)
+        y, new = jaxbn.bn_apply(params, state, x, True)
+        exact = oracle.training(x)
+        assert {a.dtype for a in (y, params.scale, params.bias, new.mean, new.var)} == {np.dtype(np.float64)}
+        np.testing.assert_allclose(y, exact.y, atol=1e-9)
+        np.testing.assert_allclose(new.mean, 0.01 * exact.mean, rtol=1e-14)
+        # A float32 state of a float64 input stays float32, for its shape and dtype must not change.
+        _, new = jaxbn.bn_apply(params, jaxbn.bn_init(3)[1], x, True)
+        assert new.mean.dtype == new.var.dtype == np.float32
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_statistics_beyond_float16_survive_evaluation(jit):
+    # Squares of deviations of 300 exceed the largest float16, 65504; a mean of 1e4 leaves float16 steps of 8.
+    rng = np.random.default_rng(4)
+    x = jnp.asarray(np.stack([rng.normal(1e4, 64, 512), rng.normal(0, 300, 512)], axis=1), jnp.float16)
+    exact = oracle.training(x)
+    assert exact.var[1] > np.finfo(np.float16).max
+
+    def apply(state, x, train):
+        return jaxbn.bn_apply(jaxbn.bn_init(2)[0], state, x, train, momentum=0.0)
+
+    apply = jax.jit(apply, static_argnums=2) if jit else apply
+    y, state = apply(jaxbn.bn_init(2)[1], x, True)
+    evaluated, _ = apply(state, x, False)
+    for got in (y, evaluated):
+        assert got.dtype == jnp.float16
+        np.testing.assert_allclose(np.asarray(got, np.float64), exact.y, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(state.mean, exact.mean, rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(state.var, exact.var, rtol=1e-6)
+
+
+def test_jitted_and_eager_agree_to_the_bit():
+    x, _ = data(4096)
+    (y, state), (jitted, jitted_state) = train_plainly(x), jax.jit(train_plainly)(x)
+    np.testing.assert_array_equal(y, jitted)
+    jax.tree.map(np.testing.assert_array_equal, state, jitted_state)
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    mean=st.floats(-1e6, 1e6),
+    std=st.floats(1e-3, 1e3),
+    scale=st.floats(-4, 4, width=32),
+    train=st.booleans(),
+)
+def test_any_data_is_normalized_to_rounding(seed, mean, std, scale, train):
+    """One shape, so that one program serves all examples."""
+    x = np.random.default_rng(seed).normal(mean, std, (32, 2)).astype(np.float32)
+    exact = oracle.training(x)
+    params = BatchNormParams(jnp.full(2, scale, jnp.float32), jnp.full(2, 0.5, jnp.float32))
+    state = BatchNormState(
+        jnp.asarray(exact.mean, jnp.float32), jnp.asarray(exact.var, jnp.float32), jnp.zeros((), jnp.int32)
+    )
+    y, _ = jaxbn.bn_apply(params, state, x, train)
+    if train:
+        want = oracle.training(x, params.scale, params.bias).y
+    else:
+        want = oracle.evaluation(x, state.mean, state.var, params.scale, params.bias)
+    # |x^| of 32 values is below sqrt(31); a handful of roundings of it, times the gain.
+    np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=0, atol=2e-6 * max(1.0, abs(scale)))
