@@ -129,7 +129,7 @@ def bn_apply(
             are those of the whole array.
         axis_index_groups: a partition of the members; each part has its own statistics.
         mask: True where a value counts, broadcastable to `x`. Other values are normalized by the same statistics,
-            but do not enter them; those that are not finite give x^ = 0.
+            but do not enter them; NaN, infinity and what is more than 2^32 deviations out give x^ = 0.
         update: False leaves the state as it is: a second pass over a batch, or a step that loss scaling skips.
         activation: any elementwise function of arrays; inside the layer it costs no memory for the backward pass.
         residual: added before the activation, of x's shape.

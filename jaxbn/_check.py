@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer, eval_jaxpr
+from jax.core import Tracer
 
 
 def floating(name: str, value: Any, or_complex: bool = False) -> jax.Array:
@@ -153,11 +153,11 @@ def momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
 
 
 def activation(value: Any, x: jax.Array) -> tuple[Any, list[Any]]:
-    """`value` as a function of `(y, *arrays)` that closes over no array, and the arrays that it closed over."""
+    """`value` as a function of `(y, *arrays)`, and the traced arrays that it closed over, which have derivatives."""
     if not callable(value):
         raise TypeError(f"`activation` must be a function such as `jax.nn.relu`; got {value!r}.")
-    # A new function each time: JAX caches by function, and what a function closes over may have changed.
-    traced = jax.make_jaxpr(lambda y: value(y))(jax.ShapeDtypeStruct(x.shape, working(x.dtype)))
+    y = jax.ShapeDtypeStruct(x.shape, working(x.dtype))
+    traced = jax.make_jaxpr(lambda y: value(y))(y)
     if [out.shape for out in traced.out_avals] != [x.shape]:
         raise ValueError(
             f"`activation` must be elementwise and return one array of its argument's shape {x.shape}; got "
@@ -165,7 +165,8 @@ def activation(value: Any, x: jax.Array) -> tuple[Any, list[Any]]:
         )
     if not traced.consts and isinstance(value, Hashable):
         return value, []  # itself, so that an eager call finds what it compiled before
-    return lambda y, *arrays: eval_jaxpr(traced.jaxpr, arrays, y)[0], list(traced.consts)
+    # A new function each time, since JAX caches by function, and what this one closes over may have changed.
+    return jax.closure_convert(lambda y: value(y), y)
 
 
 def parameters(x: jax.Array, params: Any, state: Any, features: tuple[int, ...], axis: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxbn._moments import Moments, across, local
-from jaxbn._normalize import Rule
+from jaxbn._normalize import FAR, Rule
 
 
 def moments_of_parts(rule: Rule, x: jax.Array, mask: jax.Array | None) -> Moments:
@@ -25,7 +25,7 @@ def complex_layer(rule, activation, x, scale, bias, frame, residual, closed_over
     factor = jnp.where(frame.m.count > 0, lax.rsqrt(frame.m.var + rule.epsilon), 0)
     y = ((x - frame.m.mean) - frame.m.tail) * factor.astype(x.dtype)
     if frame.mask is not None:
-        y = jnp.where(frame.mask | jnp.isfinite(y), y, 0)
+        y = jnp.where(frame.mask | (jnp.abs(y) < FAR), y, 0)
     y = y if scale is None else y * scale
     y = y if bias is None else y + bias
     y = y if residual is None else y + residual.astype(x.dtype)

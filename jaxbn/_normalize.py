@@ -20,6 +20,10 @@ from jax.custom_derivatives import SymbolicZero
 from jaxbn._moments import Moments, Scope, group_sum
 
 
+# Standard deviations from the mean, beyond which a masked entry is read as the mean. NaN is beyond too.
+FAR = 2.0**32
+
+
 class Frame(NamedTuple):
     """What to normalize by.
 
@@ -140,10 +144,11 @@ def _centred(x: jax.Array, factor: jax.Array, frame: Frame) -> jax.Array:
 
 
 def _where_counted(frame: Frame, x: jax.Array, factor: jax.Array, values: jax.Array) -> jax.Array:
-    """`values`, but 0 at masked entries that x^ cannot represent: padding may hold anything and must stay harmless."""
+    """`values`, but 0 at masked entries so far out that they can only be padding: those must stay harmless."""
     if frame.mask is None:
         return values
-    return jnp.where(frame.mask | jnp.isfinite((x - frame.m.mean) * factor), values, 0)
+    # Not merely finite: an activation may cube x^, and its derivative would be infinite.
+    return jnp.where(frame.mask | (jnp.abs((x - frame.m.mean) * factor) < FAR), values, 0)
 
 
 def _varying_as(x: jax.Array, v: jax.Array) -> jax.Array:
