@@ -1,5 +1,6 @@
 """Floor 0: schedules of the kept fraction. `count` is the number of updates that the state has seen."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -19,7 +20,7 @@ def zero_debiased(decay: float = 0.99) -> Callable[[jax.Array], jax.Array]:
         decay: the fraction that is kept in the long run, in [0, 1).
 
     Returns:
-        A schedule for `momentum`: `count -> decay (1 - decay^count) / (1 - decay^(count + 1))`, a float32 scalar.
+        A schedule for `momentum`: `count -> decay (1 - decay^count) / (1 - decay^(count + 1))`, a scalar.
 
     Raises:
         ValueError: `decay` is not in [0, 1).
@@ -35,9 +36,9 @@ def zero_debiased(decay: float = 0.99) -> Callable[[jax.Array], jax.Array]:
 
     def keep(count):
         # (1 - d^t) / (1 - d^(t+1)) by expm1, which does not cancel for d near 1.
-        rate = jnp.log(jnp.asarray(max(decay, 1e-30), jnp.float32))
-        count = jnp.asarray(count).astype(jnp.float32)
-        return jnp.float32(decay) * jnp.expm1(rate * count) / jnp.expm1(rate * (count + 1))
+        rate = math.log(max(decay, 1e-30))
+        count = jnp.asarray(count).astype(float)
+        return decay * jnp.expm1(rate * count) / jnp.expm1(rate * (count + 1))
 
     return keep
 
@@ -49,7 +50,7 @@ def cumulative_average(count: jax.Array) -> jax.Array:
         count: updates seen, an integer scalar.
 
     Returns:
-        The fraction to keep, a float32 scalar.
+        The fraction to keep, a scalar.
 
     Example:
         >>> import jaxbn
@@ -58,5 +59,5 @@ def cumulative_average(count: jax.Array) -> jax.Array:
 
     It averages variances, so it leaves out the spread of the batch means; to pool moments exactly use `pool`.
     """
-    count = jnp.asarray(count).astype(jnp.float32)
+    count = jnp.asarray(count).astype(float)
     return count / (count + 1)
