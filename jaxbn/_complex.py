@@ -23,9 +23,10 @@ def moments_of_parts(rule: Rule, x: jax.Array, mask: jax.Array | None) -> Moment
 def complex_layer(rule, activation, x, scale, bias, frame, residual, closed_over):
     """`activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`, with the arguments of `layer`."""
     factor = jnp.where(frame.m.count > 0, lax.rsqrt(frame.m.var + rule.epsilon), 0)
-    y = ((x - frame.m.mean) - frame.m.tail) * factor.astype(x.dtype)
     if frame.mask is not None:
-        y = jnp.where(frame.mask | (jnp.abs(y) < FAR), y, 0)
+        # Before anything is computed from it: the derivative of what is discarded would be multiplied by 0, and NaN.
+        x = jnp.where(frame.mask | (jnp.abs(x - frame.m.mean) * factor < FAR), x, frame.m.mean)
+    y = ((x - frame.m.mean) - frame.m.tail) * factor.astype(x.dtype)
     y = y if scale is None else y * scale
     y = y if bias is None else y + bias
     y = y if residual is None else y + residual.astype(x.dtype)

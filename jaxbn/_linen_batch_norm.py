@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
+from jax.typing import ArrayLike
 
 from jaxbn import _check
 from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply
@@ -79,11 +80,11 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: ArrayLike,
         use_running_average: bool | jax.Array | None = None,
         *,
-        mask: jax.Array | None = None,
-        residual: jax.Array | None = None,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalize `x`.
 
@@ -96,6 +97,7 @@ class BatchNorm(nn.Module):
         Returns:
             An array of x's shape.
         """
+        x = jnp.asarray(x)
         evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         evaluate = True if self.frozen else evaluate
         axes = tuple(sorted(_check.axes(self.axis, x.ndim)))
@@ -111,7 +113,6 @@ class BatchNorm(nn.Module):
         if callable(self.momentum):
             count = self.variable("batch_stats", "count", lambda: jnp.zeros((), jnp.int32))
 
-        x = jnp.asarray(x)
         dtype = output_dtype(x, scale, bias, dtype=self.dtype)
         updating = not self.is_initializing() and self.is_mutable_collection("batch_stats")
         y, new = bn_apply(

@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 Momentum = float | jax.Array | Callable[[jax.Array], jax.Array]
 
 
-def zero_debiased(decay: float = 0.99) -> Callable[[jax.Array], jax.Array]:
+def zero_debiased(decay: float = 0.99) -> Callable[[ArrayLike], jax.Array]:
     """Exponential moving average without the bias towards the initial value.
 
     After t updates with statistics `b_1 ... b_t` the running value is `sum_i decay^(t-i) b_i / sum_i decay^(t-i)`:
@@ -43,7 +44,7 @@ def zero_debiased(decay: float = 0.99) -> Callable[[jax.Array], jax.Array]:
     return keep
 
 
-def cumulative_average(count: jax.Array) -> jax.Array:
+def cumulative_average(count: ArrayLike) -> jax.Array:
     """The plain mean of all batch statistics so far: `count / (count + 1)` is kept. Torch's `momentum=None`.
 
     Args:

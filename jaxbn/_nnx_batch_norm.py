@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
+from jax.typing import ArrayLike
 
 from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply
 from jaxbn._flax import mean_for, negated, output_dtype, widened
@@ -119,11 +120,11 @@ class BatchNorm(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: ArrayLike,
         use_running_average: bool | jax.Array | None = None,
         *,
-        mask: jax.Array | None = None,
-        residual: jax.Array | None = None,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalize `x`, and in training update the running statistics.
 
@@ -144,6 +145,7 @@ class BatchNorm(nnx.Module):
                 "`nnx.view(model, use_running_average=...)`."
             )
         evaluate = True if self.frozen else evaluate
+        x = jnp.asarray(x)
         mean, var = self.mean[...], self.var[...]
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
@@ -153,7 +155,7 @@ class BatchNorm(nnx.Module):
         y, new = bn_apply(
             BatchNormParams(scale, bias),
             BatchNormState(mean_for(x, mean), var, jnp.zeros((), jnp.int32) if self.count is None else self.count[...]),
-            widened(jnp.asarray(x), dtype),
+            widened(x, dtype),
             negated(evaluate),
             axis=self.axis,
             momentum=self.momentum,

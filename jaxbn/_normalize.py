@@ -19,7 +19,6 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxbn._moments import Moments, Scope, group_sum
 
-
 # Standard deviations from the mean, beyond which a masked entry is read as the mean. NaN is beyond too.
 FAR = 2.0**32
 

@@ -43,12 +43,13 @@ CASES = {
     "prelu": Case(("scale", "bias", "slope"), activation=lambda y, given: jnp.where(y > 0, y, given["slope"] * y)),
     "residual": Case(given=("scale", "bias", "residual")),
     "everything": Case(
-        ("scale", "bias", "residual", "slope"), "traced on", True, lambda y, given: y * jax.nn.sigmoid(given["slope"] * y)
+        ("scale", "bias", "residual", "slope"),
+        "traced on",
+        True,
+        lambda y, given: y * jax.nn.sigmoid(given["slope"] * y),
     ),
     "evaluation": Case(given=("scale", "bias", "mean", "var"), train=False),
-    "evaluation, everything": Case(
-        ("scale", "bias", "mean", "var", "residual"), False, True, lambda y, _: jnp.tanh(y)
-    ),
+    "evaluation, everything": Case(("scale", "bias", "mean", "var", "residual"), False, True, lambda y, _: jnp.tanh(y)),
     "traced training": Case(given=("scale", "bias", "mean", "var"), train="traced on"),
     "traced evaluation": Case(given=("scale", "bias", "mean", "var"), train="traced off"),
 }
@@ -114,7 +115,9 @@ def derivatives(layer, case: Case, given: Inputs, direction: Inputs) -> dict[str
         return jax.jvp(value, (given,), (direction,))[1]
 
     def against(given):
-        return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(reverse(given)), jax.tree.leaves(direction), strict=True))
+        return sum(
+            jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(reverse(given)), jax.tree.leaves(direction), strict=True)
+        )
 
     forward_over_reverse = jax.jvp(reverse, (given,), (direction,))[1]
     return {

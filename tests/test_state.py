@@ -10,7 +10,8 @@ import jaxbn
 
 ROWS, FEATURES = 16, 3
 PARAMS, FRESH = jaxbn.bn_init(FEATURES, scale=np.array([1.0, -2.0, 0.5], np.float32), bias=0.25)
-STATE = jaxbn.bn_apply(PARAMS, FRESH, np.random.default_rng(1).normal(2, 3, (ROWS, FEATURES)).astype(np.float32), True)[1]
+EARLIER = np.random.default_rng(1).normal(2, 3, (ROWS, FEATURES)).astype(np.float32)
+STATE = jaxbn.bn_apply(PARAMS, FRESH, EARLIER, True)[1]
 X = np.random.default_rng(0).normal(1, 2, (ROWS, FEATURES)).astype(np.float32)
 JITTED = pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 

@@ -1,0 +1,79 @@
+"""Complex input: a complex mean, a real variance of both parts together, and derivatives of the plain formula."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
+
+RNG = np.random.default_rng(0)
+X = (RNG.standard_normal((32, 4)) * [1, 2, 3, 4] + 2j * RNG.standard_normal((32, 4)) + (3 - 1j)).astype(np.complex64)
+MASK = RNG.random((32, 1)) < 0.7
+
+
+def plain(x, mask, np=np, epsilon=1e-5):
+    """The formula: in complex128 by NumPy, or by `jax.numpy` for JAX to differentiate."""
+    x = x.astype(np.complex64 if np is jnp else np.complex128)
+    mean = np.sum(np.where(mask, x, 0), 0, keepdims=True) / np.sum(mask).astype(x.dtype)
+    var = np.mean(np.abs(x - mean) ** 2, 0, keepdims=True, where=np.broadcast_to(mask, x.shape))
+    return (x - mean) / np.sqrt(var + epsilon).astype(x.dtype), mean[0], var[0]
+
+
+@pytest.mark.parametrize("mask", [np.ones((32, 1), bool), MASK], ids=["plain", "masked"])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_values_and_gradients(wrap, mask):
+    params, state = jaxbn.bn_init(4, dtype=jnp.complex64)
+    hidden = np.where(mask, X, np.nan)
+    y, new = wrap(lambda x: jaxbn.bn_apply(params, state, x, True, mask=mask, momentum=0.0))(hidden)
+    exact, mean, var = plain(X, mask)
+    np.testing.assert_allclose(np.where(mask, y, 0), np.where(mask, exact, 0), atol=2e-6)
+    np.testing.assert_allclose(new.mean, mean, atol=2e-6)
+    np.testing.assert_allclose(new.var, var, rtol=2e-6)
+    assert (y.dtype, new.mean.dtype, new.var.dtype) == (jnp.complex64, jnp.complex64, jnp.float32)
+    evaluated, _ = jaxbn.bn_apply(params, new, X, False)
+    np.testing.assert_allclose(evaluated, exact, atol=5e-6)
+
+    def loss(y):
+        return jnp.sum(jnp.where(mask, jnp.abs(jnp.sin(y)), 0))
+
+    ours = wrap(jax.grad(lambda x: loss(jaxbn.bn_apply(params, state, x, True, mask=mask)[0])))(hidden)
+    np.testing.assert_allclose(ours, jax.grad(lambda x: loss(plain(x, mask, jnp)[0]))(X), atol=5e-5)
+
+
+def test_shards_are_one_batch():
+    params, state = jaxbn.bn_init(4, dtype=jnp.complex64)
+    one = jaxbn.bn_apply(params, state, X, True, mask=MASK)
+    step = jax.vmap(lambda x, m: jaxbn.bn_apply(params, state, x, True, mask=m, axis_name="d"), axis_name="d")
+    y, new = step(X.reshape(4, 8, 4), MASK.reshape(4, 8, 1))
+    np.testing.assert_allclose(y.reshape(32, 4), one[0], atol=2e-6)
+    for part, whole in zip(new, one[1], strict=True):
+        np.testing.assert_allclose(part, np.broadcast_to(whole, part.shape), atol=2e-6)
+
+
+@pytest.mark.usefixtures("ordinary_promotion")
+@pytest.mark.parametrize("options", [{}, {"param_dtype": jnp.complex64}, {"dtype": jnp.complex64}])
+def test_linen_as_flax(options):
+    outcomes = []
+    for kind in (nn.BatchNorm, jaxbn.linen.BatchNorm):
+        layer = kind(use_running_average=False, **options)
+        variables = layer.init(jax.random.key(0), X)
+        outcomes.append(layer.apply(variables, X, mutable=["batch_stats"]))
+    (theirs, their_stats), (y, stats) = outcomes
+    np.testing.assert_allclose(y, theirs, atol=5e-6)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(stats["batch_stats"][name], their_stats["batch_stats"][name], atol=1e-6)
+        assert stats["batch_stats"][name].dtype == their_stats["batch_stats"][name].dtype
+
+
+def test_nnx_keeps_the_imaginary_part():
+    """Where flax's own module drops it from the running mean, with a warning."""
+    layer = jaxbn.nnx.BatchNorm(4, momentum=0.0, rngs=nnx.Rngs(0))
+    y = layer(X)
+    exact, mean, _ = plain(X, np.ones((32, 1), bool))
+    np.testing.assert_allclose(y, exact, atol=2e-6)
+    np.testing.assert_allclose(layer.mean[...], mean, atol=2e-6)
