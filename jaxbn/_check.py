@@ -89,6 +89,18 @@ def axis_names(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def still_bound(names: tuple[str, ...]) -> None:
+    """That `names`, which were bound where the layer ran, are so where it is differentiated."""
+    try:
+        lax.axis_size(names)
+    except NameError:
+        raise ValueError(
+            f"`axis_name` must be bound where the layer is differentiated; {names} was when it ran, and is not now. "
+            "JAX does not keep the names of `jax.vmap(..., axis_name=...)` inside an inner `jax.jit`, nor for second "
+            "derivatives from outside: take the derivative inside the mapped function, or put `jax.jit` outermost."
+        ) from None
+
+
 def groups(value: Sequence[Sequence[int]] | None, names: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
     """`value` as tuples that partition the members of the named axes."""
     if value is None:

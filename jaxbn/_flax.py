@@ -22,7 +22,8 @@ def widened(x: jax.Array, dtype: Any) -> jax.Array:
 
 def negated(flag: Any) -> Any:
     """`not flag`, for a bool or a bool array."""
-    return jnp.logical_not(flag) if hasattr(flag, "dtype") else not flag
+    # A NumPy bool is known while tracing: one mode, one program.
+    return jnp.logical_not(flag) if isinstance(flag, jax.Array) else not flag
 
 
 def mean_for(x: jax.Array, mean: jax.Array) -> jax.Array:

@@ -98,8 +98,9 @@ class BatchNorm(nn.Module):
             An array of x's shape.
         """
         x = jnp.asarray(x)
-        evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        evaluate = True if self.frozen else evaluate
+        evaluate = True
+        if not self.frozen:
+            evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         axes = tuple(sorted(_check.axes(self.axis, x.ndim)))
         shape = tuple(x.shape[a] for a in axes)
         kept = jnp.float32 if self.force_float32_reductions else self.param_dtype

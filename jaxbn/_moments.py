@@ -200,8 +200,11 @@ def across(scope: Scope, m: Moments) -> Moments:
 
 def group_sum(scope: Scope, v: jax.Array) -> jax.Array:
     """The sum of `v` over the members of `scope`."""
+    if not scope.names:
+        return v
+    _check.still_bound(scope.names)
     if scope.groups is None:
-        return lax.psum(v, scope.names) if scope.names else v
+        return lax.psum(v, scope.names)
     # `lax.psum` takes no groups under `shard_map(check_vma=True)`.
     mine = _part_of(scope.groups)[lax.axis_index(scope.names)]
     rows = _sum_of_rows(scope.names, len(scope.groups), mine, v)

@@ -92,7 +92,7 @@ class BatchNorm(nnx.Module):
         mean_metadata: Mapping[str, Any] = MappingProxyType({}),
         var_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
-        shape = (num_features,) if isinstance(num_features, int) else tuple(num_features)
+        shape = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
         # Keys are drawn in flax's order, so that the same seed gives the same parameters.
         scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else None
         bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else None
@@ -138,13 +138,13 @@ class BatchNorm(nnx.Module):
             An array of x's shape.
         """
         evaluate = self.use_running_average if use_running_average is None else use_running_average
+        evaluate = True if self.frozen else evaluate
         if evaluate is None:
             raise ValueError(
                 "`use_running_average` was given neither to the constructor nor to the call of BatchNorm. Pass it to "
                 "either, or set it for a whole model by `model.train()`, `model.eval()` or "
                 "`nnx.view(model, use_running_average=...)`."
             )
-        evaluate = True if self.frozen else evaluate
         x = jnp.asarray(x)
         mean, var = self.mean[...], self.var[...]
         scale = None if self.scale is None else self.scale[...]

@@ -7,6 +7,9 @@ from flax import nnx
 
 from jaxbn._nnx_batch_norm import BatchNorm
 
+# What the constructor takes and a layer that is there already cannot change.
+_AT_BIRTH = {"self", "num_features", "rngs", "param_dtype", "use_bias", "use_scale"}
+
 _OURS = {"unbiased_running_var": False, "activation": None, "frozen": False, "count": None}
 
 
@@ -14,7 +17,8 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
     """The model with every batch normalization, flax's or ours, as one of class `to`.
 
     Weights, statistics and sharing are kept: the new model holds the very variables of the old one, so that training
-    either moves both; a layer used in two places is one layer still. The old model itself is left as it is.
+    either moves both; a layer used in two places is one layer still. The old model itself is left as it is, and so are
+    subclasses of the two classes, which may compute something else.
 
     Args:
         model: an nnx module, or any graph of them; a batch normalization itself too.
@@ -36,7 +40,8 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
         >>> type(model.layers[1]).__module__.split(".")[0], model.layers[1].momentum
         ('jaxbn', 0.9)
     """
-    known = set(inspect.signature(to.__init__).parameters) - {"self", "num_features", "rngs"}
+    known = set(inspect.signature(to.__init__).parameters) - _AT_BIRTH
+    known = {name for name in known if not name.endswith(("_init", "_metadata"))}
     unknown = set(changes) - known
     if unknown:
         raise TypeError(f"`{to.__name__}` has no attribute {sorted(unknown)}; it has {sorted(known)}.")
@@ -54,6 +59,8 @@ def _as(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
     settings |= changes
     if to is nnx.BatchNorm:
         lost = [name for name, default in _OURS.items() if getattr(layer, name, default) is not default]
+        if not hasattr(layer.num_features, "__index__"):
+            lost.append("num_features of several axes")
         if callable(settings["momentum"]):
             lost.append("momentum (a schedule)")
         if lost:
@@ -82,7 +89,7 @@ def affine_mask(model: Any) -> nnx.State:
         >>> import jaxbn.nnx
         >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
         >>> mask = jaxbn.nnx.affine_mask(model)
-        >>> mask["layers"][0]["kernel"].get_value(), mask["layers"][1]["scale"].get_value()
+        >>> mask["layers"][0]["kernel"], mask["layers"][1]["scale"]
         (False, True)
     """
     ours = set()
@@ -91,4 +98,5 @@ def affine_mask(model: Any) -> nnx.State:
             ours |= {id(v) for v in (module.scale, module.bias) if v is not None}
     at = {path: id(node) in ours for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return nnx.from_flat_state([(path, v.replace(at[path])) for path, v in flat])
+    # Bare bools: `nnx.Optimizer` gives optax arrays, and a bool is a prefix of a variable as well.
+    return nnx.from_flat_state([(path, at[path]) for path, _ in flat])

@@ -102,7 +102,7 @@ def _normalize_jvp(rule, primals, tangents):
         affine_dot[0] = affine_dot[0] - gain * frame_dot.m.mean
     if not _is_zero(frame_dot.m.var):
         affine_dot[1] = affine_dot[1] - gain * factor * frame_dot.m.var / 2
-    offset, slope = _varying_as(x, vectors - jnp.stack(affine_dot))
+    offset, slope = vectors - jnp.stack(affine_dot)
     return normalize(rule, x, scale, bias, frame), y_dot - offset - unit * slope
 
 
@@ -148,12 +148,6 @@ def _where_counted(frame: Frame, x: jax.Array, factor: jax.Array, values: jax.Ar
         return values
     # Not merely finite: an activation may cube x^, and its derivative would be infinite.
     return jnp.where(frame.mask | (jnp.abs((x - frame.m.mean) * factor) < FAR), values, 0)
-
-
-def _varying_as(x: jax.Array, v: jax.Array) -> jax.Array:
-    """`v`, typed as differing between devices wherever x does, in one step whose transpose is one collective."""
-    missing = jax.typeof(x).mat.varying - jax.typeof(v).mat.varying
-    return lax.pcast(v, tuple(missing), to="varying") if missing else v
 
 
 def _is_zero(tangent) -> bool:

@@ -1,6 +1,5 @@
 """The page for newcomers: each snippet runs, with the other library beside ours wherever it is installed."""
 
-import functools
 import inspect
 import re
 from pathlib import Path
@@ -75,8 +74,8 @@ def test_the_table_says_what_the_signatures_say(library, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     owner, momentum, epsilon = TABLE[library]
     if isinstance(owner, str):
-        package, *path = owner.split(".")
-        owner = functools.reduce(getattr, path, pytest.importorskip(package))
+        module, _, name = owner.rpartition(".")
+        owner = getattr(pytest.importorskip(module), name).__init__
     rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line[:1] == "|"]
     (row,) = [row for row in rows if row[0] == library]
     parameters = inspect.signature(owner).parameters

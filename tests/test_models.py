@@ -1,0 +1,443 @@
+"""Whole models: conversion, freezing, weight decay, gradient accumulation, loss scaling."""
+
+import operator
+from functools import partial
+from typing import Any
+
+import chex
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
+
+KEY = jax.random.key(0)
+X = np.asarray(np.random.default_rng(0).normal(3, 2, size=(8, 2)), np.float32)
+STATS = ["batch_stats"]
+
+# flax's layers and optax need JAX's usual promotion.
+pytestmark = pytest.mark.usefixtures("ordinary_promotion")
+
+
+class Net(nn.Module):
+    """Dense, normalization, dense; the norm is a factory, as linen wants it."""
+
+    norm: Any = partial(jaxbn.linen.BatchNorm, momentum=0.9)
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        """One number an example."""
+        x = self.norm(use_running_average=not train, name="bn")(nn.Dense(3, name="first")(x))
+        return nn.Dense(1, name="last")(x)
+
+
+class Deep(nnx.Module):
+    """Batch normalizations in a list, in a dict, deep down, used twice, and tied by a parameter."""
+
+    def __init__(self, norm: Any = nnx.BatchNorm):
+        rngs = nnx.Rngs(0)
+        shared = norm(3, rngs=rngs)
+        self.zeta = nnx.Dict(inner=nnx.List([nnx.Linear(2, 3, rngs=rngs), shared]))
+        self.alpha = shared
+        self.tied = norm(3, rngs=rngs)
+        self.tied.scale = shared.scale
+        self.layers = nnx.Sequential(nnx.Linear(3, 3, rngs=rngs), norm(3, rngs=rngs, use_bias=False))
+
+    def __call__(self, x):
+        """Through all of them, the shared one twice."""
+        x = self.zeta["inner"][1](self.zeta["inner"][0](x))
+        return self.layers(self.tied(self.alpha(x + 1)))
+
+
+def norms(model) -> list[Any]:
+    """Its batch normalizations, each once."""
+    kinds = (jaxbn.nnx.BatchNorm, nnx.BatchNorm)
+    return [module for _, module in nnx.iter_modules(model) if isinstance(module, kinds)]
+
+
+def test_conversion_keeps_weights_statistics_and_sharing():
+    model = Deep()
+    model(X)
+    before = nnx.to_pure_dict(nnx.state(model))
+    ours = jaxbn.nnx.convert(model)
+    assert {type(m) for m in norms(ours)} == {jaxbn.nnx.BatchNorm}
+    assert {type(m) for m in norms(model)} == {nnx.BatchNorm}
+    assert ours.alpha is ours.zeta["inner"][1]
+    assert ours.tied.scale is ours.alpha.scale is model.alpha.scale
+    chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(ours)), before)
+    back = jaxbn.nnx.convert(ours, to=nnx.BatchNorm)
+    assert {type(m) for m in norms(back)} == {nnx.BatchNorm}
+    assert nnx.graphdef(back) == nnx.graphdef(model)
+    # Copies, because the three models hold the same variables.
+    y = nnx.clone(model)(X)
+    np.testing.assert_allclose(nnx.clone(ours)(X), y, atol=1e-5)
+    np.testing.assert_array_equal(nnx.clone(back)(X), y)
+
+
+def test_conversion_sets_attributes():
+    """Axis name, momentum, freezing and unfreezing in one call each."""
+    model = jaxbn.nnx.convert(Deep(), axis_name="data", momentum=jaxbn.cumulative_average, frozen=True, epsilon=1e-3)
+    for norm in norms(model):
+        assert (norm.axis_name, norm.momentum, norm.epsilon) == ("data", jaxbn.cumulative_average, 1e-3)
+    model.train()
+    frozen = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    model(X)
+    chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), frozen)
+    thawed = jaxbn.nnx.convert(model, frozen=False, axis_name=None)
+    thawed(X)
+    assert [int(norm.count[...]) for norm in (thawed.alpha, thawed.tied)] == [2, 1]
+    assert [norm.count for norm in norms(jaxbn.nnx.convert(thawed, momentum=0.9))] == [None] * 3
+
+
+def test_conversion_of_containers_and_of_a_layer():
+    def layer():
+        return nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+
+    assert type(jaxbn.nnx.convert(layer())) is jaxbn.nnx.BatchNorm
+    listed: list[Any] = [layer(), {"deep": [layer()]}]
+    converted = jaxbn.nnx.convert(listed)
+    assert type(converted[0]) is type(converted[1]["deep"][0]) is jaxbn.nnx.BatchNorm
+    assert type(listed[0]) is type(listed[1]["deep"][0]) is nnx.BatchNorm
+    assert jaxbn.nnx.convert([nnx.Linear(2, 3, rngs=nnx.Rngs(0))])[0].kernel.shape == (2, 3)
+
+
+def test_conversion_names_what_it_does_not_know():
+    for to, unknown in [(jaxbn.nnx.BatchNorm, "momentums"), (nnx.BatchNorm, "frozen")]:
+        with pytest.raises(TypeError, match=unknown):
+            jaxbn.nnx.convert(Deep(), to=to, **{unknown: True})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"unbiased_running_var": True},
+        {"activation": jax.nn.relu},
+        {"frozen": True},
+        {"momentum": jaxbn.cumulative_average},
+        {"num_features": (2, 3), "axis": (1, 2)},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_going_back_loses_nothing_silently(options):
+    layer = jaxbn.nnx.BatchNorm(**{"num_features": 2, "rngs": nnx.Rngs(0), **options})
+    with pytest.raises(ValueError, match=next(iter(options))):
+        jaxbn.nnx.convert([layer], to=nnx.BatchNorm)
+
+
+def test_conversion_refuses_what_would_have_no_effect():
+    """Initializers and metadata are not attributes of a layer that is there already."""
+    with pytest.raises(TypeError, match="mean_init"):
+        jaxbn.nnx.convert(Deep(), mean_init=nnx.initializers.ones)
+
+
+def test_linen_conversion():
+    """The class is the factory's; the variables are the same, but for the number of updates."""
+    old = Net(norm=nn.BatchNorm)
+    variables = old.init(KEY, X)
+    same = jaxbn.linen.convert(variables)
+    chex.assert_trees_all_equal(same, variables)
+    assert same["params"]["bn"]["scale"] is variables["params"]["bn"]["scale"]
+    evaluated: list[Any] = [Net().apply(same, X, train=False), old.apply(variables, X, train=False)]
+    np.testing.assert_allclose(*evaluated, atol=1e-6)
+    counting = Net(norm=partial(jaxbn.linen.BatchNorm, momentum=jaxbn.cumulative_average))
+    counted = jaxbn.linen.convert(flax.core.freeze(variables), count=3)
+    assert jax.tree.structure(counted) == jax.tree.structure(counting.init(KEY, X))
+    assert counting.apply(counted, X, mutable=STATS)[1]["batch_stats"]["bn"]["count"] == 4
+    chex.assert_trees_all_equal(jaxbn.linen.convert(counted), variables)
+    with pytest.raises(ValueError, match="batch_stats"):
+        jaxbn.linen.convert({"params": variables["params"]})
+
+
+def test_linen_frozen():
+    """A frozen factory: running statistics in training, without an update; scale and bias still learn."""
+    net = Net(norm=partial(jaxbn.linen.BatchNorm, frozen=True))
+    variables = net.init(KEY, X)
+
+    def loss(params):
+        y: Any
+        y, update = net.apply({**variables, "params": params}, X, mutable=STATS)
+        return jnp.sum(y**2), update
+
+    grads, update = jax.grad(loss, has_aux=True)(variables["params"])
+    chex.assert_trees_all_equal(update["batch_stats"], variables["batch_stats"])
+    assert np.abs(grads["bn"]["scale"]).min() > 0
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm, jaxbn.linen.BatchNorm], ids=["flax", "ours"])
+def test_linen_mask(norm):
+    """google-deepmind/optax#25: no weight decay for scale and bias; or they do not move at all."""
+    variables = Net(norm=norm).init(KEY, X)
+    mask = jaxbn.linen.affine_mask(variables)
+    assert mask == {
+        "first": {"kernel": False, "bias": False},
+        "bn": {"scale": True, "bias": True},
+        "last": {"kernel": False, "bias": False},
+    }
+    params = jax.tree.map(lambda v: v + 1, variables["params"])
+    decay = optax.adamw(0.1, weight_decay=0.5, mask=jax.tree.map(operator.not_, mask))
+    updates, _ = decay.update(jax.tree.map(jnp.zeros_like, params), decay.init(params), params)
+    moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
+    assert moved == jax.tree.map(operator.not_, mask)
+    freeze = optax.chain(optax.sgd(0.1), optax.masked(optax.set_to_zero(), mask))
+    updates, _ = freeze.update(jax.tree.map(jnp.ones_like, params), freeze.init(params), params)
+    assert jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates) == jax.tree.map(operator.not_, mask)
+
+
+def test_linen_mask_of_a_layer_and_of_sharded_parameters():
+    layer = jaxbn.linen.BatchNorm(scale_init=nn.with_partitioning(nn.initializers.ones, ("model",)))
+    variables = layer.init(KEY, X, use_running_average=True)
+    mask = jaxbn.linen.affine_mask(variables)
+    assert mask == {"scale": True, "bias": True}
+    freeze = optax.masked(optax.set_to_zero(), mask)
+    updates, _ = freeze.update(variables["params"], freeze.init(variables["params"]))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("norm", [nnx.BatchNorm, jaxbn.nnx.BatchNorm], ids=["flax", "ours"])
+def test_nnx_mask(norm):
+    """In a model with shared layers: by optax on the state, and by `nnx.Optimizer`, which gives optax bare arrays."""
+    model = Deep(norm)
+    mask = jaxbn.nnx.affine_mask(model)
+    params = nnx.state(model, nnx.Param)
+    # The shared scale and bias, the tied layer's bias, the last scale; and two kernels with their biases.
+    assert sorted(jax.tree.leaves(mask)) == [False] * 4 + [True] * 4
+    decay = optax.adamw(0.1, weight_decay=0.5, mask=jax.tree.map(operator.not_, mask))
+    nothing, before = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.copy, params)
+    updates, _ = decay.update(nothing, decay.init(params), params)
+    optimizer = nnx.Optimizer(model, decay, wrt=nnx.Param)
+    optimizer.update(model, nothing)
+    for after in (optax.apply_updates(before, updates), nnx.state(model, nnx.Param)):
+        for kept, a, b in zip(*map(jax.tree.leaves, (mask, before, after)), strict=True):
+            assert bool(jnp.all(a == b)) == (kept or not a.any())
+
+
+def test_nnx_mask_of_containers_and_of_a_layer():
+    layer = jaxbn.nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+    assert jax.tree.leaves(jaxbn.nnx.affine_mask(layer)) == [True, True]
+    assert jax.tree.leaves(jaxbn.nnx.affine_mask({"a": [layer], "b": nnx.Linear(2, 2, rngs=nnx.Rngs(0))})) == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_frozen_statistics_with_learning_parameters():
+    """A step of `nnx.Optimizer` over a frozen model moves scale and bias, and no statistic."""
+    model = jaxbn.nnx.convert(Deep(), frozen=True)
+    frozen = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    scale = np.array(model.alpha.scale[...])
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    optimizer.update(model, nnx.grad(lambda model: jnp.sum(model(X) ** 2))(model))
+    chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), frozen)
+    assert np.abs(model.alpha.scale[...] - scale).min() > 0
+
+
+# Gradient accumulation: k microbatches, one optimizer step, one update of the statistics.
+
+MICRO = X.reshape(4, 2, 2) * np.array([1, 2, 3, 4], np.float32)[:, None, None]
+MOMENTA = pytest.mark.parametrize("momentum", [0.9, jaxbn.zero_debiased(0.9)], ids=["constant", "schedule"])
+
+
+def only_norm(momentum):
+    """A layer behind a parameter, so that gradients and statistics are both there, with a past."""
+    layer = jaxbn.linen.BatchNorm(use_running_average=False, momentum=momentum)
+    variables = layer.init(KEY, MICRO[0])
+    past = layer.apply(variables, X - 5, mutable=STATS)[1]
+    variables = {**variables, **past}
+
+    def loss(params, stats, x):
+        y, update = layer.apply({"params": params, "batch_stats": stats}, x, mutable=STATS)
+        return jnp.mean(jnp.sin(y)), update["batch_stats"]
+
+    return variables["params"], variables["batch_stats"], loss
+
+
+@MOMENTA
+def test_accumulation_with_multisteps(momentum):
+    """google/flax#2031: `optax.MultiSteps` makes one step of k gradients, `pool_updates` one update of k states."""
+    params, stats, loss = only_norm(momentum)
+    optimizer = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=len(MICRO))
+    memory = optimizer.init(params)
+
+    @jax.jit
+    def micro_step(params, memory, x):
+        grads, new = jax.grad(loss, has_aux=True)(params, stats, x)
+        updates, memory = optimizer.update(grads, memory, params)
+        return optax.apply_updates(params, updates), memory, new
+
+    trained, seen = params, []
+    for x in MICRO:
+        trained, memory, new = micro_step(trained, memory, x)
+        seen.append(new)
+    assert optimizer.has_updated(memory)
+    assert not np.array_equal(trained["bias"], params["bias"])
+    pooled = jaxbn.pool_updates(jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen), momentum)
+    chex.assert_trees_all_close(pooled, loss(params, stats, MICRO.reshape(8, 2))[1], rtol=1e-6, atol=1e-6)
+
+
+@MOMENTA
+def test_accumulation_with_a_scan(momentum):
+    params, stats, loss = only_norm(momentum)
+
+    @jax.jit
+    def step(params, stats):
+        def body(total, x):
+            grads, new = jax.grad(loss, has_aux=True)(params, stats, x)
+            return jax.tree.map(jnp.add, total, grads), new
+
+        total, seen = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), MICRO)
+        return jax.tree.map(lambda g: g / len(MICRO), total), jaxbn.pool_updates(seen, momentum)
+
+    grads, pooled = step(params, stats)
+    assert np.abs(grads["bias"]).min() > 0
+    one_batch = loss(params, stats, MICRO.reshape(8, 2))[1]
+    chex.assert_trees_all_equal_shapes_and_dtypes(pooled, one_batch)
+    chex.assert_trees_all_close(pooled, one_batch, rtol=1e-6, atol=1e-6)
+    # What the microbatches would do one after another is another state.
+    naive: Any = stats
+    for x in MICRO:
+        naive = loss(params, naive, x)[1]
+    assert np.abs(naive["mean"] - one_batch["mean"]).max() > 0.1
+
+
+@MOMENTA
+def test_accumulation_in_nnx(momentum):
+    """An `nnx.State` of a whole model; microbatches of unequal size by their weights."""
+    model: Any = nnx.List(
+        [jaxbn.nnx.BatchNorm(2, momentum=momentum, rngs=nnx.Rngs(0)), nnx.Linear(2, 2, rngs=nnx.Rngs(1))]
+    )
+    model[0](X - 5)
+    graph, stats, rest = nnx.split(model, nnx.BatchStat, ...)
+    mask = np.arange(2)[None, :, None] < np.array([2, 1, 2, 1])[:, None, None]
+
+    def update(x, mask):
+        merged: Any = nnx.merge(graph, stats, rest, copy=True)
+        merged[0](x, mask=mask)
+        return nnx.state(merged, nnx.BatchStat)
+
+    seen = jax.jit(jax.vmap(update))(MICRO, mask)
+    one_batch = update(MICRO.reshape(8, 2), mask.reshape(8, 1))
+    nnx.update(model, jaxbn.pool_updates(seen, momentum, weights=np.array([2.0, 1, 2, 1], np.float32)))
+    chex.assert_trees_all_close(nnx.state(model, nnx.BatchStat), one_batch, rtol=1e-6, atol=1e-6)
+
+
+def test_pooling_leaves_out_what_did_not_update():
+    """A microbatch that is not finite, or that is all masked, did not change the state, and its count says so."""
+    params, state = jaxbn.bn_init(2)
+    micro = MICRO.copy()
+    micro[1] = np.nan
+    seen = jax.vmap(lambda x: jaxbn.bn_apply(params, state, x, True)[1])(micro)
+    wanted = jaxbn.bn_apply(params, state, micro[[0, 2, 3]].reshape(6, 2), True)[1]
+    chex.assert_trees_all_close(jaxbn.pool_updates(seen), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_pooling_nothing_changes_nothing():
+    """All microbatches masked: k copies of the old state, and weights that are all zero."""
+    params, state = jaxbn.bn_init(2, mean=1.0, var=2.0)
+    masked = partial(jaxbn.bn_apply, params, state, train=True, mask=np.zeros((2, 1), bool))
+    seen = jax.vmap(lambda x: masked(x=x)[1])(MICRO)
+    chex.assert_trees_all_close(jaxbn.pool_updates(seen), state)
+    chex.assert_trees_all_close(jaxbn.pool_updates(seen, weights=np.zeros(4, np.float32)), state)
+    assert jaxbn.pool_updates({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("states", "kwargs", "message"),
+    [
+        ({"mean": np.zeros((4, 2))}, {}, "mean and var"),
+        ({"mean": np.zeros((4, 2)), "var": np.zeros((3, 2))}, {}, "leading axis"),
+        ({"mean": np.zeros((4, 2)), "var": np.zeros((4, 2)), "scale": np.zeros((4, 2))}, {}, "scale"),
+        ({"mean": np.zeros((4, 2)), "var": np.zeros((4, 2))}, {"weights": np.ones(3)}, "one for each"),
+        ({"mean": np.zeros((4, 2)), "var": np.zeros((4, 2))}, {"momentum": 1.0}, "below 1"),
+        ({"mean": np.zeros((4, 2)), "var": np.zeros((4, 2))}, {"momentum": jaxbn.cumulative_average}, "count"),
+    ],
+    ids=["no var", "lengths", "a stranger", "weights", "momentum", "no count"],
+)
+def test_pooling_says_what_is_wrong(states, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        jaxbn.pool_updates(states, **kwargs)
+
+
+# Loss scaling: a step whose gradients overflow is skipped as a whole.
+
+
+def finite(tree):
+    """Whether all of it is."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_a_skipped_step_leaves_everything(overflow):
+    """Flax's imagenet example restores parameters and optimizer and keeps the statistics (pytorch/pytorch#90342).
+
+    Here the batch and its statistics are finite, and only the scaled gradients are not: the step must select.
+    """
+    net = Net()
+    variables = net.init(KEY, X)
+    optimizer = optax.adam(0.1)
+    before = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+
+    @jax.jit
+    def step(training, x, scale):
+        params, stats, memory = training
+
+        def loss(params):
+            y, new = net.apply({"params": params, "batch_stats": stats}, x, mutable=STATS)
+            return scale * jnp.mean(y**2), new["batch_stats"]
+
+        grads, new_stats = jax.grad(loss, has_aux=True)(params)
+        updates, new_memory = optimizer.update(jax.tree.map(lambda g: g / scale, grads), memory, params)
+        stepped = (optax.apply_updates(params, updates), new_stats, new_memory)
+        return jax.tree.map(partial(jnp.where, finite(grads)), stepped, training)
+
+    after = step(before, X, jnp.float32(jnp.inf if overflow else 1024.0))
+    chex.assert_tree_all_finite(after)
+    changed = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)]
+    # The first dense layer's bias has no gradient: the normalization takes it out again.
+    assert not any(changed) if overflow else sum(changed) >= len(changed) - 3
+
+
+def test_a_skipped_step_in_the_functions():
+    """`update` cancels it where the state is made, by a flag that only the program knows."""
+    params, state = jaxbn.bn_init(2)
+    step = jax.jit(lambda keep: jaxbn.bn_apply(params, state, X, True, update=keep)[1])
+    chex.assert_trees_all_equal(step(jnp.array(False)), state)
+    assert step(jnp.array(True)).count == 1
+
+
+def test_a_skipped_step_in_nnx():
+    """Keep a copy, step, select: statistics, parameters and optimizer by one rule."""
+    model = jaxbn.nnx.convert(Deep(), momentum=jaxbn.zero_debiased(0.9))
+    optimizer = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, scale):
+        before = nnx.clone(nnx.state((model, optimizer)))
+        grads = nnx.grad(lambda model: scale * jnp.mean(model(X) ** 2))(model)
+        optimizer.update(model, jax.tree.map(lambda g: g / scale, grads))
+        after = nnx.state((model, optimizer))
+        nnx.update((model, optimizer), jax.tree.map(partial(jnp.where, finite(grads)), after, before))
+
+    before = nnx.to_pure_dict(nnx.state((model, optimizer)))
+    step(model, optimizer, jnp.float32(jnp.inf))
+    chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state((model, optimizer))), before)
+    step(model, optimizer, jnp.float32(8.0))
+    assert (model.alpha.count[...], model.tied.count[...]) == (2, 1)
+
+
+def test_frozen_needs_no_flag():
+    """There is nothing to choose."""
+    x = np.ones((4, 3), np.float32)
+    layer = jaxbn.linen.BatchNorm(frozen=True)
+    variables = layer.init(jax.random.key(0), x)
+    chex.assert_trees_all_close(layer.apply(variables, x), x, rtol=1e-4)
+    module = jaxbn.nnx.BatchNorm(3, frozen=True, use_running_average=None, rngs=nnx.Rngs(0))
+    chex.assert_trees_all_close(module(x), x, rtol=1e-4)

@@ -1,0 +1,394 @@
+"""The nnx module: flax's arguments, variables and life cycle around `bn_apply`, flax's own layer beside ours."""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import chex
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
+
+BatchNorm: Any = jaxbn.nnx.BatchNorm
+X = np.asarray(np.random.default_rng(0).normal(size=(8, 3)), np.float32)
+TWO = np.stack([X, 2 * X + 1])
+BOTH = pytest.mark.parametrize("norm", [nnx.BatchNorm, BatchNorm], ids=["flax", "ours"])
+
+# flax's layer needs JAX's usual promotion; ours must not (`test_strict_promotion_is_enough`).
+pytestmark = pytest.mark.usefixtures("ordinary_promotion")
+
+
+def make(norm: Any = BatchNorm, **kwargs: Any) -> Any:
+    return norm(**{"num_features": 3, "rngs": nnx.Rngs(0), **kwargs})
+
+
+def pair(**kwargs):
+    return make(nnx.BatchNorm, **kwargs), make(BatchNorm, **kwargs)
+
+
+def stats(module):
+    """The running statistics as plain arrays; what later updates do to the module does not change them."""
+    return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+
+def close(got, wanted, tolerance=3e-6):
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, wanted)
+    chex.assert_trees_all_close(got, wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_arguments_are_flax_s_and_then_ours():
+    def arguments(f):
+        return [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
+
+    theirs, ours = arguments(nnx.BatchNorm.__init__), arguments(BatchNorm.__init__)
+    # A fresh `zeros_init()` equals nothing; that both start alike is in the tests below.
+    inits = ("bias_init", "scale_init")
+    assert [a[:2] for a in ours[: len(theirs)]] == [a[:2] for a in theirs]
+    assert [a for a in ours[: len(theirs)] if a[0] not in inits] == [a for a in theirs if a[0] not in inits]
+    new = ["unbiased_running_var", "activation", "frozen", "mean_init", "var_init", "mean_metadata", "var_metadata"]
+    assert [a[0] for a in ours[len(theirs) :]] == new
+    call = arguments(nnx.BatchNorm.__call__)
+    assert arguments(BatchNorm.__call__)[: len(call)] == call
+    assert arguments(BatchNorm.set_view) == arguments(nnx.BatchNorm.set_view)
+
+
+NORMAL = nnx.initializers.normal()
+SETTINGS = {
+    "defaults": {},
+    "numbers": {"momentum": 0.5, "epsilon": 0.1, "use_fast_variance": False},
+    "no bias": {"use_bias": False, "scale_init": NORMAL},
+    "no affine": {"use_scale": False, "use_bias": False},
+    "random": {"bias_init": NORMAL, "scale_init": NORMAL},
+    "channels first": {"axis": 0, "num_features": 8},
+    "bfloat16": {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_variables_output_and_update_are_flax_s(name):
+    """The same seed gives the same variables, flax's state loads, ours loads in flax's, and training agrees."""
+    theirs, ours = pair(**SETTINGS[name])
+    chex.assert_trees_all_equal(nnx.to_pure_dict(nnx.state(ours)), nnx.to_pure_dict(nnx.state(theirs)))
+    for attribute in inspect.signature(nnx.BatchNorm.__init__).parameters:
+        if attribute not in ("self", "rngs", "bias_init", "scale_init", "bias_metadata", "scale_metadata"):
+            assert getattr(ours, attribute) == getattr(theirs, attribute), attribute
+    tolerance = 2e-2 if name == "bfloat16" else 3e-6
+    for module in (theirs, ours):
+        module.mean[...] = module.mean[...] + 0.5
+    close(ours(X), theirs(X), tolerance)
+    # flax rounds x to `dtype` before it takes the statistics; here they are those of x.
+    close(stats(ours), stats(theirs), 1e-4 if name == "bfloat16" else 3e-6)
+    nnx.update(theirs, nnx.state(ours))
+    close(ours(X, use_running_average=True), theirs(X, use_running_average=True), tolerance)
+
+
+@pytest.mark.parametrize("x_dtype", [jnp.bfloat16, jnp.float32, jnp.int32])
+@pytest.mark.parametrize("param_dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_dtypes_are_flax_s(x_dtype, param_dtype, dtype):
+    x = (4 * X).astype(x_dtype)
+    theirs, ours = pair(dtype=dtype, param_dtype=param_dtype)
+    for evaluate in (False, True):
+        assert ours(x, evaluate).dtype == theirs(x, evaluate).dtype
+        assert {str(v.dtype) for v in jax.tree.leaves(stats(ours))} == {"float32"}
+
+
+def test_promote_dtype_is_asked():
+    """With a function that promotes nothing, the output has the dtype to which x, scale and bias promote."""
+    calls = []
+
+    def promote(arrays, dtype=None):
+        calls.append([None if a is None else a.dtype for a in arrays])
+        return arrays
+
+    theirs, ours = pair(promote_dtype=promote, use_bias=False, param_dtype=jnp.bfloat16)
+    assert ours(X.astype(jnp.bfloat16)).dtype == theirs(X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert calls[0] == calls[1] == ["bfloat16", "float32", "float32", "bfloat16", None]
+
+
+def test_statistics_stay_float32_in_half_precision_evaluation():
+    """A running variance beyond float16: flax's layer casts it, divides by infinity and returns zeros."""
+    x = (np.array([[-300.0, 300.0, 0.0]]) + 0.0).astype(np.float16)
+    outputs = []
+    for layer in pair(dtype=jnp.float16, use_running_average=True):
+        layer.var[...] = jnp.full(3, 1e5)
+        outputs.append(np.float32(layer(x)))
+    np.testing.assert_array_equal(outputs[0], np.zeros((1, 3)))
+    np.testing.assert_allclose(outputs[1], x / np.sqrt(np.float32(1e5)), rtol=1e-3)
+
+
+def test_strict_promotion_is_enough():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        layer = make(param_dtype=jnp.bfloat16, momentum=jaxbn.cumulative_average)
+        assert layer(X).dtype == jnp.float32
+        assert layer.count[...] == 1
+
+
+@BOTH
+def test_the_flag(norm):
+    """The call's wins; one of them must be given; `train`, `eval` and `view` set it."""
+    layer = make(norm, use_running_average=None)
+    with pytest.raises(ValueError, match="use_running_average"):
+        layer(X)
+    model = nnx.List([layer])
+    before = stats(model)
+    model.eval()
+    close(layer(X), X, 2e-5)
+    model.train()
+    np.testing.assert_allclose(layer(X, use_running_average=True), X, atol=2e-5)
+    chex.assert_trees_all_equal(stats(model), before)
+    view = nnx.view(model, use_running_average=True)
+    np.testing.assert_allclose(view[0](X), X, atol=2e-5)
+    assert view[0].mean is layer.mean
+    assert layer.use_running_average is False
+    layer(X)
+    np.testing.assert_allclose(view[0].mean[...], 0.01 * X.mean(0), atol=1e-7)
+
+
+def test_frozen_survives_train():
+    """pytorch/pytorch#66073: the flag of the model does not move a frozen layer, nor does the call's."""
+    layer = make(frozen=True, momentum=jaxbn.cumulative_average, axis_name="data")
+    before = stats(layer)
+    layer.train()
+    np.testing.assert_allclose(layer(X), X, atol=2e-5)
+    np.testing.assert_allclose(layer(X, use_running_average=False), X, atol=2e-5)
+    chex.assert_trees_all_equal(stats(layer), before)
+
+
+def test_count_is_there_for_schedules_only():
+    assert make().count is None
+    layer = make(momentum=jaxbn.cumulative_average)
+    for x in TWO:
+        layer(x)
+    np.testing.assert_allclose(layer.mean[...], TWO.mean((0, 1)), atol=1e-6)
+    assert layer.count[...] == 2
+
+
+def test_arguments_reach_the_function():
+    mask = np.arange(8)[:, None] < 5
+    kwargs: dict[str, Any] = {"unbiased_running_var": True, "activation": jax.nn.relu, "momentum": 0.3, "epsilon": 0.01}
+    layer = make(**kwargs)
+    y = layer(X, mask=mask, residual=X[::-1])
+    wanted, state = jaxbn.bn_apply(*jaxbn.bn_init(3), X, True, mask=mask, residual=X[::-1], **kwargs)
+    close((y, stats(layer)), (wanted, {"mean": state.mean, "var": state.var}), 0)
+
+
+@pytest.mark.parametrize("axis", [(1, 2), [2, 1]])
+def test_several_feature_axes(axis):
+    """Which flax's layer has not: its buffers are vectors. `num_features` is in the order of `axis`."""
+    x = np.asarray(np.random.default_rng(2).normal(size=(4, 2, 3)), np.float32)
+    sizes = tuple(x.shape[a] for a in axis)
+    layer = make(num_features=sizes, axis=axis, momentum=0.0)
+    y = layer(x)
+    assert layer.scale.shape == sizes
+    np.testing.assert_allclose(y.mean(0), np.zeros((2, 3)), atol=1e-6)
+    np.testing.assert_allclose(layer.mean[...], x.mean(0) if axis == (1, 2) else x.mean(0).T, atol=1e-6)
+
+
+def test_initializers_and_metadata():
+    """matthias-wright/flaxmodels#15; the statistics can say how they are sharded, as scale and bias can."""
+    names = ("bias", "scale", "mean", "var")
+    kwargs: dict[str, Any] = {f"{name}_metadata": {"note": name} for name in names}
+    layer = make(**kwargs, mean_init=nnx.initializers.constant(2.0), var_init=nnx.initializers.constant(4.0))
+    assert [getattr(layer, name).note for name in names] == list(names)
+    np.testing.assert_allclose(layer(X, True), (X - 2) / np.sqrt(4 + 1e-5), atol=1e-6)
+    layer(X)
+    assert [getattr(layer, name).note for name in names] == list(names)
+
+
+def test_statistics_of_sharded_layers_are_sharded():
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    sharded: dict[str, Any] = {f"{name}_metadata": {"out_sharding": ("model",)} for name in ("scale", "mean", "var")}
+    with jax.set_mesh(mesh):
+        layer = nnx.jit(lambda: make(num_features=4, **sharded))()
+        nnx.jit(lambda layer, x: layer(x))(layer, np.concatenate([X, X[:, :1]], 1))
+        specs = [getattr(layer, name).get_value().sharding.spec for name in ("mean", "var", "bias")]
+    assert specs == [jax.P("model"), jax.P("model"), jax.P()]
+
+
+@pytest.mark.parametrize("where", ["attribute", "call"])
+def test_a_traced_flag_compiles_once(where):
+    traces = []
+
+    @nnx.jit
+    def f(layer, flag):
+        traces.append(1)
+        if where == "attribute":
+            return nnx.view(layer, use_running_average=flag)(X)
+        return layer(X, flag)
+
+    ours = make(momentum=0.5)
+    for flag in (True, False):
+        plain = make(momentum=0.5)
+        close((f(ours, jnp.array(flag)), stats(ours)), (plain(X, flag), stats(plain)))
+    assert len(traces) == 1
+
+
+def test_one_compilation_for_many_steps():
+    """The graph is the same after a step: nothing is traced again."""
+    step: Any = nnx.jit(chex.assert_max_traces(lambda layer, x: layer(x), n=1))
+    layer = make(momentum=jaxbn.zero_debiased(0.9), activation=jax.nn.relu)
+    for x in TWO:
+        step(layer, x)
+    assert layer.count[...] == 2
+
+
+# Transformations, flax's layer beside ours. Each case changes a layer and returns an output.
+
+
+def jitted(make):
+    """Twice, so that what the first call left behind is used (google/flax#4760)."""
+    layer, step = make(), nnx.jit(lambda layer, x: layer(x))
+    return layer, [step(layer, x) for x in TWO]
+
+
+def per_example(make):
+    """Examples one by one, statistics over the named axis; called twice (google/flax#4760)."""
+    layer = make(axis_name="batch")
+    step = nnx.vmap(lambda layer, x: layer(x), in_axes=(None, 0), axis_name="batch")
+    return layer, [step(layer, x) for x in TWO]
+
+
+def ensemble(make):
+    """Independent members, made and applied under `nnx.vmap`, twice."""
+    members = nnx.vmap(lambda key: make(rngs=nnx.Rngs(key), scale_init=NORMAL))(jax.random.split(jax.random.key(0), 2))
+    step = nnx.jit(nnx.vmap(lambda layer, x: layer(x)))
+    return members, [step(members, TWO), step(members, TWO + 1)]
+
+
+def layers(make):
+    """A scan over layers with their own statistics."""
+    stack = nnx.vmap(lambda key: make(rngs=nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 2))
+    return stack, nnx.scan(lambda x, layer: layer(x + 1), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(X, stack)
+
+
+def carried(make):
+    """A scan over time with one layer in the carry (google/flax#2052)."""
+    layer = make()
+
+    def body(layer, x):
+        return layer, layer(x)
+
+    carry = nnx.scan(body, in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+    return carry(layer, TWO)
+
+
+def rematerialized(make):
+    """The gradient of a rematerialized layer: one update."""
+    layer = make(scale_init=NORMAL)
+    loss = nnx.remat(lambda layer, x: jnp.sum(jnp.sin(layer(x))))
+    return layer, nnx.to_pure_dict(nnx.grad(loss)(layer, X))
+
+
+def functional(make):
+    """The bridge to pure functions: split outside, merge inside."""
+    layer = make()
+    graph, params, state = nnx.split(layer, nnx.Param, nnx.BatchStat)
+
+    @jax.jit
+    def step(params, state, x):
+        layer = nnx.merge(graph, params, state)
+        y = layer(x)
+        return y, nnx.state(layer, nnx.BatchStat)
+
+    y, state = step(params, state, X)
+    nnx.update(layer, state)
+    return layer, y
+
+
+def cloned(make):
+    """A copy learns by itself."""
+    layer = make()
+    copy = nnx.clone(layer)
+    return copy, [copy(X), layer(X, True)]
+
+
+CASES = [jitted, per_example, ensemble, layers, carried, rematerialized, functional, cloned]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda f: f.__name__)
+def test_transformed_by_nnx(case):
+    (theirs, y0), (ours, y) = (case(partial(make, norm)) for norm in (nnx.BatchNorm, BatchNorm))
+    assert np.abs(stats(ours)["mean"]).min() > 0
+    close((y, stats(ours)), (y0, stats(theirs)), 1e-5)
+
+
+def test_eval_shape():
+    """google/flax#4734: abstract modules, their abstract training, and the restoring of a checkpoint into one."""
+
+    def create():
+        return nnx.List([make(momentum=jaxbn.cumulative_average)])
+
+    abstract: Any = nnx.eval_shape(create)
+    assert abstract[0].mean.get_value() == jax.ShapeDtypeStruct((3,), jnp.float32)
+    assert nnx.eval_shape(lambda model, x: model[0](x), abstract, X).shape == X.shape
+    trained: Any = create()
+    trained[0](X)
+    restored: Any = nnx.merge(nnx.graphdef(abstract), nnx.state(trained))
+    close(restored[0](X, True), trained[0](X, True), 0)
+
+
+def test_bridges_to_linen():
+    """The nnx layer as a linen module and the linen one as an nnx module have flax's names."""
+    as_linen = nnx.bridge.ToLinen(BatchNorm, args=(3,))
+    variables = as_linen.init(jax.random.key(0), X)
+    wanted = {"params": {"scale": (3,), "bias": (3,)}, "batch_stats": {"mean": (3,), "var": (3,)}}
+    assert jax.tree.map(jnp.shape, flax.linen.unbox({c: variables[c] for c in wanted})) == wanted
+    as_nnx: Any = nnx.bridge.ToNNX(jaxbn.linen.BatchNorm(use_running_average=False, momentum=0.0), rngs=nnx.Rngs(0))
+    as_nnx.lazy_init(X)
+    as_nnx(X, mutable=["batch_stats"])
+    np.testing.assert_allclose(as_nnx.mean[...], X.mean(0), atol=1e-6)
+
+
+def test_gradients_reach_parameters_only():
+    """The statistics are no `nnx.Param`: there is no gradient of them, nor of an integer count."""
+    layer = make(momentum=jaxbn.zero_debiased(0.9))
+    grads = nnx.grad(lambda layer: jnp.sum(layer(X) ** 3))(layer)
+    assert set(grads) == {"scale", "bias"}
+    assert layer.count[...] == 1
+
+
+def test_a_layer_in_two_places_updates_twice():
+    layer = make(momentum=jaxbn.cumulative_average)
+    model = nnx.Sequential(layer, lambda x: 3 * x, layer)
+    nnx.jit(lambda model, x: model(x))(model, X)
+    assert layer.count[...] == 2
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_few_rows(rows):
+    """One value a feature gives the bias (pytorch/pytorch#4534), none leaves the statistics alone."""
+    layer = make(bias_init=nnx.initializers.ones)
+    np.testing.assert_array_equal(layer(X[:rows]), np.ones((rows, 3)))
+    np.testing.assert_allclose(layer.mean[...], 0.01 * X[:1].sum(0) * rows, atol=1e-7)
+
+
+def test_slow_averages_move_in_bfloat16():
+    """google-deepmind/dm-haiku#396: 0.999 is 1 in bfloat16, but the average is float32."""
+    layer = make(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, momentum=0.999)
+    layer((X + 4).astype(jnp.bfloat16))
+    np.testing.assert_allclose(layer.mean[...], 0.001 * (X + 4).mean(0), rtol=1e-2)
+
+
+def test_what_is_not_finite_stays_out():
+    """pytorch/pytorch#90342: one overflow in mixed precision poisons a running average for good."""
+    layer = make()
+    x = X.copy()
+    x[0] = [np.inf, np.nan, 1.0]
+    layer(x)
+    mean = 0.01 * x[:, 2].mean()
+    np.testing.assert_allclose(layer.mean[...], [0, 0, mean], atol=1e-7)
+
+
+def test_flags_and_sizes_from_numpy():
+    """A NumPy integer is a size (flax takes it) and a NumPy bool a flag: evaluation needs no axis name."""
+    layer = make(num_features=np.int64(3), axis_name="data")
+    assert layer.mean.shape == (3,)
+    assert layer(X, np.True_).shape == X.shape
