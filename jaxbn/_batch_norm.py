@@ -159,10 +159,10 @@ def bn_apply(
     train = _check.flag("train", train)
     update = _check.flag("update", update)
     _check.parameters(x, params, state, tuple(x.shape[a] for a in features), features)
-    names = () if train is False else _check.axis_names(axis_name)
-    groups = _check.groups(axis_index_groups, names) if names else None
-    if axis_index_groups is not None and axis_name is None:
-        _check.groups(axis_index_groups, ())
+    names, groups = (), None
+    if train is not False:  # evaluation shares nothing
+        names = _check.axis_names(axis_name)
+        groups = _check.groups(axis_index_groups, names)
     scope = Scope(tuple(a for a in range(x.ndim) if a not in features), names, groups)
     rule = Rule(scope, _check.epsilon(epsilon), train if isinstance(train, bool) else None)
     if residual is not None:

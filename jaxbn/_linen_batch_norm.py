@@ -34,7 +34,7 @@ class BatchNorm(nn.Module):
         bias_init, scale_init: their initializers.
         axis_name: named axis or axes over which statistics are shared. Not needed under `jit` with sharded arrays.
         axis_index_groups: a partition of that axis into groups that share statistics.
-        use_fast_variance: accepted for compatibility and without effect: the variance is exact and as fast.
+        use_fast_variance: accepted for compatibility and without effect: the variance is always the exact one.
         force_float32_reductions: False stores the statistics in `param_dtype`; the sums are float32 either way.
         unbiased_running_var: average the unbiased variance, as PyTorch does.
         activation: an elementwise function, applied inside the layer at no cost in memory.
