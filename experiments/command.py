@@ -81,7 +81,7 @@ def run(config: Config, folder: Path, interrupt: Interrupt) -> int:
         for norm in s.arms:
             if interrupt.requested:
                 break
-            progress.update(bar, description=summary.NAMES[norm])
+            progress.update(bar, description=f"{summary.NAMES[norm]} (of {len(s.arms)} arms)")
             arms[norm] = train.compile_arm(s, norm)
             trained[norm] = train.train(s, arms[norm], data, partial(log, norm), lambda: interrupt.requested)
 
@@ -100,6 +100,7 @@ def run(config: Config, folder: Path, interrupt: Interrupt) -> int:
         figure.draw(folder / "figure.png", rows, f"{name}: {described(s)}\n{spread}", s.target_accuracy)
         caption = f"Median (quartiles) of n seeds; ms/step: all runs of an arm at once. {described(s)}."
         console.print(summary.table(results, caption))
+        console.print(f"What was expected, written before any run: {' '.join(config.claim.expected.split())}")
     if not complete:
         console.print(f"Interrupted: {folder} holds what was done until then.")
         return INTERRUPTED

@@ -177,7 +177,9 @@ def refusal(error: ValidationError, kind: type, where: str) -> ValueError | Type
     first = error.errors()[0]
     key = str(first["loc"][0])
     if first["type"] == "missing":
-        wanted = "here or in a base" if kind is Settings else "here: words are not inherited"
+        wanted = (
+            "here or in a base" if kind is Settings else "here: words are not inherited, and a base alone is not run"
+        )
         return ValueError(f"{where}: `{key}` is missing; it must be given {wanted}.")
     entry = f", entry {first['loc'][1]}" if len(first["loc"]) > 1 else ""
     expected = first["msg"][:1].lower() + first["msg"][1:]

@@ -3,13 +3,18 @@
     params, state = jaxbn.bn_init(num_features)
     y, state = jaxbn.bn_apply(params, state, x, train=True)
 
-How it is built, from the ground up, one file a floor:
+How it is built, from the ground up; a file imports from lower floors only:
 
-* `_moments`: the count, mean and variance of a group of values, and how groups pool.
-* `_normalize`: normalization by given statistics, and the one rule from which every derivative follows.
-* `_batch_norm`: `bn_init` and `bn_apply`. Take the moments, normalize, update the running ones.
-* `_pool_updates`: one update from several microbatches. `_momentum`: schedules. `_check`: what may be passed.
-* `linen`, `nnx`: the same for Flax; storage and names only. `convert`: other libraries' checkpoints.
+0. `_moments`: the count, mean and variance of a group of values, and how groups pool. `_momentum`: schedules of the
+   running average. `_check`: what may be passed.
+1. `_normalize`: normalization by given statistics, and the one rule from which every derivative follows. `_complex`:
+   the same for complex input, by JAX's own differentiation.
+2. `_batch_norm`: `bn_init` and `bn_apply`. Take the moments, normalize, update the running ones.
+3. `_pool_updates`: one update from several microbatches. `_flax`: what the two Flax modules share.
+4. `linen`, `nnx`: the same for Flax; storage and names only. `convert`: other libraries' checkpoints.
+5. `_linen_model`, `_nnx_model`: all layers of a model at once.
+
+`jaxbn.linen`, `jaxbn.nnx` and `jaxbn.convert` are imported by name; `import jaxbn` needs jax alone.
 """
 
 from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply, bn_init

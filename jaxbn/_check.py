@@ -13,14 +13,15 @@ from jax.core import Tracer
 
 def floating(name: str, value: Any, or_complex: bool = False) -> jax.Array:
     """`value` as an array of floating point numbers."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
-        try:
-            dtype = np.asarray(value).dtype
-        except ValueError:  # a ragged list
-            dtype = np.dtype(object)
-    if jnp.dtype(dtype).kind == "O":
-        raise TypeError(f"`{name}` must be a floating point array; got {type(value).__name__}.")
+    try:
+        dtype = jnp.dtype(value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype)
+    except (TypeError, ValueError):  # another library's tensor, a ragged list
+        dtype = np.dtype(object)
+    if dtype.kind == "O":
+        raise TypeError(
+            f"`{name}` must be a JAX or NumPy array of floating point numbers; got {type(value).__name__}. "
+            "Convert it first, for example by `numpy.asarray`."
+        )
     if not jnp.issubdtype(dtype, jnp.inexact if or_complex else jnp.floating):
         raise TypeError(
             f"`{name}` must be floating point; got dtype {dtype}. "
@@ -192,8 +193,9 @@ def parameters(x: jax.Array, params: Any, state: Any, features: tuple[int, ...],
             shape = np.shape(getattr(given, name))
             wanted = () if name == "count" else features
             if shape != wanted:
+                along = f"axis {axis[0]}" if len(axis) == 1 else f"axes {axis}"
                 raise ValueError(
-                    f"`{owner}.{name}` must have shape {wanted}{'' if name == 'count' else f', as x along {axis}'}; "
+                    f"`{owner}.{name}` must have shape {wanted}{'' if name == 'count' else f', as x along {along}'}; "
                     f"got {shape}. Make it by `bn_init({features[0] if len(features) == 1 else features})`, "
                     "or name by `axis` where x has its features."
                 )

@@ -17,22 +17,23 @@ NAMES = {
 }
 
 
-def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> tuple[BatchNormParams, BatchNormState]:
+def from_torch(state_dict: Any, prefix: str = "") -> tuple[BatchNormParams, BatchNormState]:
     """A PyTorch batch normalization's `state_dict` as params and state.
 
     To go on as PyTorch would: `bn_apply(..., axis=1, momentum=1 - m, unbiased_running_var=True)` for its momentum m, or
     `momentum=jaxbn.cumulative_average` for its None.
 
     Args:
-        state_dict: of the layer or of a model around it; tensors on any device, or arrays, `[features]`.
+        state_dict: of the layer or of a model around it; tensors on any device, or arrays, `[features]`. Or the layer.
         prefix: the layer's name in the model, `"layer1.0.bn1"`; the other entries are ignored then.
 
     Returns:
         `(params, state)`. Scale and bias are None for `affine=False`; `count` is `num_batches_tracked`. Copies.
 
     Raises:
-        ValueError: entries are missing, unexpected, or of a wrong shape or type; all of them are named. Files from
-            before PyTorch 0.4.1 lack `num_batches_tracked`: add 0. `track_running_stats=False` has no state.
+        ValueError: entries are missing, unexpected, or of a wrong shape or type; all of them are named. For a network's
+            there is `from_torch_network`. Files from before PyTorch 0.4.1 lack `num_batches_tracked`: add 0.
+            `track_running_stats=False` has no state.
 
     Example:
         >>> import numpy as np
@@ -45,8 +46,15 @@ def from_torch(state_dict: Mapping[str, Any], prefix: str = "") -> tuple[BatchNo
 
     Source: `torch/nn/modules/batchnorm.py` of PyTorch 2.13.
     """
+    if not isinstance(state_dict, Mapping) and hasattr(state_dict, "state_dict"):
+        state_dict = state_dict.state_dict()
     names, entries = within(state_dict, prefix, ".", NAMES)
-    return read("`state_dict` is not that of one PyTorch batch normalization:", entries, names, vector=True)
+    return read(
+        "`state_dict` is not that of one PyTorch batch normalization (name a network's layer by `prefix`):",
+        entries,
+        names,
+        vector=True,
+    )
 
 
 def to_torch(params: BatchNormParams, state: BatchNormState, prefix: str = "") -> dict[str, np.ndarray]:

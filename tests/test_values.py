@@ -174,3 +174,58 @@ def test_any_data_is_normalized_to_rounding(seed, mean, std, scale, train):
         want = oracle.evaluation(x, state.mean, state.var, params.scale, params.bias)
     # |x^| of 32 values is below sqrt(31); a handful of roundings of it, times the gain.
     np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=0, atol=2e-6 * max(1.0, abs(scale)))
+
+
+@pytest.mark.parametrize("axis", [(1, 3), (3, 1), (-1, 1), (2, 0, 3), (0,), 2, ()])
+def test_feature_axes_in_any_order(axis):
+    """Parameters and state have one axis for each of `axis`, in its order; `()` is one statistic for the whole array."""
+    x = np.random.default_rng(5).normal(2, 3, (4, 3, 2, 5)).astype(np.float32)
+    shape = oracle.feature_shape(x, axis)
+    rng = np.random.default_rng(6)
+    scale, bias = rng.normal(1, 0.3, (2, *shape)).astype(np.float32)
+    params, state = jaxbn.bn_init(shape, scale=scale, bias=bias)
+    y, new = jaxbn.bn_apply(params, state, x, True, axis=axis, momentum=0.0)
+    exact = oracle.training(x, scale, bias, axis=axis)
+    np.testing.assert_allclose(y, exact.y, atol=4e-6)
+    np.testing.assert_allclose(new.mean, exact.mean, rtol=1e-5, atol=1e-6)
+    evaluated, _ = jaxbn.bn_apply(params, new, x, False, axis=axis)
+    np.testing.assert_allclose(evaluated, exact.y, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (6, 1, 1), (1, 4, 1), (1, 1, 3), (6, 1, 3), (4, 3), (6, 4, 3)])
+def test_mask_of_every_broadcastable_shape(shape):
+    """Also one that differs between features, or that hides one altogether."""
+    x = np.random.default_rng(7).normal(2, 3, (6, 4, 3)).astype(np.float32)
+    mask = np.random.default_rng(8).random(shape) < 0.6 if np.prod(shape) > 1 else np.ones(shape, bool)
+    exact = oracle.training(x, mask=mask)
+    y, new = jaxbn.bn_apply(*jaxbn.bn_init(3), x, True, mask=mask, momentum=0.0)
+    present = exact.count > 0
+    np.testing.assert_allclose(y[..., present], exact.y[..., present], atol=4e-6)
+    np.testing.assert_allclose(new.mean, np.where(present, exact.mean, 0), rtol=1e-5)
+    np.testing.assert_allclose(new.var, np.where(present, exact.var, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize(
+    ("momentum", "keep"),
+    [
+        (0.9, lambda t: 0.9),
+        (jaxbn.cumulative_average, lambda t: t / (t + 1)),
+        (jaxbn.zero_debiased(0.9), lambda t: 0.9 * (1 - 0.9**t) / (1 - 0.9 ** (t + 1))),
+        (lambda count: 1 / (count + 2.0), lambda t: 1 / (t + 2)),
+    ],
+    ids=["constant", "cumulative", "debiased", "own"],
+)
+def test_running_statistics(momentum, keep, unbiased):
+    """Over batches of several sizes, from initial values that are not the default ones."""
+    start = np.array([3.0, -1.0], np.float32)
+    params, state = jaxbn.bn_init(2, mean=start, var=start**2)
+    batches = [np.random.default_rng(t).normal(t, 1 + t, (4 + t % 2, 2)).astype(np.float32) for t in range(5)]
+    for x in batches:
+        _, state = jaxbn.bn_apply(params, state, x, True, momentum=momentum, unbiased_running_var=unbiased)
+    exact = [oracle.training(x) for x in batches]
+    kept = [keep(t) for t in range(len(batches))]
+    assert state.count == len(batches)
+    np.testing.assert_allclose(state.mean, oracle.running(start, [b.mean for b in exact], kept), rtol=1e-5)
+    var = [b.var * (b.count / (b.count - 1) if unbiased else 1) for b in exact]
+    np.testing.assert_allclose(state.var, oracle.running(start**2, var, kept), rtol=1e-5)
