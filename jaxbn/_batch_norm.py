@@ -1,6 +1,5 @@
 """Floor 2: batch normalization as two pure functions."""
 
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -66,28 +65,24 @@ def bn_init(
         >>> print(params.scale, params.bias, state.mean, state.var, state.count)
         [1. 1. 1.] None [0. 0. 0.] [1. 1. 1.] 0
     """
+    shape = _check.sizes(num_features)
     try:
-        sizes = num_features if isinstance(num_features, Sequence) else (num_features,)
-        shape = tuple(operator.index(n) for n in sizes)  # type: ignore[arg-type]
+        dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
     except TypeError:
-        raise TypeError(f"`num_features` must be an int or a tuple of ints; got {num_features!r}.") from None
-    if min(shape, default=0) < 0:
-        raise ValueError(f"`num_features` must not be negative; got {num_features!r}.")
+        raise TypeError(f"`dtype` must be a floating point dtype; got {dtype!r}.") from None
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"`dtype` must be floating point; got {jnp.dtype(dtype)}.")
-
-    def full(name, value, dtype) -> Any:
-        if value is None:
-            return None
-        try:
-            return jnp.array(jnp.broadcast_to(jnp.asarray(value, dtype), shape))
-        except ValueError:
-            raise ValueError(f"`{name}` must broadcast to {shape}; got shape {np.shape(value)}.") from None
-
-    kept = _check.working(jnp.dtype(dtype))
-    params = BatchNormParams(full("scale", scale, dtype), full("bias", bias, dtype))
-    moments = full("mean", mean, kept), full("var", var, _check.real(kept))
-    return params, BatchNormState(*moments, jnp.zeros((), jnp.int32))
+        raise TypeError(f"`dtype` must be floating point; got {dtype}.")
+    kept = _check.working(dtype)
+    params = BatchNormParams(
+        None if scale is None else _check.initial("scale", scale, dtype, shape),
+        None if bias is None else _check.initial("bias", bias, dtype, shape),
+    )
+    state = BatchNormState(
+        _check.initial("mean", mean, kept, shape),
+        _check.initial("var", var, _check.real(kept), shape),
+        jnp.zeros((), jnp.int32),
+    )
+    return params, state
 
 
 def bn_apply(
@@ -136,8 +131,8 @@ def bn_apply(
 
     Returns:
         `(y, new_state)`: `y` of x's shape and dtype, `new_state` of the same shapes and dtypes as `state`,
-        without gradient. A feature without values, or whose batch statistics are not finite, keeps its
-        running ones; `count` grows if any feature's statistics changed. In evaluation `new_state` is `state`.
+        without gradient. A feature without values, or whose second moment is not finite in the dtype of the statistics,
+        keeps its running ones; `count` grows if any feature's statistics changed. In evaluation `new_state` is `state`.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range than stated; the message says which.
@@ -169,9 +164,13 @@ def bn_apply(
         residual = _check.floating("residual", residual, or_complex=jnp.iscomplexobj(x))
         if residual.shape != x.shape:
             raise ValueError(f"`residual` must have the shape of `x`, {x.shape}; got {residual.shape}.")
+    if not isinstance(unbiased_running_var, (bool, np.bool_)):
+        raise TypeError(f"`unbiased_running_var` must be True or False; got {unbiased_running_var!r}.")
+    mask = None if mask is None else _check.mask(mask, x.shape)
     closed_over = []
     if activation is not None:
-        activation, closed_over = _check.activation(activation, x)
+        like = jax.eval_shape(partial(_before_activation, features), params, state, x, mask, residual)
+        activation, closed_over = _check.activation(activation, like)
     y, new = _apply(
         rule,
         features,
@@ -183,7 +182,7 @@ def bn_apply(
         train,
         update,
         _check.momentum(momentum, state.count),
-        None if mask is None else _check.mask(mask, x.shape),
+        mask,
         residual,
         closed_over,
     )
@@ -219,6 +218,17 @@ def _apply(
     return y, _updated(state, batch, momentum, unbiased, jnp.logical_and(update, train))
 
 
+def _before_activation(features, params, state, x, mask, residual):
+    """Something of the shape, dtype, sharding and replication of what the activation gets."""
+    dtype = _check.working(x.dtype)
+    y = x.astype(dtype) if residual is None else x.astype(dtype) + residual.astype(dtype)
+    for v in params:
+        y = y if v is None else y + to_layout(v.astype(dtype), features, x.ndim)
+    for v in jax.tree.leaves((state, mask)):
+        y = y + jnp.sum(v).astype(dtype)
+    return y
+
+
 def _updated(state, batch, momentum, unbiased, allowed):
     """The state after one more batch. A feature takes part if it has values and their second moment is finite."""
     keep, take = momentum
@@ -230,6 +240,8 @@ def _updated(state, batch, momentum, unbiased, allowed):
     def average(running, value):
         # In the dtype of the statistics: in bfloat16 0.999 would be 1.
         mixed = keep.astype(value.dtype) * running.astype(value.dtype) + take.astype(value.dtype) * value
+        # What is not kept at all may be anything, infinity too.
+        mixed = jnp.where(keep == 0, value, mixed)
         return jnp.where(takes_part, mixed.astype(running.dtype), running)
 
     count = state.count + jnp.any(takes_part).astype(state.count.dtype)

@@ -1,7 +1,7 @@
 """Floor 0: what a caller may pass. Each error states the rule, what came, and the likely fix."""
 
 import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,10 @@ def floating(name: str, value: Any, or_complex: bool = False) -> jax.Array:
             f"`{name}` must be floating point; got dtype {dtype}. "
             f"Convert it first, for example by `{name}.astype(jnp.float32)`."
         )
-    return jnp.asarray(value)
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):  # a type without values, as of `jax.eval_shape`
+        raise TypeError(f"`{name}` must be an array; got {type(value).__name__}.") from None
 
 
 def working(dtype: Any) -> Any:
@@ -38,6 +41,38 @@ def working(dtype: Any) -> Any:
 def real(dtype: Any) -> Any:
     """The dtype of absolute values."""
     return jnp.finfo(dtype).dtype
+
+
+def sizes(num_features: Any) -> tuple[int, ...]:
+    """The sizes of the feature axes."""
+    try:
+        given = num_features if isinstance(num_features, Sequence) else (num_features,)
+        shape = tuple(operator.index(n) for n in given)
+    except TypeError:
+        raise TypeError(f"`num_features` must be an int or a tuple of ints; got {num_features!r}.") from None
+    if min(shape, default=0) < 0:
+        raise ValueError(f"`num_features` must not be negative; got {num_features!r}.")
+    return shape
+
+
+def initial(name: str, value: Any, dtype: Any, shape: tuple[int, ...]) -> jax.Array:
+    """An initial value of `shape` and `dtype`."""
+    try:
+        array: Any = value if hasattr(value, "dtype") else np.asarray(value)
+    except ValueError:
+        raise ValueError(f"`{name}` must broadcast to {shape}; got a ragged list.") from None
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(f"`{name}` must be a number or an array of numbers; got {value!r}.")
+    pairs = zip(array.shape[::-1], shape[::-1], strict=False)
+    if array.ndim > len(shape) or any(m not in (1, n) for m, n in pairs):
+        raise ValueError(f"`{name}` must broadcast to {shape}; got shape {array.shape}.")
+    if jnp.iscomplexobj(array) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"`{name}` must be real for dtype {jnp.dtype(dtype)}; got {array.dtype}. Use a complex `dtype`."
+        )
+    if name == "var" and not isinstance(array, Tracer) and not np.all(np.asarray(array) >= 0):
+        raise ValueError(f"`var` must not be negative; got {value!r}.")
+    return jnp.array(jnp.broadcast_to(jnp.asarray(array, dtype), shape))
 
 
 def axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
@@ -61,16 +96,17 @@ def axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
 def mask(value: Any, shape: tuple[int, ...]) -> jax.Array:
     """`value` as a bool array with the number of dimensions of `shape`, broadcastable to it."""
     try:
-        fits = np.broadcast_shapes(np.shape(value), shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`mask` must be an array of bools; got {type(value).__name__}.") from None
+    # By hand: a size may be symbolic.
+    missing = len(shape) - array.ndim
+    if missing < 0 or any(m != 1 and m != n for m, n in zip(array.shape, shape[missing:], strict=True)):
         raise ValueError(
-            f"`mask` must broadcast to the shape of `x`; got mask {np.shape(value)} for x {shape}. "
+            f"`mask` must broadcast to the shape of `x`; got mask {array.shape} for x {shape}. "
             "Give it x's number of dimensions, with size 1 where it does not vary: [batch, 1] for x [batch, features]."
         )
-    array = jnp.asarray(value)
-    return lax.expand_dims(array.astype(bool), range(len(shape) - array.ndim))
+    return lax.expand_dims(array.astype(bool), range(missing))
 
 
 def axis_names(value: Any) -> tuple[str, ...]:
@@ -78,6 +114,8 @@ def axis_names(value: Any) -> tuple[str, ...]:
     names = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
     for name in names:
         try:
+            if isinstance(name, int):  # which JAX would take for an axis of the array
+                raise NameError
             lax.axis_size(name)
         except (NameError, KeyError, TypeError):
             raise ValueError(
@@ -135,14 +173,13 @@ def flag(name: str, value: Any) -> bool | jax.Array:
 
 def epsilon(value: Any) -> float:
     """`value` as a positive float."""
-    try:
-        number = float(value)
-    except Exception:
-        raise TypeError(
-            f"`epsilon` must be a Python float; got {value!r}. It is part of the program, not data."
-        ) from None
-    if not 0 < number < float("inf"):
-        raise ValueError(f"`epsilon` must be positive and finite; got {number}. 1e-5 is usual.")
+    if isinstance(value, (bool, str)) or np.ndim(value) or isinstance(value, Tracer):
+        raise TypeError(f"`epsilon` must be a Python float; got {value!r}: it is compiled in.")
+    number = float(value)
+    if not jnp.finfo(jnp.float32).tiny <= number < float("inf"):
+        raise ValueError(
+            f"`epsilon` must be positive, finite, and not below float32's 1.2e-38; got {number}. Take 1e-5."
+        )
     return number
 
 
@@ -150,35 +187,54 @@ def momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
     """The fractions to keep and to take: `value`, or what it gives for `count`, and its complement."""
     if callable(value):
         value = value(count)
-        if np.shape(value) != ():
-            raise ValueError(f"A `momentum` schedule must return a scalar; got shape {np.shape(value)}.")
-    try:
-        concrete = None if isinstance(value, Tracer) else float(value)
-    except Exception:
+    if isinstance(value, (str, bool)) or value is None or not hasattr(value, "__sub__"):
         raise TypeError(
             f"`momentum` must be a number or a function of `state.count`; got {value!r}. "
             "PyTorch's None is `jaxbn.cumulative_average` here."
-        ) from None
+        )
+    if np.shape(value) != ():
+        raise ValueError(f"`momentum` must be a scalar, and a schedule must return one; got shape {np.shape(value)}.")
+    concrete = None if isinstance(value, Tracer) else float(value)
     if concrete is not None and not 0 <= concrete <= 1:
         raise ValueError(f"`momentum` is the fraction that is kept and must lie in [0, 1]; got {concrete}.")
     # From a Python float the complement is exact to more digits than float32 has.
     return value, 1 - value
 
 
-def activation(value: Any, x: jax.Array) -> tuple[Any, list[Any]]:
+class Activation:
+    """A function as a part of a compiled program: equal to another if it is the same one and computes the same.
+
+    An object may be called again after what it reads has changed, so its identity is not enough.
+    """
+
+    def __init__(self, function: Any, text: str):
+        self.function, self.text = function, text
+
+    def __call__(self, y: jax.Array, *arrays: Any) -> jax.Array:
+        """The function."""
+        return self.function(y, *arrays)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Activation) and self.function is other.function and self.text == other.text
+
+
+def activation(value: Any, y: jax.ShapeDtypeStruct) -> tuple[Any, list[Any]]:
     """`value` as a function of `(y, *arrays)`, and the traced arrays that it closed over, which have derivatives."""
     if not callable(value):
         raise TypeError(f"`activation` must be a function such as `jax.nn.relu`; got {value!r}.")
-    y = jax.ShapeDtypeStruct(x.shape, working(x.dtype))
-    traced = jax.make_jaxpr(lambda y: value(y))(y)
-    if [out.shape for out in traced.out_avals] != [x.shape]:
+    traced, out = jax.make_jaxpr(lambda y: value(y), return_shape=True)(y)
+    if getattr(out, "shape", None) != y.shape:
         raise ValueError(
-            f"`activation` must be elementwise and return one array of its argument's shape {x.shape}; got "
-            f"{[out.shape for out in traced.out_avals]}."
+            f"`activation` must be elementwise and return one array of its argument's shape {y.shape}; got {out}."
         )
-    if not traced.consts and isinstance(value, Hashable):
-        return value, []  # itself, so that an eager call finds what it compiled before
-    # A new function each time, since JAX caches by function, and what this one closes over may have changed.
+    if jnp.issubdtype(out.dtype, jnp.complexfloating) and not jnp.issubdtype(y.dtype, jnp.complexfloating):
+        raise TypeError(f"`activation` must be real for real `x`; got {out.dtype}. Take the real part, or its size.")
+    if not traced.consts:
+        return Activation(value, str(traced)), []
+    # Never equal to another, since the arrays that it closes over may have changed.
     return jax.closure_convert(lambda y: value(y), y)
 
 
@@ -190,6 +246,8 @@ def parameters(x: jax.Array, params: Any, state: Any, features: tuple[int, ...],
         for name in names:
             if owner == "params" and getattr(given, name) is None:
                 continue
+            if not hasattr(getattr(given, name), "dtype"):
+                raise TypeError(f"`{owner}.{name}` must be an array; got {getattr(given, name)!r}.")
             shape = np.shape(getattr(given, name))
             wanted = () if name == "count" else features
             if shape != wanted:
@@ -199,6 +257,8 @@ def parameters(x: jax.Array, params: Any, state: Any, features: tuple[int, ...],
                     f"got {shape}. Make it by `bn_init({features[0] if len(features) == 1 else features})`, "
                     "or name by `axis` where x has its features."
                 )
+            if jnp.iscomplexobj(getattr(given, name)) and not jnp.iscomplexobj(x):
+                raise TypeError(f"`{owner}.{name}` must be real for real `x`; got {getattr(given, name).dtype}.")
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(state.mean):
         raise TypeError(
             f"`state.mean` must be complex for complex `x`; got {state.mean.dtype}. Make it by "

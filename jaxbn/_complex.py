@@ -30,4 +30,4 @@ def complex_layer(rule, activation, x, scale, bias, frame, residual, closed_over
     y = y if scale is None else y * scale
     y = y if bias is None else y + bias
     y = y if residual is None else y + residual.astype(x.dtype)
-    return y if activation is None else activation(y, *closed_over)
+    return (y if activation is None else activation(y, *closed_over)).astype(x.dtype)

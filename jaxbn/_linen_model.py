@@ -10,9 +10,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.typing import ArrayLike
 
 
-def convert(variables: Mapping[str, Any], *, count: int | None = None) -> dict[str, Any]:
+def convert(variables: Mapping[str, Any], *, count: ArrayLike | None = None) -> dict[str, Any]:
     """The variables of a model, for the same model with other batch normalizations.
 
     Names and shapes are flax's, so between `flax.linen.BatchNorm` and `jaxbn.linen.BatchNorm` nothing changes but
@@ -21,7 +22,7 @@ def convert(variables: Mapping[str, Any], *, count: int | None = None) -> dict[s
     Args:
         variables: what `init` or a checkpoint gives, with `batch_stats`; nested mappings.
         count: the number of updates that the statistics have seen, for layers whose momentum is a schedule; None for
-            layers without one, flax's among them.
+            layers without one, flax's among them. `[layers]` where `nn.scan` has stacked them.
 
     Returns:
         New nested dicts that hold the same arrays.

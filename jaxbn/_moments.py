@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -160,9 +161,10 @@ def local(reduced: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> Mom
     else:
         # Axes that the mask does not vary along are not summed but counted. A float32 sum of ones is exact below 2^24,
         # and under sharded `jit` shares its collective with the sums of x; above, it might stop growing.
+        repeats = math.prod(x.shape[a] for a in reduced if mask.shape[a] == 1)
         varying = math.prod(mask.shape[a] for a in reduced)
-        ones = mask.astype(x.dtype if varying <= 2**24 else jnp.int32)
-        count = jnp.sum(ones, reduced, keepdims=True).astype(x.dtype) * (size / max(varying, 1))
+        ones = mask.astype(jnp.int32 if isinstance(varying, int) and varying > 2**24 else x.dtype)
+        count = jnp.sum(ones, reduced, keepdims=True).astype(x.dtype) * jnp.full((), repeats, x.dtype)
         count = jnp.broadcast_to(count, shape)
 
     def counted(values):
@@ -242,8 +244,9 @@ def _about(pivot: jax.Array, count: jax.Array, shift: jax.Array, square: jax.Arr
     """Moments from `shift = E[x - pivot]` and `square = E[(x - pivot)^2]`."""
     shift = _rounded(shift)
     mean = pivot + shift
-    # Only rounding can make the difference negative.
-    var = jnp.maximum(square - shift * shift, 0)
+    var = square - shift * shift
+    # Only rounding can make it negative. (A maximum with 0 would halve second derivatives at 0.)
+    var = jnp.where(var < 0, 0, var)
     return Moments(count, mean, var, tail=shift - (mean - pivot))
 
 
@@ -260,4 +263,9 @@ def _rounded(v: jax.Array) -> jax.Array:
 def _filled(m: Moments) -> Moments:
     """`m` with every array of the shape and dtype of the mean."""
     mean = _check.floating("mean", m.mean)
-    return Moments(*(jnp.broadcast_to(jnp.asarray(v, mean.dtype), mean.shape) for v in m))
+    try:
+        return Moments(*(jnp.broadcast_to(jnp.asarray(v, mean.dtype), mean.shape) for v in m))
+    except ValueError:
+        raise ValueError(
+            f"All of `Moments` must broadcast to the shape of its mean, {mean.shape}; got {[np.shape(v) for v in m]}."
+        ) from None

@@ -32,8 +32,8 @@ def zero_debiased(decay: float = 0.99) -> Callable[[ArrayLike], jax.Array]:
         >>> print(keep(0), round(float(keep(1)), 4), round(float(keep(1000)), 4))
         0.0 0.4737 0.9
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"`decay` must be in [0, 1); got {decay!r}. For the plain mean use `cumulative_average`.")
+    if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+        raise ValueError(f"`decay` must be a number in [0, 1); got {decay!r}. The plain mean is `cumulative_average`.")
 
     def keep(count):
         # (1 - d^t) / (1 - d^(t+1)) by expm1, which does not cancel for d near 1.

@@ -11,6 +11,7 @@ from flax.nnx.nn import dtypes
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax.typing import ArrayLike
 
+from jaxbn import _check
 from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply
 from jaxbn._flax import mean_for, negated, output_dtype, widened
 from jaxbn._momentum import Momentum
@@ -92,7 +93,7 @@ class BatchNorm(nnx.Module):
         mean_metadata: Mapping[str, Any] = MappingProxyType({}),
         var_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
-        shape = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
+        shape = _check.sizes(num_features)
         # Keys are drawn in flax's order, so that the same seed gives the same parameters.
         scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else None
         bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else None
@@ -145,7 +146,12 @@ class BatchNorm(nnx.Module):
                 "either, or set it for a whole model by `model.train()`, `model.eval()` or "
                 "`nnx.view(model, use_running_average=...)`."
             )
-        x = jnp.asarray(x)
+        if callable(self.momentum) and self.count is None:
+            raise ValueError(
+                "A layer whose `momentum` is a schedule must have a count of its updates; this one was made without. "
+                "Set the schedule by `model = jaxbn.nnx.convert(model, momentum=...)`."
+            )
+        train, x = negated(evaluate), jnp.asarray(x)
         mean, var = self.mean[...], self.var[...]
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
@@ -156,7 +162,7 @@ class BatchNorm(nnx.Module):
             BatchNormParams(scale, bias),
             BatchNormState(mean_for(x, mean), var, jnp.zeros((), jnp.int32) if self.count is None else self.count[...]),
             widened(x, dtype),
-            negated(evaluate),
+            train,
             axis=self.axis,
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -167,7 +173,7 @@ class BatchNorm(nnx.Module):
             activation=self.activation,
             residual=residual,
         )
-        if evaluate is not True:
+        if train is not False:
             self.mean.set_value(new.mean)
             self.var.set_value(new.var)
             if self.count is not None:

@@ -24,6 +24,7 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
         model: an nnx module, or any graph of them; a batch normalization itself too.
         to: `jaxbn.nnx.BatchNorm`, or `flax.nnx.BatchNorm` to go back.
         **changes: attributes to set in all of them: `axis_name="data"`, `momentum=0.9`, `frozen=True`, `epsilon=1e-3`.
+            A momentum schedule starts at count 0, and may so forget the statistics there are; set `layer.count` then.
 
     Returns:
         A model of the same structure.

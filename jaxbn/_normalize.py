@@ -93,17 +93,24 @@ def _normalize_jvp(rule, primals, tangents):
     factor = inverse_std(rule, x, frame)
     gain = factor if scale is None else scale * factor
 
-    # The tangent is `u - offset - unit * slope`. The two per-feature vectors travel as one array, so that one
-    # collective, forward or transposed, serves the projection and the gradients of scale and bias alike.
-    y_dot = jnp.zeros_like(x) if _is_zero(x_dot) else _where_counted(frame, x, factor, gain * x_dot)
-    vectors = jnp.zeros((2, *frame.m.mean.shape), x.dtype) if _is_zero(x_dot) else _means(rule, frame, y_dot, unit)
-    affine_dot = [jnp.zeros_like(gain) if _is_zero(t) else t for t in (bias_dot, scale_dot)]
+    # The tangent is `u - offset - x^ slope + dbias`, with an offset and a slope for each feature.
+    offset, slope = jnp.zeros((2, *frame.m.mean.shape), x.dtype)
+    y_dot = jnp.zeros_like(x)
+    if not _is_zero(x_dot):
+        y_dot = _where_counted(frame, x, factor, gain * x_dot)
+        offset, slope = _means(rule, frame, y_dot, unit)
     if not _is_zero(frame_dot.m.mean):
-        affine_dot[0] = affine_dot[0] - gain * frame_dot.m.mean
+        offset = offset + gain * frame_dot.m.mean
     if not _is_zero(frame_dot.m.var):
-        affine_dot[1] = affine_dot[1] - gain * factor * frame_dot.m.var / 2
-    offset, slope = vectors - jnp.stack(affine_dot)
-    return normalize(rule, x, scale, bias, frame), y_dot - offset - unit * slope
+        slope = slope + gain * factor * frame_dot.m.var / 2
+    if not _is_zero(scale_dot):
+        slope = slope - scale_dot
+    shift = jnp.zeros_like(offset) if _is_zero(bias_dot) else bias_dot
+    if frame.mask is None:
+        y_dot = y_dot - (offset - shift) - unit * slope
+    else:  # where x^ is 0 by decree, it does not move with the mean
+        y_dot = y_dot - _where_counted(frame, x, factor, jnp.broadcast_to(offset, x.shape)) + shift - unit * slope
+    return normalize(rule, x, scale, bias, frame), y_dot
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxbn import _check
@@ -24,12 +25,13 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
     variances leaves out. It equals the update by the one batch that they are parts of.
 
     Args:
-        states: the k states after the microbatches, stacked on a leading axis (what `jax.vmap` and the outputs of
+        states: the k >= 1 states after the microbatches, stacked on a leading axis (what `jax.vmap` and the outputs of
             `jax.lax.scan` give): `BatchNormState`s, linen's `batch_stats`, an `nnx.State` of `BatchStat`s, or any tree
             of them. Leaves are recognized by their names mean, var and count.
         momentum: what the layers were given, in [0, 1); a schedule needs states with `count`.
         weights: how many values each microbatch had, `[k]`; by default all the same. Where the state has a count,
-            microbatches that did not update it are left out; where it has none, all must have updated it.
+            microbatches that did not update it are left out; where it has none, all must have updated it. A single
+            feature that took no part in a microbatch that others took part in is not left out.
 
     Returns:
         The state after the one update, without the leading axis.
@@ -80,21 +82,28 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
 def _pooled(layer: dict[str, jax.Array], momentum: Momentum, share: jax.Array) -> dict[str, jax.Array]:
     """One layer's state, from its states after each microbatch."""
     mean, var = layer["mean"], layer["var"]
-    pooled, before = {}, jnp.zeros((), jnp.int32)
-    if "count" in layer:
+    pooled, share = {}, share.astype(var.dtype)
+    before = jnp.zeros((), jnp.int32)
+    if "count" in layer:  # one number, or one for each of a stack of layers
         pooled["count"] = jnp.max(layer["count"], 0)
         before = pooled["count"] - 1
-        share = jnp.where(layer["count"] == pooled["count"], share, 0)
-    _, take = _check.momentum(momentum, before)
-    if isinstance(take, float) and take == 0:
+        share = jnp.where(layer["count"] == pooled["count"][None], _trailing(share, layer["count"].ndim), 0)
+    keep = momentum(before) if callable(momentum) else _check.momentum(momentum, before)[0]
+    if not isinstance(keep, Tracer) and np.any(np.asarray(keep) == 1):
         raise ValueError("`momentum` must be below 1: at 1 the states hold nothing of the microbatches.")
+    take = jnp.asarray(1 - keep).astype(var.dtype)
+    total = jnp.sum(share, 0, keepdims=True)
     # Nothing in any of them: their states are all the old one, in whatever shares.
-    share = jnp.where(jnp.sum(share) > 0, share, jnp.ones_like(share))
-    share = (share / jnp.sum(share)).astype(mean.dtype).reshape(-1, *[1] * (mean.ndim - 1))
-    pooled["mean"] = jnp.sum(share * mean, 0)
-    between = jnp.sum(share * jnp.square(mean - pooled["mean"][None]), 0)
-    pooled["var"] = jnp.sum(share * var, 0) + between / jnp.asarray(take).astype(mean.dtype)
+    share = _trailing(jnp.where(total > 0, share, 1 / len(mean)) / jnp.where(total > 0, total, 1), mean.ndim)
+    pooled["mean"] = jnp.sum(share.astype(mean.dtype) * mean, 0)
+    between = jnp.sum(share * jnp.square(jnp.abs(mean - pooled["mean"][None])), 0)
+    pooled["var"] = jnp.sum(share * var, 0) + between / _trailing(take, between.ndim)
     return pooled
+
+
+def _trailing(v: jax.Array, ndim: int) -> jax.Array:
+    """`v` with axes of size 1 behind its own, `ndim` in all."""
+    return jax.lax.expand_dims(v, range(v.ndim, ndim))
 
 
 def _layer_and_name(path: tuple) -> tuple[tuple, str]:

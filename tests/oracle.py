@@ -20,7 +20,7 @@ class Forward(NamedTuple):
     y: np.ndarray
     mean: np.ndarray
     var: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def channels(x: np.ndarray, axis: int | Sequence[int] = -1):
@@ -107,7 +107,7 @@ def plain(x, scale=None, bias=None, *, axis: int | Sequence[int] = -1, epsilon=E
 
     def lay(v):
         order = np.argsort(axes)
-        return jnp.expand_dims(jnp.transpose(v, order), reduced)
+        return jnp.expand_dims(jnp.transpose(v, order.tolist()), reduced)
 
     mask, pair = options.get("mask"), options.get("running")
     counted = jnp.ones(x.shape, x.dtype) if mask is None else mask.astype(x.dtype)

@@ -1,5 +1,7 @@
 """The moments algebra: laws, against float64 NumPy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,3 +173,32 @@ def test_cumulative_average_is_the_mean(values):
         m = float(jaxbn.cumulative_average(t))
         running = m * running + (1 - m) * value
     assert running == pytest.approx(np.mean(values), rel=1e-4, abs=1e-2)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 7])
+def test_two_parts_merge_as_chan_has_it(cut):
+    """mean = mean1 + d n2 / n and M2 = M2a + M2b + d^2 n1 n2 / n, and so does `pool`, as the whole has it."""
+    with jax.enable_x64(True):
+        x = np.random.default_rng(0).normal(1, 2, (8, FEATURES))
+        a, b = x[:cut], x[cut:]
+        d = b.mean(0) - a.mean(0)
+        mean = a.mean(0) + d * len(b) / len(x)
+        var = (a.var(0) * len(a) + b.var(0) * len(b) + d**2 * len(a) * len(b) / len(x)) / len(x)
+        pooled = jaxbn.pool(jax.tree.map(lambda *v: jnp.stack(v), jaxbn.moments(a), jaxbn.moments(b)))
+        for m in (pooled, jaxbn.moments(x)):
+            np.testing.assert_allclose(m.mean, mean, rtol=1e-11, atol=1e-11)
+            np.testing.assert_allclose(m.var, var, rtol=1e-11, atol=1e-11)
+
+
+def test_batch_variance_is_biased_by_its_size():
+    """E[var of m draws] = (m - 1) / m sigma^2, exactly: over all draws of three from five values."""
+    with jax.enable_x64(True):
+        values = np.random.default_rng(0).normal(size=5)
+        draws = np.array(list(itertools.product(values, repeat=3))).T  # one feature a draw
+        got = jaxbn.moments(draws).var
+        np.testing.assert_allclose(got.mean(), 2 / 3 * values.var(), rtol=1e-11, atol=1e-11)
+        state = jaxbn.bn_init(draws.shape[1], dtype=jnp.float64)[1]
+        _, state = jaxbn.bn_apply(
+            jaxbn.BatchNormParams(None, None), state, jnp.asarray(draws), True, momentum=0.0, unbiased_running_var=True
+        )
+        np.testing.assert_allclose(state.var.mean(), values.var(), rtol=1e-11, atol=1e-11)
