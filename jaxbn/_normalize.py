@@ -109,7 +109,7 @@ def _normalize_jvp(rule, primals, tangents):
     if frame.mask is None:
         y_dot = y_dot - (offset - shift) - unit * slope
     else:  # where x^ is 0 by decree, it does not move with the mean
-        y_dot = y_dot - _where_counted(frame, x, factor, jnp.broadcast_to(offset, x.shape)) + shift - unit * slope
+        y_dot = _where_counted(frame, x, factor, y_dot - offset) + shift - unit * slope
     return normalize(rule, x, scale, bias, frame), y_dot
 
 
