@@ -159,7 +159,7 @@ def bn_apply(
         names = _check.axis_names(axis_name)
         groups = _check.groups(axis_index_groups, names)
     scope = Scope(tuple(a for a in range(x.ndim) if a not in features), names, groups)
-    rule = Rule(scope, _check.epsilon(epsilon), train if isinstance(train, bool) else None)
+    rule = Rule(scope, _check.epsilon(epsilon, x.dtype), train if isinstance(train, bool) else None)
     if residual is not None:
         residual = _check.floating("residual", residual, or_complex=jnp.iscomplexobj(x))
         if residual.shape != x.shape:

@@ -171,15 +171,13 @@ def flag(name: str, value: Any) -> bool | jax.Array:
     return value
 
 
-def epsilon(value: Any) -> float:
-    """`value` as a positive float."""
+def epsilon(value: Any, dtype: Any) -> float:
+    """`value` as a float that is positive in the dtype in which values of `dtype` are summed."""
     if isinstance(value, (bool, str)) or np.ndim(value) or isinstance(value, Tracer):
         raise TypeError(f"`epsilon` must be a Python float; got {value!r}: it is compiled in.")
-    number = float(value)
-    if not jnp.finfo(jnp.float32).tiny <= number < float("inf"):
-        raise ValueError(
-            f"`epsilon` must be positive, finite, and not below float32's 1.2e-38; got {number}. Take 1e-5."
-        )
+    number, least = float(value), float(jnp.finfo(working(dtype)).tiny)
+    if not least <= number < float("inf"):
+        raise ValueError(f"`epsilon` must be positive, {least:.1e} at least, and finite; got {number}. Take 1e-5.")
     return number
 
 

@@ -179,7 +179,7 @@ MISTAKES = [
         "`momentum` must be a scalar",
     ),
     (lambda: apply(PARAMS, STATE, X, True, epsilon="1e-5"), TypeError, "`epsilon` must be a Python float"),
-    (lambda: apply(PARAMS, STATE, X, True, epsilon=1e-50), ValueError, "`epsilon` must be .* not below"),
+    (lambda: apply(PARAMS, STATE, X, True, epsilon=1e-50), ValueError, "`epsilon` must be positive, 1.2e-38 at least"),
     (lambda: apply(PARAMS, STATE, X, True, unbiased_running_var=jnp.array(True)), TypeError, "True or False"),
     (lambda: apply(PARAMS, STATE, X, True, activation=lambda y: jax.lax.complex(y, y)), TypeError, "must be real"),
     (lambda: apply(PARAMS, STATE, X, True, activation=lambda y: (y,)), ValueError, "one array"),
