@@ -216,7 +216,7 @@ class Activation:
         return hash(self.text)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Activation) and self.function is other.function and self.text == other.text
+        return isinstance(other, Activation) and self.text == other.text and self.function == other.function
 
 
 def activation(value: Any, y: jax.ShapeDtypeStruct) -> tuple[Any, list[Any]]:
