@@ -67,7 +67,7 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
     share = _check.floating("weights", share)
     if leaves and share.shape != (len(leaves[0][1]),):
         raise ValueError(f"`weights` must be [{len(leaves[0][1])}], one for each microbatch; got {share.shape}.")
-    new = [leaf for _, leaf in leaves]
+    new = [jnp.asarray(leaf) for _, leaf in leaves]
     for where in layers.values():
         if not {"mean", "var"} <= set(where) or (callable(momentum) and "count" not in where):
             raise ValueError(
