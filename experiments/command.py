@@ -100,7 +100,7 @@ def run(config: Config, folder: Path, interrupt: Interrupt) -> int:
         figure.draw(folder / "figure.png", rows, f"{name}: {described(s)}\n{spread}", s.target_accuracy)
         caption = f"Median (quartiles) of n seeds; ms/step: all runs of an arm at once. {described(s)}."
         console.print(summary.table(results, caption))
-        console.print(f"What was expected, written before any run: {' '.join(config.claim.expected.split())}")
+        console.print(f"What the config expects: {' '.join(config.claim.expected.split())}")
     if not complete:
         console.print(f"Interrupted: {folder} holds what was done until then.")
         return INTERRUPTED
