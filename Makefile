@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow check clean
+.PHONY: demo test slow check bench clean
 
 demo: $(VENV)/experiments
 	$(BIN)/python -m experiments configs/quickstart.toml
@@ -18,6 +18,10 @@ check: $(VENV)/checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Beside the libraries that the package is compared with; PyTorch too if it is installed.
+bench: $(VENV)/experiments $(VENV)/neighbours
+	$(BIN)/python -m experiments.benchmark
 
 # One file for each extra of pyproject.toml that is installed; older than what it was installed from, it is made again.
 $(VENV)/%: pyproject.toml constraints.txt

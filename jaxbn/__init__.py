@@ -6,7 +6,7 @@
 How it is built, from the ground up; a file imports from lower floors only:
 
 0. `_moments`: the count, mean and variance of a group of values, and how groups pool. `_momentum`: schedules of the
-   running average. `_check`: what may be passed.
+   running average. `_save_inputs`: what a rematerialized network keeps. `_check`: what may be passed.
 1. `_normalize`: normalization by given statistics, and the one rule from which every derivative follows. `_complex`:
    the same for complex input, by JAX's own differentiation.
 2. `_batch_norm`: `bn_init` and `bn_apply`. Take the moments, normalize, update the running ones.
@@ -21,6 +21,7 @@ from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply, bn_init
 from jaxbn._moments import Moments, moments, pool, pool_named
 from jaxbn._momentum import cumulative_average, zero_debiased
 from jaxbn._pool_updates import pool_updates
+from jaxbn._save_inputs import save_inputs
 
 __all__ = [
     "BatchNormParams",
@@ -33,5 +34,6 @@ __all__ = [
     "pool",
     "pool_named",
     "pool_updates",
+    "save_inputs",
     "zero_debiased",
 ]

@@ -12,9 +12,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxbn import _check
 from jaxbn._complex import complex_layer, moments_of_parts
-from jaxbn._moments import Moments, Scope, across, from_layout, local, to_layout
+from jaxbn._moments import Moments, Scope, from_layout, moments_over, to_layout
 from jaxbn._momentum import Momentum
 from jaxbn._normalize import Frame, Rule, layer
+from jaxbn._save_inputs import saved
 
 
 class BatchNormParams(NamedTuple):
@@ -195,6 +196,7 @@ def _apply(
     rule, features, activation, unbiased, params, state, x, train, update, momentum, mask, residual, closed_over
 ):
     dtype = _check.working(x.dtype)
+    x = saved(x)
 
     def laid_out(v, dtype) -> Any:
         return None if v is None else to_layout(v.astype(dtype), features, x.ndim)
@@ -205,14 +207,14 @@ def _apply(
     run = complex_layer if jnp.iscomplexobj(x) else layer
     if rule.follows is False:
         return run(rule, activation, x, scale, bias, Frame(running, mask), residual, closed_over), state
+    # The statistics enter as constants: how they move with x is part of the derivative rule. (Complex x has none.)
     if run is complex_layer:
-        batch = moments_of_parts(rule, x.astype(dtype), mask)
+        batch = pivoted = moments_of_parts(rule, x.astype(dtype), mask)
     else:
-        # The statistics enter as constants: how they move with x is part of the derivative rule.
-        batch = across(rule.scope, local(rule.scope.reduced, lax.stop_gradient(x).astype(dtype), mask))
-    frame = Frame(batch, mask)
+        batch, pivoted = moments_over(rule.scope, lax.stop_gradient(x).astype(dtype), mask)
+    frame = Frame(jax.tree.map(saved, pivoted), mask)
     if rule.follows is None:
-        frame = Frame(jax.tree.map(partial(jnp.where, train), batch, running), mask, train)
+        frame = Frame(jax.tree.map(partial(jnp.where, train), frame.m, running), mask, train)
     y = run(rule, activation, x, scale, bias, frame, residual, closed_over)
     batch = jax.tree.map(lambda v: from_layout(v, features), batch)
     return y, _updated(state, batch, momentum, unbiased, jnp.logical_and(update, train))

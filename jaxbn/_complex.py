@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxbn._moments import Moments, across, local
+from jaxbn._moments import Moments, moments_over
 from jaxbn._normalize import FAR, Rule
 
 
 def moments_of_parts(rule: Rule, x: jax.Array, mask: jax.Array | None) -> Moments:
-    """Count, complex mean and real variance of complex `x`, in the layout of `local`."""
+    """Count, complex mean and real variance of complex `x`, laid out to broadcast against x."""
     parts = jnp.stack([x.real, x.imag], -1)
-    m = across(rule.scope, local(rule.scope.reduced, parts, None if mask is None else mask[..., None]))
+    m, _ = moments_over(rule.scope, parts, None if mask is None else mask[..., None])
     mean, tail = (lax.complex(v[..., 0], v[..., 1]) for v in (m.mean, m.tail))
     return Moments(m.count[..., 0], mean, jnp.sum(m.var, -1), tail)
 

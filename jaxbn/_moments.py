@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 from jax.typing import ArrayLike
 
 from jaxbn import _check
@@ -48,8 +49,8 @@ class Scope(NamedTuple):
 def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | None = None) -> Moments:
     """Count, mean and biased variance of each feature of `x`.
 
-    Computed about a pivot, `m0 = mean(x)` as rounded, so that nothing cancels: with `d = x - m0`,
-    `mean = m0 + mean(d)` and `var = mean(d^2) - mean(d)^2`. Differentiable in every mode.
+    Computed about a pivot m0 near the mean (that of the first sixty-fourth of the values), so that little cancels: with
+    `d = x - m0`, `mean = m0 + mean(d)` and `var = mean(d^2) - mean(d)^2`. Differentiable in every mode.
 
     Args:
         x: values, floating point, any shape. Sums are in float32, or float64 for float64.
@@ -76,7 +77,8 @@ def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | N
     keep = None if mask is None else _check.mask(mask, x.shape)
     x = x.astype(_check.working(x.dtype))
     reduced = tuple(a for a in range(x.ndim) if a not in features)
-    return jax.tree.map(lambda v: from_layout(v, features), local(reduced, x, keep))
+    m, _ = moments_over(Scope(reduced), x, keep)
+    return jax.tree.map(lambda v: from_layout(v, features), m)
 
 
 def pool(m: Moments, axis: int | Sequence[int] = 0) -> Moments:
@@ -103,7 +105,7 @@ def pool(m: Moments, axis: int | Sequence[int] = 0) -> Moments:
         [3.5] 3.5
     """
     m = _filled(m)
-    return _pool(m, _check.axes(axis, m.mean.ndim))
+    return _settled(_pool(m, _check.axes(axis, m.mean.ndim)))
 
 
 def pool_named(
@@ -136,7 +138,7 @@ def pool_named(
          [3.5]]
     """
     names = _check.axis_names(axis_name)
-    return across(Scope((), names, _check.groups(axis_index_groups, names)), _filled(m))
+    return _settled(across(Scope((), names, _check.groups(axis_index_groups, names)), _filled(m)))
 
 
 def to_layout(v: jax.Array, features: tuple[int, ...], ndim: int) -> jax.Array:
@@ -152,8 +154,61 @@ def from_layout(v: jax.Array, features: tuple[int, ...]) -> jax.Array:
     return lax.transpose(v, [sorted(features).index(a) for a in features])
 
 
-def local(reduced: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> Moments:
-    """Moments over the axes `reduced`, which stay with size 1; float32 or float64 `x`."""
+def moments_over(scope: Scope, x: jax.Array, mask: jax.Array | None) -> tuple[Moments, Moments]:
+    """Moments of float32 or float64 `x` over `scope`, in two forms; the reduced axes stay, of size 1.
+
+    First as they are. Then with the pivot that they were computed about in the place of the mean, and with the whole
+    rest of the mean as tail: what subtracts that pivot from x next shares the work with the statistics.
+    """
+    parts = 1 if scope.names or not scope.reduced else _parts(x, scope.reduced[0])
+    if parts > 1:
+        m = _over_parts(scope.reduced, parts, x, mask)
+        return _settled(m), m
+    own = _local(scope.reduced, x, mask)
+    if not scope.names:
+        return _settled(own), own
+    m = _settled(across(scope, own))
+    return m, Moments(m.count, own.mean, m.var, (m.mean - own.mean) + m.tail)
+
+
+def _over_parts(reduced: tuple[int, ...], parts: int, x: jax.Array, mask: jax.Array | None) -> Moments:
+    """Moments part by part, as if each were on a device of its own, and then pooled.
+
+    Where the compiler spreads the array over devices, it needs one collective for that, which sums the rows of moments.
+    A pivot of the whole array would need another before it.
+    """
+    axis = reduced[0]
+    each = _local(
+        tuple(a + 1 for a in reduced), _split(x, axis, parts), None if mask is None else _split(mask, axis, parts)
+    )
+    # The count may be spread over devices otherwise than the sums.
+    m = jnp.stack(each._replace(count=each.count + jnp.zeros_like(each.var)))
+    mine = jnp.eye(parts, dtype=bool).reshape(parts, *[1] * (axis + 1), parts, *[1] * (m.ndim - axis - 2))
+    # A sum of rows that are zero but for one's own, as between the members of a named axis: it ends up on every device.
+    rows = jnp.sum(jnp.where(mine, m[None], 0), axis + 2)
+    return _pool(Moments(*jnp.moveaxis(rows, 1, 0)), (0,))
+
+
+def _parts(x: jax.Array, axis: int) -> int:
+    """Of how many parts along `axis` the compiler may put each on another device."""
+    size, mesh = x.shape[axis], jax.typeof(x).sharding.mesh
+    on_one_device = mesh.axis_types and all(t == AxisType.Manual for t in mesh.axis_types)
+    parts = 1 if on_one_device or not isinstance(size, int) else math.gcd(size, jax.device_count())
+    return parts if 0 < parts <= MAX_ROWS else 1
+
+
+def _split(x: jax.Array, axis: int, parts: int) -> jax.Array:
+    """`x` with `axis` as two axes: the parts, and what is in each."""
+    size = x.shape[axis]
+    shape = (*x.shape[:axis], *((1, 1) if size == 1 else (parts, size // parts)), *x.shape[axis + 1 :])
+    sharding = jax.typeof(x).sharding
+    spec = (*sharding.spec[: axis + 1], None, *sharding.spec[axis + 1 :])
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return lax.reshape(x, shape, out_sharding=sharding.update(spec=spec) if explicit else None)
+
+
+def _local(reduced: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> Moments:
+    """Moments over the axes `reduced` of what this device holds, about a pivot."""
     size = math.prod(x.shape[a] for a in reduced)
     shape = [1 if a in reduced else x.shape[a] for a in range(x.ndim)]
     if mask is None:
@@ -173,9 +228,34 @@ def local(reduced: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> Mom
     def mean(values):
         return jnp.sum(values, reduced, keepdims=True) / jnp.maximum(count, 1)
 
-    pivot = _rounded(lax.stop_gradient(mean(counted(x))))
+    pivot = _mean_of_sample(reduced, x) if mask is None else None
+    pivot = lax.stop_gradient(_rounded(mean(counted(x))) if pivot is None else pivot)
     d = counted(x - pivot)
     return _about(pivot, count, mean(d), mean(d * d))
+
+
+def _mean_of_sample(reduced: tuple[int, ...], x: jax.Array) -> jax.Array | None:
+    """The mean of a power of two of entries along the axes `reduced`, at least one in 64; or None.
+
+    The mean of a k-th of the values is at most `sqrt(k - 1)` standard deviations from the mean of all, however they are
+    arranged; so the mean square about it is at most 64 times the variance, and 6 bits at most cancel. Dividing by a
+    power of two is exact, so that it needs no rounding (see `_rounded`), which would be repeated for every entry.
+    """
+    sizes = {a: x.shape[a] for a in reduced}
+    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes.values()):
+        return None
+    spec = jax.typeof(x).sharding.spec
+    keep = {a: 1 << (size.bit_length() - 1) for a, size in sizes.items()}
+    if any(spec[a] is not None and keep[a] != sizes[a] for a in reduced):
+        return None  # what is sharded is not sliced
+    while math.prod(keep.values()) * 32 >= math.prod(sizes.values()):
+        a = next((a for a in reduced if keep[a] > 1 and spec[a] is None), None)
+        if a is None:
+            break
+        keep[a] //= 2
+    for a in reduced:
+        x = lax.slice_in_dim(x, 0, keep[a], axis=a)
+    return jnp.sum(x, reduced, keepdims=True) * (1 / math.prod(keep.values()))
 
 
 def across(scope: Scope, m: Moments) -> Moments:
@@ -241,13 +321,17 @@ def _pool(m: Moments, axes: tuple[int, ...]) -> Moments:
 
 
 def _about(pivot: jax.Array, count: jax.Array, shift: jax.Array, square: jax.Array) -> Moments:
-    """Moments from `shift = E[x - pivot]` and `square = E[(x - pivot)^2]`."""
-    shift = _rounded(shift)
-    mean = pivot + shift
+    """Moments from `shift = E[x - pivot]` and `square = E[(x - pivot)^2]`, with the shift as tail."""
     var = square - shift * shift
     # Only rounding can make it negative. (A maximum with 0 would halve second derivatives at 0.)
-    var = jnp.where(var < 0, 0, var)
-    return Moments(count, mean, var, tail=shift - (mean - pivot))
+    return Moments(count, pivot, jnp.where(var < 0, 0, var), shift)
+
+
+def _settled(m: Moments) -> Moments:
+    """`m` with a tail that only holds what rounding takes from the mean."""
+    shift = _rounded(m.tail)
+    mean = m.mean + shift
+    return Moments(m.count, mean, m.var, shift - (mean - m.mean))
 
 
 def _rounded(v: jax.Array) -> jax.Array:

@@ -81,7 +81,7 @@ def layer(
 def normalize(rule: Rule, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, frame: Frame) -> jax.Array:
     """`scale (x - mean) / sqrt(var + epsilon) + bias`."""
     factor = inverse_std(rule, x, frame)
-    y = _centred(x, factor, frame) * (factor if scale is None else scale * factor)
+    y = _centred(rule, frame, x) * (factor if scale is None else scale * factor)
     return y if bias is None else y + bias
 
 
@@ -92,25 +92,47 @@ def _normalize_jvp(rule, primals, tangents):
     unit = normalize(rule, x, None, None, frame)
     factor = inverse_std(rule, x, frame)
     gain = factor if scale is None else scale * factor
+    # x^ is `(x - near - rest) factor`, and its products are summed as those of `x - near`, which is at hand.
+    near, rest = lax.stop_gradient(frame.m.mean), rest_of_mean(rule, x, frame)
 
-    # The tangent is `u - offset - x^ slope + dbias`, with an offset and a slope for each feature.
+    # The tangent is `u + offset + x^ slope + dbias`, with an offset and a slope for each feature.
     offset, slope = jnp.zeros((2, *frame.m.mean.shape), x.dtype)
     y_dot = jnp.zeros_like(x)
     if not _is_zero(x_dot):
-        y_dot = _where_counted(frame, x, factor, gain * x_dot)
-        offset, slope = _means(rule, frame, y_dot, unit)
+        y_dot = _where_counted(rule, frame, x, gain * x_dot)
+        offset, slope = (-v for v in _means(rule, frame, y_dot, unit))
     if not _is_zero(frame_dot.m.mean):
-        offset = offset + gain * frame_dot.m.mean
+        offset = offset - gain * frame_dot.m.mean
     if not _is_zero(frame_dot.m.var):
-        slope = slope + gain * factor * frame_dot.m.var / 2
+        slope = slope - gain * factor * frame_dot.m.var / 2
     if not _is_zero(scale_dot):
-        slope = slope - scale_dot
-    shift = jnp.zeros_like(offset) if _is_zero(bias_dot) else bias_dot
-    if frame.mask is None:
-        y_dot = y_dot - (offset - shift) - unit * slope
-    else:  # where x^ is 0 by decree, it does not move with the mean
-        y_dot = _where_counted(frame, x, factor, y_dot - offset) + shift - unit * slope
+        slope = slope + scale_dot
+    slope = slope * factor
+    y_dot = y_dot + (offset - rest * slope) + _where_counted(rule, frame, x, x - near) * slope
+    # Where x^ is 0 by decree, it does not move.
+    y_dot = _where_counted(rule, frame, x, y_dot)
+    if not _is_zero(bias_dot):
+        y_dot = y_dot + bias_dot
     return normalize(rule, x, scale, bias, frame), y_dot
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def rest_of_mean(rule: Rule, x: jax.Array, frame: Frame) -> jax.Array:
+    """What the mean is more than `frame.m.mean`, taken as a constant."""
+    return frame.m.tail
+
+
+@partial(rest_of_mean.defjvp, symbolic_zeros=True)
+def _rest_of_mean_jvp(rule, primals, tangents):
+    x, frame = primals
+    x_dot, frame_dot = tangents
+    rest_dot = jnp.zeros_like(frame.m.tail)
+    if not _is_zero(x_dot):
+        unit = normalize(rule, x, None, None, frame)
+        rest_dot = rest_dot + _means(rule, frame, _where_counted(rule, frame, x, x_dot), unit)[0]
+    if not _is_zero(frame_dot.m.mean):
+        rest_dot = rest_dot + frame_dot.m.mean
+    return rest_of_mean(rule, x, frame), rest_dot
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -127,34 +149,37 @@ def _inverse_std_jvp(rule, primals, tangents):
     factor_dot = jnp.zeros_like(factor)
     if not _is_zero(x_dot):
         unit = normalize(rule, x, None, None, frame)
-        factor_dot = -factor * _means(rule, frame, _where_counted(frame, x, factor, factor * x_dot), unit)[1]
+        factor_dot = -factor * _means(rule, frame, _where_counted(rule, frame, x, factor * x_dot), unit)[1]
     if not _is_zero(frame_dot.m.var):
         factor_dot = factor_dot - factor**3 * frame_dot.m.var / 2
     return factor, factor_dot
 
 
-def _means(rule: Rule, frame: Frame, u: jax.Array, unit: jax.Array) -> jax.Array:
-    """`E[u]` and `E[u x^]` over the entries that share the statistics, stacked; 0 if the statistics are not of x."""
+def _means(rule: Rule, frame: Frame, u: jax.Array, unit: jax.Array) -> list[jax.Array]:
+    """`E[u]` and `E[u x^]` over the entries that share the statistics; 0 if the statistics are not of x."""
     if rule.follows is False:
-        return jnp.zeros((2, *frame.m.mean.shape), u.dtype)
+        return [jnp.zeros(frame.m.mean.shape, u.dtype)] * 2
     if frame.mask is not None:
         u = jnp.where(frame.mask, u, 0)
-    sums = jnp.stack([jnp.sum(v, rule.scope.reduced, keepdims=True) for v in (u, u * unit)])
-    means = group_sum(rule.scope, sums) / jnp.maximum(frame.m.count, 1)[None]
-    return means if frame.follows is None else jnp.where(frame.follows, means, 0)
+    sums = [jnp.sum(v, rule.scope.reduced, keepdims=True) for v in (u, u * unit)]
+    if rule.scope.names:
+        sums = list(group_sum(rule.scope, jnp.stack(sums)))
+    n = jnp.maximum(frame.m.count, 1)
+    return [(v / n) if frame.follows is None else jnp.where(frame.follows, v / n, 0) for v in sums]
 
 
-def _centred(x: jax.Array, factor: jax.Array, frame: Frame) -> jax.Array:
+def _centred(rule: Rule, frame: Frame, x: jax.Array) -> jax.Array:
     """`x - mean`, subtracted in two steps: the first is exact where x is near the mean, the second is small."""
-    return _where_counted(frame, x, factor, (x - frame.m.mean) - frame.m.tail)
+    return _where_counted(rule, frame, x, (x - frame.m.mean) - frame.m.tail)
 
 
-def _where_counted(frame: Frame, x: jax.Array, factor: jax.Array, values: jax.Array) -> jax.Array:
+def _where_counted(rule: Rule, frame: Frame, x: jax.Array, values: jax.Array) -> jax.Array:
     """`values`, but 0 at masked entries so far out that they can only be padding: those must stay harmless."""
     if frame.mask is None:
         return values
     # Not merely finite: an activation may cube x^, and its derivative would be infinite.
-    return jnp.where(frame.mask | (jnp.abs((x - frame.m.mean) * factor) < FAR), values, 0)
+    near = jnp.abs(x - frame.m.mean) < FAR * lax.sqrt(frame.m.var + rule.epsilon)
+    return jnp.where(frame.mask | near, values, 0)
 
 
 def _is_zero(tangent) -> bool:

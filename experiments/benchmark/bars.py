@@ -1,0 +1,131 @@
+"""What was promised, and whether the measurements keep it."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from experiments.benchmark.sizes import FEWEST, OURS, RESNET_50
+
+Results = dict[str, Any]
+Group = tuple[str, str]  # dtype and epilogue
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Of positive numbers."""
+    logs = [math.log(v) for v in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def ratios(results: Results, program: str, peer: str, what: str = "ours_to_theirs") -> dict[Group, dict[str, float]]:
+    """Dtype and epilogue -> size -> the median over the rounds of our time over the peer's."""
+    found: dict[Group, dict[str, float]] = {}
+    for row in results["times"]:
+        if (row["program"], row["contender"]) == (program, peer):
+            found.setdefault((row["dtype"], row["epilogue"]), {})[row["size"]] = row[what]["median"]
+    return found
+
+
+def value(results: Results, measure: str, contender: str, **labels: Any) -> Any:
+    """The value of the one row with these labels; None if it was not measured."""
+    wanted = {"measure": measure, "contender": contender, **labels}
+    found = [row["value"] for row in results["measures"] if all(row.get(k) == v for k, v in wanted.items())]
+    return found[0] if found else None
+
+
+def resnet(plan: dict[str, Any]) -> str:
+    """What the network that a plan trains may be called."""
+    return "ResNet-50" if tuple(plan["stages"]) == RESNET_50 else "a short ResNet"
+
+
+def verdict(measured: float | None, limit: float, at_least: bool = False, digits: int = 2) -> str:
+    """Compared as it is printed, so that the table never seems to contradict itself."""
+    if measured is None:
+        return "not measured"
+    shown = round(measured, digits)
+    return "met" if (shown >= limit if at_least else shown <= limit) else "missed"
+
+
+def bars(results: Results) -> list[dict[str, Any]]:
+    """A row for each bar: what, the limit, what was measured and where it was worst, and the verdict.
+
+    Of times the geometric mean over the sizes, for each dtype and epilogue, and of these the worst.
+    """
+    platform, plan, both = results["hardware"]["platform"], results["plan"], "forward+backward"
+    cpu, gpu = platform == "cpu", platform == "gpu"
+    rows: list[dict[str, Any]] = []
+
+    def bar(what: str, measured: tuple[float | None, str], limit: float, at_least: bool = False) -> None:
+        relation = ">=" if at_least else "<="
+        rows.append(
+            {
+                "bar": what,
+                "limit": f"{relation} {limit:g}",
+                "value": measured[0] if measured[0] is None or math.isfinite(measured[0]) else None,
+                "where": measured[1],
+                "verdict": verdict(measured[0], limit, at_least),
+            }
+        )
+
+    def worst(peer: str, here: bool) -> tuple[float | None, str]:
+        found = ratios(results, both, peer) if here else {}
+        return _worst({f"{d}, {e}": geometric_mean(by_size.values()) for (d, e), by_size in found.items()})
+
+    bar("CPU, forward+backward over flax", worst("flax", cpu), 0.85)
+    sizes = ratios(results, both, "flax") if cpu else {}
+    each = {f"{d}, {e}, {size}": v for (d, e), by_size in sizes.items() for size, v in by_size.items()}
+    bar("the same, at each size", _worst(each), 1.1)
+    bar("CPU, forward+backward over flax with `use_fast_variance=False`", worst("flax, stable", cpu), 0.7)
+    bar("CPU, forward+backward over torch channels_last", worst("torch, channels_last", cpu), 0.8)
+    bar("CPU, evaluation over the best peer", _over_best(results, "evaluation") if cpu else (None, ""), 1.0)
+    bar("evaluation folded into a convolution, over the convolution alone", (None, ""), 1.0)
+    for dtype, size in (("float32", 4.0), ("bfloat16", 2.0)):
+        kept = value(results, "kept", OURS, dtype=dtype, epilogue="relu")
+        # What is kept of each feature is not counted against x.
+        bar(f"bytes kept per element with ReLU, {dtype}", (None if kept is None else round(kept, 1), ""), size)
+    for dtype, limit in (("float32", 0.5), ("bfloat16", 0.35)):
+        own = value(results, "temporary, scan, rematerialized", OURS, dtype=dtype)
+        flax = value(results, "temporary, scan", "flax", dtype=dtype)
+        ratio = None if own is None or flax is None else own / flax
+        layers = f"{plan['scanned']} conv-norm-ReLU layers"
+        bar(f"temporary memory of {layers} under `lax.scan` over flax, {dtype}", (ratio, ""), limit)
+    counts = {
+        r["way"]: r["value"] for r in results["measures"] if (r["measure"], r["contender"]) == ("collectives", OURS)
+    }
+    counts = {way: math.inf if count is None else float(count) for way, count in counts.items()}
+    bar("collectives of a layer in a training step on 8 devices", _worst(counts), 2.0)
+    own, flax = (value(results, "compile time", n, part="trace + compile") for n in (OURS, "flax"))
+    bar(f"trace and compile time of {plan['deep']} layers over flax", (None if own is None else own / flax, ""), 1.0)
+    bar("GPU, forward+backward: floor over time, bfloat16, ResNet-50's sizes", _floor(results, both, gpu), 0.85, True)
+    bar("GPU, forward+backward over torch channels_last", worst("torch, channels_last", gpu), 1.0)
+    for what, measure in (("step time", "step time, ResNet"), ("peak memory", "peak, ResNet")):
+        own, flax = (value(results, measure, n) if gpu else None for n in (OURS, "flax"))
+        bar(f"GPU, {what} of {resnet(plan)} over flax", (None if own is None or flax is None else own / flax, ""), 1.0)
+    return rows
+
+
+def _worst(found: dict[str, float]) -> tuple[float | None, str]:
+    if not found:
+        return None, ""
+    where = max(found, key=lambda k: found[k])
+    return found[where], where
+
+
+def _over_best(results: Results, program: str) -> tuple[float | None, str]:
+    """Our time over that of the peer that is best in the geometric mean over the sizes."""
+    peers = dict.fromkeys(r["contender"] for r in results["times"] if r["contender"] not in (OURS, FEWEST))
+    found = {}
+    for peer in peers:
+        for (dtype, epilogue), by_size in ratios(results, program, peer).items():
+            found[f"{dtype}, {epilogue}, {peer}"] = geometric_mean(by_size.values())
+    return _worst(found)
+
+
+def _floor(results: Results, program: str, gpu: bool) -> tuple[float | None, str]:
+    found = ratios(results, program, OURS, "floor_to_time") if gpu else {}
+    images = {
+        epilogue: geometric_mean(v for size, v in by_size.items() if size.count("x") == 3)
+        for (dtype, epilogue), by_size in found.items()
+        if dtype == "bfloat16"
+    }
+    least, where = _worst({k: -v for k, v in images.items()})
+    return (None if least is None else -least), where

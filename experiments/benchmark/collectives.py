@@ -1,0 +1,88 @@
+"""Collectives in the compiled training step of one layer, forward and backward, on eight devices.
+
+Run as a program of its own: the simulated devices must exist before anything else, and would change every time.
+
+    python -m experiments.benchmark.collectives
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from experiments.benchmark.layers import Layer, functions, linen
+
+DEVICES, FEATURES, AXIS = 8, 4, "devices"
+OPERATIONS = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter")
+# Given the name of the axis, or None where the compiler sees the whole batch.
+SYNCED: dict[str, Callable[[str | None], Layer]] = {
+    "jaxbn": lambda axis: functions(FEATURES, axis_name=axis),
+    "flax": lambda axis: linen(nn.BatchNorm, axis_name=axis)(FEATURES),
+    "flax, stable": lambda axis: linen(nn.BatchNorm, axis_name=axis, use_fast_variance=False)(FEATURES),
+}
+WAYS = ("shard_map", "shard_map, check_vma=False", "pmap", "jit, Auto mesh", "jit, Explicit mesh")
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """A row for each way and layer; where a layer cannot be run in a way, the reason in the place of the value."""
+    for way in WAYS:
+        for name, layer in SYNCED.items():
+            row = {"measure": "collectives", "contender": name, "way": way}
+            try:
+                yield row | {"value": count(text(layer, way))}
+            except Exception as error:  # whatever it is: a library's failure is a result, not the end of the run
+                yield row | {"value": None, "error": str(error).splitlines()[0][:200]}
+
+
+def count(program: str) -> int:
+    """The collectives in an optimized program, synchronous or begun."""
+    # An instruction is `name = type operation(operands)`; the type may be a long tuple with comments in it.
+    return len(re.findall(rf" = .*?\s(?:{'|'.join(OPERATIONS)})(?:-start)?\(", program))
+
+
+def text(synced: Callable[[str | None], Layer], way: str) -> str:
+    """The optimized program of the step with a ReLU: new state, gradients of parameters, output and gradient of x."""
+    jitted = way.startswith("jit")
+    layer = synced(None if jitted else AXIS)
+    summed = jitted or way == "shard_map"  # the gradients of what all devices share
+    params = {"scale": jnp.ones(FEATURES), "bias": jnp.zeros(FEATURES)}
+    state = layer.start(jnp.zeros(FEATURES), jnp.ones(FEATURES))
+    x = jnp.ones((8 * DEVICES, FEATURES))
+
+    def step(params, state, x):
+        def loss(params, x):
+            y, new = layer.apply(params, state, x, None, True, True)
+            return jnp.sum(jnp.sin(y)), (y, new)
+
+        (d_params, dx), (y, new) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+        return (new, d_params if summed else jax.lax.psum(d_params, AXIS)), (y, dx)
+
+    if way == "pmap":
+        mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, 0))
+        return _optimized(mapped, params, state, x.reshape(DEVICES, -1, FEATURES))
+    kind = AxisType.Explicit if "Explicit" in way else AxisType.Auto
+    mesh = jax.make_mesh((DEVICES,), (AXIS,), axis_types=(kind,))
+    if not jitted:
+        checked = way == "shard_map"
+        specs = {"in_specs": (P(), P(), P(AXIS)), "out_specs": (P(), P(AXIS)), "check_vma": checked}
+        return _optimized(jax.jit(jax.shard_map(step, mesh=mesh, **specs)), params, state, x)
+    with jax.set_mesh(mesh):
+        whole = partial(jax.device_put, device=NamedSharding(mesh, P()))
+        return _optimized(jax.jit(step), whole(params), whole(state), jax.device_put(x, NamedSharding(mesh, P(AXIS))))
+
+
+def _optimized(f: Any, *args: Any) -> str:
+    return f.lower(*args).compile().as_text()
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    jax.config.update("jax_platforms", "cpu")
+    print(json.dumps(list(rows())))

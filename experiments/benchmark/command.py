@@ -1,0 +1,148 @@
+"""From a command line to a folder of results."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from experiments.benchmark import figures, measures, report, sizes, times, torch_layers
+from experiments.benchmark.bars import Results, bars
+from experiments.benchmark.layers import ABSENT
+from experiments.benchmark.networks import NORMS
+from experiments.record import write_json
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+PACKAGES = {
+    "jax": "jax",
+    "jaxlib": "jaxlib",
+    "flax": "flax",
+    "haiku": "dm-haiku",
+    "equinox": "equinox",
+    "torch": "torch",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Measure jaxbn beside the batch normalization of other libraries; write JSON, tables and figures.
+
+    Attributes:
+        quick: fewer sizes, repetitions and layers: two minutes instead of twenty-five.
+        output: the folder to write to; `docs/benchmark` by default, `runs/benchmark` if quick.
+        readme: a page that holds the marks `<!-- measured -->` and `<!-- /measured -->`: the short table goes there.
+    """
+
+    quick: bool = False
+    output: Path | None = None
+    readme: Path | None = None
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line `arguments`; the exit code."""
+    command = tyro.cli(Command, args=arguments, prog="python -m experiments.benchmark")
+    folder = command.output or Path("runs/benchmark" if command.quick else "docs/benchmark")
+    plan = sizes.QUICK if command.quick else sizes.FULL
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"`--output` must be a folder; {folder} is a file.")
+        if command.readme is not None:
+            report.check_page(command.readme)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder, command.readme):
+            if path is not None and not os.access(path, os.W_OK):
+                raise ValueError(f"{path} must be writable, and is not.")
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    try:
+        results = measure(plan, print)
+    except KeyboardInterrupt:
+        print("Interrupted: nothing was written.", file=sys.stderr)
+        return INTERRUPTED
+    write(folder, results)
+    if command.readme is not None:
+        report.write_page(command.readme, results)
+    print(report.bars_table(results))
+    print(f"Written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}.")
+    return 0
+
+
+def measure(plan: sizes.Plan, say: Callable[[str], Any]) -> Results:
+    """Everything, in order; `say` is told what was found on the way."""
+    load = os.getloadavg()[0]
+    # Programs of their own come first: a GPU, once this process has it, is lent to no other.
+    found = list(child("experiments.benchmark.collectives"))
+    found += [
+        {"measure": "peak, ResNet", "contender": name, "value": child("experiments.benchmark.training", name)}
+        for name in NORMS
+    ]
+    gpu = jax.default_backend() == "gpu"
+    plan = sizes.on_gpu(plan) if gpu else plan
+    timed = []
+    for row in times.rows(plan):
+        timed.append(row)
+        say(spoken(row))
+    for row in measures.rows(plan):
+        found.append(row)
+        say(f"{row['measure']}, {row['contender']}: {report.written(row['value'], '.3g')}")
+    results = {
+        "command": "python -m experiments.benchmark" + (" --quick" if plan.name == "quick" else ""),
+        "plan": plan._asdict(),
+        "versions": versions(),
+        "hardware": hardware() | {"load_before": load},
+        "absent": ABSENT,
+        "times": timed,
+        "measures": found,
+    }
+    return results | {"bars": bars(results)}
+
+
+def write(folder: Path, results: Results) -> None:
+    """The results as JSON, as tables and as figures."""
+    write_json(folder / "results.json", results)
+    (folder / "table.md").write_text(report.tables(results), encoding="utf-8")
+    figures.draw(folder, results)
+
+
+def child(module: str, *arguments: str) -> Any:
+    """What a module of ours, run as a program, prints as JSON."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout)
+
+
+def spoken(row: dict[str, Any]) -> str:
+    """A line of the log."""
+    what = f"{row['size']:>14} {row['dtype']:8} {row['epilogue']:13} {row['program']:16} {row['contender']:20}"
+    time, ratio = 1e3 * row["seconds"]["median"], row["ours_to_theirs"]["median"]
+    return f"{what} {time:8.3f} ms, ours/theirs {ratio:.2f}, floor/time {row['floor_to_time']['median']:.2f}"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what is compared."""
+    present = {name: package for name, package in PACKAGES.items() if name not in ABSENT}
+    return {"python": platform.python_version()} | {name: version(package) for name, package in present.items()}
+
+
+def hardware() -> dict[str, Any]:
+    """What it ran on, and how the memory allocator was set."""
+    device = jax.devices()[0]
+    name = device.device_kind
+    if device.platform == "cpu":
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.is_file() else []
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "platform": device.platform,
+        "device": name or platform.machine(),
+        "cores": torch_layers.cores(),
+        "allocator": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
+    }

@@ -1,0 +1,188 @@
+"""The libraries' layers behind one signature, each as its users write it; and the programs that are timed.
+
+Parameters are `{"scale", "bias"}` for all of them. What follows a layer is written as people write it: the peers'
+outputs are added to and rectified, in ours both are arguments. Haiku and Equinox compute in the dtype of x, which their
+users avoid in half precision: x is cast to float32 and the output back, as in haiku's ImageNet example.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
+from experiments.benchmark import fewest
+from experiments.benchmark.accuracy import Inputs
+from experiments.benchmark.sizes import FEWEST
+
+PROGRAMS = ("forward", "forward+backward", "evaluation")
+Tree = Any
+
+
+class Layer(NamedTuple):
+    """A library's batch normalization of some number of features.
+
+    Attributes:
+        start: `(mean, var) -> state`, with which evaluation normalizes by these.
+        apply: `(params, state, x, residual, train, relu) -> (y, new state)`; no residual is None.
+        channels_first: whether x is `[batch, features, ...]`.
+    """
+
+    start: Callable[[jax.Array, jax.Array], Tree]
+    apply: Callable[..., tuple[jax.Array, Tree]]
+    channels_first: bool = False
+
+
+def followed(y: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
+    """What users write after a layer that does not do it itself."""
+    y = y if residual is None else y + residual
+    return nn.relu(y) if relu else y
+
+
+def functions(features: int, **options: Any) -> Layer:
+    """`jaxbn.bn_apply`."""
+
+    def start(mean, var):
+        return jaxbn.bn_init(features, mean=mean, var=var)[1]
+
+    def apply(params, state, x, residual, train, relu):
+        activation = jax.nn.relu if relu else None
+        return jaxbn.bn_apply(
+            jaxbn.BatchNormParams(**params), state, x, train, activation=activation, residual=residual, **options
+        )
+
+    return Layer(start, apply)
+
+
+def linen(layer: Callable[..., nn.Module], epilogue_inside: bool = False, **options: Any) -> Callable[[int], Layer]:
+    """A Flax linen module."""
+
+    def apply(params, state, x, residual, train, relu):
+        inside = {"activation": jax.nn.relu} if epilogue_inside and relu else {}
+        module = layer(use_running_average=not train, dtype=x.dtype, **inside, **options)
+        call = {"residual": residual} if epilogue_inside else {}
+        y, new = module.apply({"params": params, "batch_stats": state}, x, mutable=["batch_stats"], **call)
+        return y if epilogue_inside else followed(y, residual, relu), new["batch_stats"]
+
+    return lambda features: Layer(lambda mean, var: {"mean": mean, "var": var}, apply)
+
+
+def stateful(layer: Callable[..., nnx.Module], epilogue_inside: bool = False) -> Callable[[int], Layer]:
+    """A Flax nnx module, made anew in each program from the variables that the program is given."""
+
+    def make(features: int) -> Layer:
+        def apply(params, state, x, residual, train, relu):
+            inside = {"activation": jax.nn.relu} if epilogue_inside and relu else {}
+            module: Any = layer(features, use_running_average=not train, dtype=x.dtype, rngs=nnx.Rngs(0), **inside)
+            module.scale, module.bias = nnx.Param(params["scale"]), nnx.Param(params["bias"])
+            module.mean, module.var = nnx.BatchStat(state["mean"]), nnx.BatchStat(state["var"])
+            y = module(x, **({"residual": residual} if epilogue_inside else {}))
+            new = {"mean": module.mean[...], "var": module.var[...]}
+            return y if epilogue_inside else followed(y, residual, relu), new
+
+        return Layer(lambda mean, var: {"mean": mean, "var": var}, apply)
+
+    return make
+
+
+def haiku(features: int) -> Layer:
+    """`haiku.BatchNorm`."""
+    hk = import_module("haiku")
+    network = hk.transform_with_state(lambda x, train: hk.BatchNorm(True, True, 0.99)(x, train))
+    key = jax.random.key(0)
+
+    def average(v):
+        return {"counter": jnp.zeros((), jnp.int32), "hidden": v, "average": v}
+
+    def start(mean, var):
+        return {"mean": average(mean), "var": average(var)}
+
+    def apply(params, state, x, residual, train, relu):
+        def laid_out(v):
+            return v.reshape((1,) * (x.ndim - 1) + (features,)) if v.ndim else v
+
+        own = {"scale": laid_out(params["scale"]), "offset": laid_out(params["bias"])}
+        kept = {f"batch_norm/~/{name}_ema": jax.tree.map(laid_out, v) for name, v in state.items()}
+        y, new = network.apply({"batch_norm": own}, kept, key, x.astype(jnp.float32), train)
+        flat = {k: jax.tree.map(lambda v: v.ravel() if v.ndim else v, new[f"batch_norm/~/{k}_ema"]) for k in state}
+        return followed(y.astype(x.dtype), residual, relu), flat
+
+    return Layer(start, apply)
+
+
+def equinox(features: int) -> Layer:
+    """`equinox.nn.BatchNorm`, channels first, `mode="batch"` as its authors advise."""
+    eqx = import_module("equinox")
+    module, fresh = eqx.nn.make_with_state(eqx.nn.BatchNorm)(features, axis_name="batch", mode="batch")
+
+    def start(mean, var):
+        return fresh.set(module.batch_state_index, (mean, var))
+
+    def apply(params, state, x, residual, train, relu):
+        layer = eqx.tree_at(lambda m: (m.weight, m.bias), module, (params["scale"], params["bias"]))
+        layer = eqx.nn.inference_mode(layer, not train)
+        over = jax.vmap(layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+        y, new = over(x.astype(jnp.float32), state)
+        return followed(y.astype(x.dtype), residual, relu), new
+
+    return Layer(start, apply, channels_first=True)
+
+
+# By the name that tables show. The modules of jaxbn compile to what its functions do.
+LAYERS: dict[str, Callable[[int], Layer]] = {
+    "jaxbn": functions,
+    "jaxbn.linen": linen(jaxbn.linen.BatchNorm, epilogue_inside=True),
+    "jaxbn.nnx": stateful(jaxbn.nnx.BatchNorm, epilogue_inside=True),
+    "flax": linen(nn.BatchNorm),
+    "flax, stable": linen(nn.BatchNorm, use_fast_variance=False),
+    "flax.nnx": stateful(nnx.BatchNorm),
+    "haiku": haiku,
+    "equinox": equinox,
+    FEWEST: lambda features: Layer(fewest.start, fewest.apply),
+}
+ABSENT = [name for name in ("haiku", "equinox", "torch") if find_spec(name) is None]
+
+
+def present(names: tuple[str, ...]) -> list[str]:
+    """Those of `names` whose library is installed."""
+    return [name for name in names if name.split(",")[0] not in ABSENT]
+
+
+def arguments(layer: Layer, host: Inputs) -> tuple[Any, ...]:
+    """`(params, state, x, residual, gradient of y)` on the device, for the programs below."""
+
+    def placed(v):
+        v = None if v is None else jnp.asarray(v)
+        return jnp.moveaxis(v, -1, 1) if layer.channels_first and v is not None else v
+
+    params = {"scale": jnp.asarray(host.scale), "bias": jnp.asarray(host.bias)}
+    state = layer.start(jnp.asarray(host.mean), jnp.asarray(host.var))
+    return params, state, placed(host.x), placed(host.residual), placed(host.g)
+
+
+def program(layer: Layer, kind: str, relu: bool) -> Callable[..., dict[str, Tree]]:
+    """What is timed, as a function of `(params, state, x, residual, gradient of y)`; its results are all used."""
+
+    def apply(params, state, x, residual, train=True):
+        return layer.apply(params, state, x, residual, train, relu)
+
+    def forward(params, state, x, residual, g):
+        y, new = apply(params, state, x, residual)
+        return {"y": y, "state": new}
+
+    def both(params, state, x, residual, g):
+        y, backward, new = jax.vjp(lambda p, x, r: apply(p, state, x, r), params, x, residual, has_aux=True)
+        d_params, dx, d_residual = backward(g)
+        return {"y": y, "state": new, "d_params": d_params, "dx": dx, "d_residual": d_residual}
+
+    def evaluation(params, state, x, residual, g):
+        return {"y": apply(params, state, x, residual, train=False)[0]}
+
+    return {"forward": forward, "forward+backward": both, "evaluation": evaluation}[kind]

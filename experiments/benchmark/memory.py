@@ -1,0 +1,71 @@
+"""Memory that can be counted: what is kept for the backward pass, and XLA's temporary memory. No times, and no luck."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxbn
+from experiments.benchmark import accuracy, torch_layers
+from experiments.benchmark.layers import LAYERS, arguments, program
+from experiments.benchmark.sizes import OURS, Case
+
+
+def kept(name: str, case: Case) -> float:
+    """Bytes that the backward pass of one layer holds, per element of x; each array once."""
+    host = accuracy.inputs(case, 0.0)
+    if name.startswith("torch"):
+        saved = torch_layers.kept(host, case.dtype, case.relu, channels_last=name.endswith("channels_last"))
+    else:
+        layer = LAYERS[name](case.shape[-1])
+        params, state, x, residual, _ = arguments(layer, host)
+        _, backward = jax.vjp(lambda p, x, r: layer.apply(p, state, x, r, True, case.relu)[0], params, x, residual)
+        saved = sum({id(leaf): leaf.nbytes for leaf in jax.tree.leaves(backward)}.values())
+    return saved / np.prod(case.shape)
+
+
+def one_layer(name: str, case: Case) -> float:
+    """Temporary bytes of the compiled forward and backward pass of one layer, per element of x."""
+    layer = LAYERS[name](case.shape[-1])
+    step = program(layer, "forward+backward", case.relu)
+    return temporary(step, *arguments(layer, accuracy.inputs(case, 0.0))) / np.prod(case.shape)
+
+
+def scanned(name: str, case: Case, layers: int, rematerialized: bool = False) -> float:
+    """Temporary bytes of the gradient of `layers` 3x3 convolutions, each with its layer, under `lax.scan`.
+
+    Per element of x and layer. A loop keeps what it carries: rematerialized, it carries the layer's input, and the rest
+    is computed again.
+    """
+    features = case.shape[-1]
+    layer = LAYERS[name](features)
+    params, state, x, *_ = arguments(layer, accuracy.inputs(case, 0.0))
+    stacked = jax.tree.map(lambda v: jnp.stack([v] * layers), (params, state))
+    kernels = jnp.full((layers, 3, 3, features, features), 0.1 / features, jnp.float32)
+
+    def convolved(x, kernel):
+        kernel = kernel.astype(x.dtype)
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def block(x, own):
+        (params, kernel), state = own
+        if rematerialized:
+            y, new = layer.apply(params, state, x, None, True, case.relu)
+            return convolved(y, kernel), new
+        return layer.apply(params, state, convolved(x, kernel), None, True, case.relu)
+
+    def loss(trained, states, x):
+        policy = jaxbn.save_inputs if name == OURS else None
+        body = jax.checkpoint(block, policy=policy, prevent_cse=False) if rematerialized else block
+        y, new = jax.lax.scan(body, x, (trained, states))
+        return jnp.mean(jnp.square(y.astype(jnp.float32))), new
+
+    step = jax.grad(loss, has_aux=True)
+    return temporary(step, (stacked[0], kernels), stacked[1], x) / layers / np.prod(case.shape)
+
+
+def temporary(f: Any, *args: Any) -> int:
+    """Bytes of temporary memory of the compiled `f`."""
+    analysis: Any = jax.jit(f).lower(*args).compile().memory_analysis()
+    return analysis.temp_size_in_bytes

@@ -1,0 +1,189 @@
+"""The tables: everything for `table.md`, and the few rows that the README shows."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmark.bars import Results, geometric_mean, ratios, resnet, value
+from experiments.benchmark.layers import PROGRAMS
+from experiments.benchmark.sizes import OURS
+
+MARKS = ("<!-- measured -->", "<!-- /measured -->")
+NOT_MEASURED = "not measured"
+COLUMNS = {
+    "flax": "flax",
+    "flax, stable": "flax, `use_fast_variance=False`",
+    "torch, channels_last": "torch, channels_last",
+    OURS: "jaxbn",
+}
+
+
+def tables(results: Results) -> str:
+    """All results as Markdown."""
+    parts = [
+        f"# Benchmark\n\n{described(results)}",
+        "## Bars",
+        bars_table(results),
+        "## Overview",
+        readme_table(results),
+    ]
+    parts += ["## One layer", LEGEND.strip()]
+    for program in PROGRAMS:
+        for dtype, epilogue in ratios(results, program, OURS):
+            parts += [f"### {program}, {dtype}, epilogue {epilogue}", _times(results, program, dtype, epilogue)]
+    parts += ["## Everything else", _measures(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+LEGEND = """
+Milliseconds, the median over the rounds, and in parentheses our time over theirs, the median over the rounds of the
+ratio within each. Beside them the largest error of y at mean/std 1 and 1000 and, where there is a backward pass, the
+relative error of dx at mean/std 1. The last column is the floor, the least time that memory allows, and
+in parentheses its share of ours.
+"""
+
+
+def described(results: Results) -> str:
+    """What was measured, with what, on what."""
+    hardware, versions = results["hardware"], results["versions"]
+    names = ", ".join(f"{name} {version}" for name, version in versions.items())
+    absent = f" Not installed, and so not measured: {', '.join(results['absent'])}." if results["absent"] else ""
+    kept = " in which the C library keeps the pages of freed arrays" if hardware["allocator"] else ""
+    machine = f"{hardware['device']} ({hardware['platform']}, {hardware['cores']} cores"
+    return (
+        f"Measured with {names} on {machine}, load {hardware['load_before']:.1f} before), by `{results['command']}`: "
+        f"{results['plan']['rounds']} interleaved rounds in one process{kept}.{absent}"
+    )
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *body)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def bars_table(results: Results) -> str:
+    """Each bar with its verdict."""
+    body = []
+    for row in results["bars"]:
+        shown = "" if row["value"] is None else f"{row['value']:.2f}"
+        body.append([row["bar"], row["limit"], shown, row["where"], row["verdict"]])
+    return markdown(["bar", "limit", "measured", "worst at", "verdict"], body)
+
+
+def written(v: float | int | str, form: str = ".0e") -> str:
+    """A number in this form; words stay."""
+    return v if isinstance(v, str) else format(v, form)
+
+
+def _times(results: Results, program: str, dtype: str, epilogue: str) -> str:
+    wanted = {"program": program, "dtype": dtype, "epilogue": epilogue}
+    rows = [r for r in results["times"] if all(r[k] == v for k, v in wanted.items())]
+    names = list(dict.fromkeys(r["contender"] for r in rows))
+    body = []
+    for size in dict.fromkeys(r["size"] for r in rows):
+        here = {r["contender"]: r for r in rows if r["size"] == size}
+        least = here[OURS]["floor_seconds"]["median"]
+        floor = f"{1e3 * least:.3g} ({here[OURS]['floor_to_time']['median']:.2f})"
+        body.append([size, *(_cell(here[n]) if n in here else "" for n in names), floor])
+    return markdown(["size", *names, "floor"], body)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    time, ratio = 1e3 * row["seconds"]["median"], row["ours_to_theirs"]["median"]
+    near, far = row["errors"], row["errors_far"]
+    own = "" if row["contender"] == OURS else f" ({ratio:.2f})"
+    dx = f"; dx {written(near['dx'])}" if "dx" in near else ""
+    return f"{time:.3g}{own}; y {written(near['y'])}, {written(far['y'])}{dx}"
+
+
+def _measures(results: Results) -> str:
+    body = []
+    for row in results["measures"]:
+        known = {"measure", "contender", "value", "median", "low", "high"}
+        labels = ", ".join(f"{k} {v}" for k, v in row.items() if k not in known)
+        shown = NOT_MEASURED if row["value"] is None else written(row["value"], ".3g")
+        body.append([row["measure"], row["contender"], labels, shown])
+    return markdown(["measure", "library", "of", "value"], body)
+
+
+def readme_table(results: Results) -> str:
+    """The README's rows: each library's own figures; of times and of whole networks, ours is 1."""
+    platform, plan = results["hardware"]["platform"], results["plan"]
+    network = resnet(plan)
+    body: list[list[str]] = []
+
+    def row(label: str, form: str, measured: Callable[[str], Any]) -> None:
+        values = [measured(name) for name in COLUMNS]
+        body.append([label, *("" if v is None else written(v, form) for v in values)])
+
+    def of(measure: str, **labels: Any) -> Callable[[str], Any]:
+        return lambda name: value(results, measure, name, **labels)
+
+    def relative(measured: Callable[[str], Any]) -> Callable[[str], Any]:
+        own = measured(OURS)
+        return lambda name: None if own is None or measured(name) is None else measured(name) / own
+
+    for offset in (0.0, 1e2, 1e4, 1e6):
+        row(f"error of y, mean/std = {offset:g}", ".0e", of("error", mean_to_std=offset))
+    row("error of the mean, unequal masks on 8 devices", ".0e", of("masked error"))
+    for dtype in plan["dtypes"]:
+        for epilogue, said in (("none", ""), ("relu", " + ReLU")):
+            label = f"bytes kept for the backward pass, per element, {dtype}{said}"
+            row(label, ".1f", of("kept", dtype=dtype, epilogue=epilogue))
+    for dtype in plan["dtypes"]:
+        label = f"temporary bytes per element and layer, {dtype} conv-norm-ReLU under `lax.scan`"
+        row(label, ".1f", of("temporary, scan", dtype=dtype))
+        row(f"{label}, rematerialized", ".1f", of("temporary, scan, rematerialized", dtype=dtype))
+    for way in dict.fromkeys(r["way"] for r in results["measures"] if r["measure"] == "collectives"):
+        row(f"collectives per training step, {way}", "d", of("collectives", way=way))
+    for program in PROGRAMS:
+        for dtype in plan["dtypes"]:
+            label = f"{platform.upper()}: time of {program}, {dtype} + ReLU"
+            row(label, ".2f", lambda n, p=program, d=dtype: _slower(results, p, d, n))
+    row(f"time to trace and compile {plan['deep']} layers", ".2f", relative(of("compile time", part="trace + compile")))
+    for kind in ("jitted", "eager"):
+        row(f"time of the {kind} call of a tiny layer", ".2f", relative(of("dispatch", call=kind)))
+    row(f"temporary memory of {network}'s training step", ".2f", relative(of("temporary, ResNet")))
+    for what, measured in (
+        ("the floor's share of the time of forward+backward, bfloat16 + ReLU", lambda n: _share(results, n)),
+        (f"time of {network}'s training step", relative(of("step time, ResNet"))),
+        (f"peak memory of {network}'s training step", relative(of("peak, ResNet"))),
+    ):
+        row(f"GPU: {what}", ".2f", measured if platform == "gpu" else lambda n: NOT_MEASURED)
+    return markdown(["", *COLUMNS.values()], body)
+
+
+def _share(results: Results, name: str) -> float | None:
+    """The least time that memory allows over the library's, the geometric mean over the sizes."""
+    found = ratios(results, "forward+backward", name, "floor_to_time").get(("bfloat16", "relu"))
+    return None if found is None else geometric_mean(found.values())
+
+
+def _slower(results: Results, program: str, dtype: str, name: str) -> float | None:
+    """The library's time over ours, the geometric mean over the sizes."""
+    found = ratios(results, program, name).get((dtype, "relu"))
+    return None if found is None else 1 / geometric_mean(found.values())
+
+
+def check_page(path: Path) -> None:
+    """Whether the table can be put there, asked before the work.
+
+    Raises:
+        ValueError: the page is not there, or has no marks.
+    """
+    if not path.is_file():
+        raise ValueError(f"`--readme` must be a file; there is none at {path}.")
+    page = path.read_text(encoding="utf-8")
+    if not all(page.count(mark) == 1 for mark in MARKS) or page.index(MARKS[0]) > page.index(MARKS[1]):
+        raise ValueError(
+            f"`--readme` must hold the marks {MARKS[0]} and {MARKS[1]} once, in this order; {path} does not."
+        )
+
+
+def write_page(path: Path, results: Results) -> None:
+    """Put the README's table between the marks."""
+    before, rest = path.read_text(encoding="utf-8").split(MARKS[0])
+    words = "Times, and what networks take, are relative to ours; times of one layer the geometric mean over the sizes."
+    table = f"{readme_table(results)}\n\n{described(results)} {words}"
+    path.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
