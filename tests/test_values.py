@@ -48,6 +48,32 @@ def test_float32_output_is_exact(apply, rows):
     np.testing.assert_allclose(state.var, exact.var, rtol=2e-6)
 
 
+@pytest.mark.parametrize("rows", [999, 4096])
+@pytest.mark.parametrize("kind", ["first", "most", "sorted"])
+def test_a_misleading_start(kind, rows):
+    """The pivot is a mean of the first values. However they are chosen, little is lost."""
+    rng = np.random.default_rng(rows)
+    deviations = rng.standard_normal((rows, len(RATIOS)))
+    if kind == "sorted":
+        deviations.sort(axis=0)
+    else:  # all that the pivot sees is far out, or all but one value
+        deviations[: rows // 64 if kind == "first" else rows - 1] += 1e3
+    x = (deviations + RATIOS).astype(np.float32)
+    exact = oracle.training(x)
+    y, _ = jax.jit(train_plainly)(x)
+    # The mean square about the pivot is at most 64 times the variance: that many more roundings of 2^-24, and some.
+    worst = np.max(np.abs(np.asarray(y, np.float64) - exact.y) / np.max(np.abs(exact.y)))
+    assert worst <= 4 * 64 * 2.0**-24
+
+    def pulled(x, dy):
+        return jax.vjp(lambda x: train_plainly(x)[0], x)[1](dy)[0]
+
+    dy = rng.standard_normal(x.shape).astype(np.float32)
+    wanted = oracle.gradients(x, dy)[0]
+    got = np.asarray(jax.jit(pulled)(x, dy), np.float64)
+    assert np.max(np.abs(got - wanted)) <= 4 * 64 * 2.0**-24 * np.max(np.abs(wanted))
+
+
 @pytest.mark.parametrize("rows", [64, 65536])
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_float32_output_is_exact_with_a_mask(jit, rows):

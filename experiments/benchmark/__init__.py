@@ -6,11 +6,13 @@ Libraries that are not installed are named and left out. On a GPU the same comma
 
 How it is built, from the ground up:
 
-* `sizes`, `floor`, `clock`: what is measured and how much of it, the least that it can cost, and how time is taken.
+* `steady`, `sizes`, `floor`, `clock`: the memory allocator, what is measured and how much of it, the least that it can
+  cost, and how time is taken.
 * `accuracy`: inputs, the exact results, and distances from them.
-* `layers`, `torch_layers`, `contenders`: every library on the same arrays, behind one signature.
-* `errors`, `times`, `dispatch`: one layer. `memory`: one, and many under `lax.scan`. `collectives`: one on 8 devices.
+* `fewest`, `layers`, `torch_layers`, `contenders`: every library on the same arrays, behind one signature.
+* `errors`, `times`, `dispatch`: one layer. `passes`, `memory`: one, and many under `lax.scan`. `collectives`: one on 8
+  devices.
 * `networks`, `compiling`, `training`: deep networks; how long they compile, and what ResNet-50's training takes.
 * `measures`: all but `times` as rows. `bars`: what was promised, and the verdicts. `report`, `figures`: how it looks.
-* `command`, `__main__`: the command line.
+* `command`, `__main__`: the command line. `tried`: other ways to compute the same, a program of its own.
 """

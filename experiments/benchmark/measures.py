@@ -37,10 +37,11 @@ def _memory(plan: Plan, names: list[str]) -> Iterator[Row]:
             labels = {"dtype": dtype, "epilogue": epilogue}
             for name in names:
                 yield {"measure": "kept", "contender": name, **labels, "value": memory.kept(name, case)}
-            for name in names if epilogue in plan.epilogues else ():
+            for name in (*names, FEWEST) if epilogue in plan.epilogues else ():
                 if name in LAYERS:
-                    value = memory.one_layer(name, case)
-                    yield {"measure": "temporary, layer", "contender": name, **labels, "value": value}
+                    found = memory.one_layer(name, case)
+                    for measure, value in zip(("temporary, layer", "arrays moved"), found, strict=True):
+                        yield {"measure": measure, "contender": name, **labels, "value": value}
         for name in (OURS, "flax", "flax, stable"):
             for measure, rematerialized in (("temporary, scan", False), ("temporary, scan, rematerialized", True)):
                 value = memory.scanned(name, Case(SCANNED, dtype, "relu"), plan.scanned, rematerialized)

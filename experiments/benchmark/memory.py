@@ -1,5 +1,6 @@
 """Memory that can be counted: what is kept for the backward pass, and XLA's temporary memory. No times, and no luck."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbn
-from experiments.benchmark import accuracy, torch_layers
+from experiments.benchmark import accuracy, passes, torch_layers
 from experiments.benchmark.layers import LAYERS, arguments, program
 from experiments.benchmark.sizes import OURS, Case
 
@@ -25,11 +26,13 @@ def kept(name: str, case: Case) -> float:
     return saved / np.prod(case.shape)
 
 
-def one_layer(name: str, case: Case) -> float:
-    """Temporary bytes of the compiled forward and backward pass of one layer, per element of x."""
+def one_layer(name: str, case: Case) -> tuple[float, int]:
+    """Of the compiled forward and backward pass of one layer: temporary bytes per element of x, and arrays moved."""
     layer = LAYERS[name](case.shape[-1])
-    step = program(layer, "forward+backward", case.relu)
-    return temporary(step, *arguments(layer, accuracy.inputs(case, 0.0))) / np.prod(case.shape)
+    step = jax.jit(program(layer, "forward+backward", case.relu))
+    compiled = step.lower(*arguments(layer, accuracy.inputs(case, 0.0))).compile()
+    size = math.prod(case.shape)
+    return _temporary(compiled) / size, passes.moved(compiled.as_text() or "", size)
 
 
 def scanned(name: str, case: Case, layers: int, rematerialized: bool = False) -> float:
@@ -67,5 +70,8 @@ def scanned(name: str, case: Case, layers: int, rematerialized: bool = False) ->
 
 def temporary(f: Any, *args: Any) -> int:
     """Bytes of temporary memory of the compiled `f`."""
-    analysis: Any = jax.jit(f).lower(*args).compile().memory_analysis()
-    return analysis.temp_size_in_bytes
+    return _temporary(jax.jit(f).lower(*args).compile())
+
+
+def _temporary(compiled: Any) -> int:
+    return compiled.memory_analysis().temp_size_in_bytes

@@ -183,7 +183,11 @@ def check_page(path: Path) -> None:
 
 def write_page(path: Path, results: Results) -> None:
     """Put the README's table between the marks."""
-    before, rest = path.read_text(encoding="utf-8").split(MARKS[0])
     words = "Times, and what networks take, are relative to ours; times of one layer the geometric mean over the sizes."
-    table = f"{readme_table(results)}\n\n{described(results)} {words}"
-    path.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    put(path, f"{readme_table(results)}\n\n{described(results)} {words}")
+
+
+def put(path: Path, text: str) -> None:
+    """Put `text` between the marks."""
+    before, rest = path.read_text(encoding="utf-8").split(MARKS[0])
+    path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")

@@ -1,0 +1,185 @@
+"""What else was tried: other ways to the same derivative, beside flax's layer and ours, by the same clock.
+
+    python -m experiments.benchmark.tried
+
+A way is a choice of pivot and of how the sums about it are asked for. All are written by hand, without a mask, a
+schedule or several devices, in the order forward, backward, as one program; so the first of them, which does what the
+library does, shows what the library's generality costs. Writes `docs/benchmark/tried.json`, and a table into
+`docs/speed.md`.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from experiments.benchmark import accuracy, passes, report, steady
+from experiments.benchmark.bars import geometric_mean
+from experiments.benchmark.clock import Call, interleaved
+from experiments.benchmark.contenders import contender
+from experiments.benchmark.layers import LAYERS, arguments
+from experiments.benchmark.sizes import FEWEST, OURS, Case
+from experiments.record import write_json
+
+SHAPES = ((4096, 512), (8, 56, 56, 64), (8, 56, 56, 256), (8, 14, 14, 1024))
+ROUNDS = 21
+FAR = 1e4  # mean / standard deviation at which the error is taken
+PAGE, RECORD = Path("docs/speed.md"), Path("docs/benchmark/tried.json")
+
+
+class About(NamedTuple):
+    """Statistics, and how the rest is computed from them.
+
+    Attributes:
+        pivot, rest: the mean is their sum.
+        var: the biased variance.
+        centred: `x - pivot`, as the backward pass should ask for it.
+    """
+
+    pivot: jax.Array
+    rest: jax.Array
+    var: jax.Array
+    centred: jax.Array
+
+
+def _sum(v: jax.Array) -> jax.Array:
+    return jnp.sum(v, tuple(range(v.ndim - 1)))
+
+
+def _rows(x: jax.Array) -> int:
+    return x.size // x.shape[-1]
+
+
+def _sample(x: jax.Array, least: int = 64) -> jax.Array:
+    """The mean of the first values, one in `least` or more."""
+    flat = x.reshape(-1, x.shape[-1])
+    rows = 1 << math.ceil(math.log2(max(1, flat.shape[0] / least)))
+    return _sum(flat[:rows]) / rows
+
+
+def _shared(pivot: jax.Array, x: jax.Array) -> About:
+    d = x - pivot
+    rest = _sum(d) / _rows(x)
+    return About(pivot, rest, _sum(d * d) / _rows(x) - rest * rest, d)
+
+
+def _apart(pivot: jax.Array, x: jax.Array) -> About:
+    """Each sum subtracts for itself: expressions that no compiler finds to be the same."""
+    rest = -_sum(pivot - x) / _rows(x)
+    mean = pivot + rest
+    rounding = rest - (mean - pivot)
+    return About(mean, rounding, _sum((x - pivot) * (x - pivot)) / _rows(x) - rest * rest, x - mean)
+
+
+def _two_passes(x: jax.Array) -> About:
+    pivot = _sample(x)
+    rest = _sum(x - pivot) / _rows(x)
+    mean = pivot + rest
+    return About(mean, rest - (mean - pivot), _sum((x - mean) * (x - mean)) / _rows(x), x - mean)
+
+
+def _one_reduction(x: jax.Array) -> About:
+    d, zero = x - _sample(x), jnp.zeros((), x.dtype)
+    add = lambda a, b: (a[0] + b[0], a[1] + b[1])  # noqa: E731
+    shift, square = lax.reduce((d, d * d), (zero, zero), add, tuple(range(x.ndim - 1)))
+    rest = shift / _rows(x)
+    return About(_sample(x), rest, square / _rows(x) - rest * rest, d)
+
+
+WAYS: dict[str, Callable[[Any, jax.Array], About]] = {
+    "deviations from the mean of a 64th, shared by all sums": lambda state, x: _shared(_sample(x), x),
+    "the same of a 16th": lambda state, x: _shared(_sample(x, 16), x),
+    "the same from the mean of all, a pass more": lambda state, x: _shared(_sum(x) / _rows(x), x),
+    "the same from the running mean": lambda state, x: _shared(state.mean, x),
+    "each sum subtracts the pivot for itself": lambda state, x: _apart(_sample(x), x),
+    "mean first, then squares about it": lambda state, x: _two_passes(x),
+    "both sums in one reduction": lambda state, x: _one_reduction(x),
+}
+
+
+def program(way: Callable[[Any, jax.Array], About], relu: bool) -> Callable[..., dict[str, Any]]:
+    """Forward and backward pass; takes and gives what `layers.program` does."""
+
+    def both(params, state, x, residual, g):
+        about = way(state, x)
+        inverse = lax.rsqrt(about.var + 1e-5)
+        gain = params["scale"] * inverse
+        y = ((x - about.pivot) - about.rest) * gain + params["bias"]
+        g = jnp.where(y > 0, g, 0) if relu else g
+        d_bias = _sum(g)
+        d_scale = (_sum(g * about.centred) - about.rest * d_bias) * inverse
+        slope = d_scale * inverse / _rows(x)
+        dx = gain * ((g - d_bias / _rows(x)) - ((x - about.pivot) - about.rest) * slope)
+        new = (0.99 * state.mean + 0.01 * (about.pivot + about.rest), 0.99 * state.var + 0.01 * about.var)
+        y = jnp.maximum(y, 0) if relu else y
+        return {"y": y, "state": new, "d_params": {"scale": d_scale, "bias": d_bias}, "dx": dx}
+
+    return both
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """A row for each way, with and without ReLU: time over flax's, arrays moved, error of y far from 0."""
+    for epilogue in ("none", "relu"):
+        found: dict[str, list[float]] = {}
+        moved, wrong = {}, {}
+        for shape in SHAPES:
+            case = Case(shape, "float32", epilogue)
+            host, far = accuracy.inputs(case, accuracy.NEAR), accuracy.inputs(case, FAR)
+            calls = {name: contender(name, case, host).calls["forward+backward"] for name in ("flax", OURS, FEWEST)}
+            layer = LAYERS[OURS](shape[-1])
+            args, args_far = arguments(layer, host), arguments(layer, far)
+            exact = accuracy.exact(case, far).y
+            for name, way in WAYS.items():
+                compiled = jax.jit(program(way, case.relu)).lower(*args).compile()
+                calls[name] = Call(partial(compiled, *args), jax.block_until_ready)
+                moved[name] = passes.moved(compiled.as_text() or "", math.prod(shape))
+                y = np.asarray(compiled(*args_far)["y"][..., : accuracy.FEATURES], np.float64)
+                wrong[name] = max(wrong.get(name, 0.0), float(np.abs(y - exact).max()))
+            sampled = interleaved(calls, ROUNDS)
+            for name in calls:
+                ratio = np.median(sampled[name].seconds / sampled["flax"].seconds)
+                found.setdefault(name, []).append(float(ratio))
+        for name, ratios in found.items():
+            yield {
+                "way": name,
+                "epilogue": epilogue,
+                "over_flax": geometric_mean(ratios),
+                "arrays_moved": moved.get(name),
+                "error_far": wrong.get(name),
+            }
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """As Markdown: each way once."""
+    body = []
+    for name in dict.fromkeys(r["way"] for r in found):
+        here = {r["epilogue"]: r for r in found if r["way"] == name}
+        moved, wrong = here["relu"]["arrays_moved"], here["relu"]["error_far"]
+        times = [f"{here[e]['over_flax']:.2f}" for e in ("none", "relu")]
+        body.append([name, *times, "" if moved is None else str(moved), "" if wrong is None else f"{wrong:.0e}"])
+    return report.markdown(
+        ["way", "time / flax", "with ReLU", "arrays moved with ReLU", f"error of y at mean/std {FAR:g}"], body
+    )
+
+
+def main() -> None:
+    """Measure, write, and put the table on the page."""
+    report.check_page(PAGE)
+    found = []
+    for row in rows():
+        found.append(row)
+        print(row, flush=True)
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    write_json(RECORD, {"command": "python -m experiments.benchmark.tried", "rows": found})
+    report.put(PAGE, table(found))
+
+
+if __name__ == "__main__":
+    steady.restart()
+    main()
