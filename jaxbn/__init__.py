@@ -5,35 +5,46 @@
 
 How it is built, from the ground up; a file imports from lower floors only:
 
-0. `_moments`: the count, mean and variance of a group of values, and how groups pool. `_momentum`: schedules of the
-   running average. `_save_inputs`: what a rematerialized network keeps. `_check`: what may be passed.
+0. `_moments`: the count, mean and variance of a group of values, and how groups pool. `_scope`: whose values are a
+   group, on one device and on many. `_momentum`: schedules of the running average. `_save_inputs`: what a
+   rematerialized network keeps. `_check`: what may be passed.
 1. `_normalize`: normalization by given statistics, and the one rule from which every derivative follows. `_complex`:
-   the same for complex input, by JAX's own differentiation.
-2. `_batch_norm`: `bn_init` and `bn_apply`. Take the moments, normalize, update the running ones.
-3. `_pool_updates`: one update from several microbatches. `_flax`: what the two Flax modules share.
+   the same for complex input, by JAX's own differentiation. `_renorm`: statistics tied to the running ones. `_state`:
+   what is learned and what is averaged.
+2. `_batch_norm`: `bn_apply`. Take the moments, normalize, update the running ones.
+3. `_pool_updates`: one update from several microbatches. `_domains`: statistics for each of several domains.
+   `_flax`: what the two Flax modules share.
 4. `linen`, `nnx`: the same for Flax; storage and names only. `convert`: other libraries' checkpoints.
 5. `_linen_model`, `_nnx_model`: all layers of a model at once.
 
 `jaxbn.linen`, `jaxbn.nnx` and `jaxbn.convert` are imported by name; `import jaxbn` needs jax alone.
 """
 
-from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply, bn_init
-from jaxbn._moments import Moments, moments, pool, pool_named
+from jaxbn._batch_norm import bn_apply
+from jaxbn._domains import domain_apply, domain_init
+from jaxbn._moments import Moments, pool
 from jaxbn._momentum import cumulative_average, zero_debiased
 from jaxbn._pool_updates import pool_updates
+from jaxbn._renorm import Renorm, renorm_warmup
 from jaxbn._save_inputs import save_inputs
+from jaxbn._scope import moments, pool_named
+from jaxbn._state import BatchNormParams, BatchNormState, bn_init
 
 __all__ = [
     "BatchNormParams",
     "BatchNormState",
     "Moments",
+    "Renorm",
     "bn_apply",
     "bn_init",
     "cumulative_average",
+    "domain_apply",
+    "domain_init",
     "moments",
     "pool",
     "pool_named",
     "pool_updates",
+    "renorm_warmup",
     "save_inputs",
     "zero_debiased",
 ]

@@ -1,89 +1,24 @@
-"""Floor 2: batch normalization as two pure functions."""
+"""Floor 2: batch normalization as a pure function."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from jaxbn import _check
 from jaxbn._complex import complex_layer, moments_of_parts
-from jaxbn._moments import Moments, Scope, from_layout, moments_over, to_layout
+from jaxbn._moments import Moments, from_layout, split, to_layout
 from jaxbn._momentum import Momentum
 from jaxbn._normalize import Frame, Rule, layer
+from jaxbn._renorm import Renorm, corrected, limits
 from jaxbn._save_inputs import saved
-
-
-class BatchNormParams(NamedTuple):
-    """What is learned: `scale` (gamma) and `bias` (beta), `[*features]`; None where the layer has none."""
-
-    scale: jax.Array | None
-    bias: jax.Array | None
-
-
-class BatchNormState(NamedTuple):
-    """What is averaged over batches: `mean` and `var`, `[*features]`, and `count`, the int32 number of updates."""
-
-    mean: jax.Array
-    var: jax.Array
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-
-
-def bn_init(
-    num_features: int | Sequence[int],
-    *,
-    dtype: DTypeLike = jnp.float32,
-    scale: ArrayLike | None = 1.0,
-    bias: ArrayLike | None = 0.0,
-    mean: ArrayLike = 0.0,
-    var: ArrayLike = 1.0,
-) -> tuple[BatchNormParams, BatchNormState]:
-    """Parameters and state of a batch normalization layer.
-
-    Args:
-        num_features: the size of the feature axis, or a tuple of sizes in the order of `bn_apply`'s `axis`.
-        dtype: of scale and bias, floating point. The state is float32, or float64 if `dtype` is. For complex input
-            complex; the variance is real.
-        scale: initial value, broadcast to `[*num_features]`; None for a layer without it.
-        bias: likewise.
-        mean: initial running mean, broadcast to `[*num_features]`.
-        var: initial running variance, likewise.
-
-    Returns:
-        `(params, state)`.
-
-    Raises:
-        TypeError: `num_features` is not made of ints, or `dtype` is not floating point.
-        ValueError: a negative size, or an initial value of another shape.
-
-    Example:
-        >>> import jaxbn
-        >>> params, state = jaxbn.bn_init(3, bias=None)
-        >>> print(params.scale, params.bias, state.mean, state.var, state.count)
-        [1. 1. 1.] None [0. 0. 0.] [1. 1. 1.] 0
-    """
-    shape = _check.sizes(num_features)
-    try:
-        dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
-    except TypeError:
-        raise TypeError(f"`dtype` must be a floating point dtype; got {dtype!r}.") from None
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"`dtype` must be floating point; got {dtype}.")
-    kept = _check.working(dtype)
-    params = BatchNormParams(
-        None if scale is None else _check.initial("scale", scale, dtype, shape),
-        None if bias is None else _check.initial("bias", bias, dtype, shape),
-    )
-    state = BatchNormState(
-        _check.initial("mean", mean, kept, shape),
-        _check.initial("var", var, _check.real(kept), shape),
-        jnp.zeros((), jnp.int32),
-    )
-    return params, state
+from jaxbn._scope import Scope, moments_of_groups, moments_over
+from jaxbn._state import BatchNormParams, BatchNormState, updated
 
 
 def bn_apply(
@@ -102,6 +37,8 @@ def bn_apply(
     update: bool | jax.Array = True,
     activation: Callable[[jax.Array], jax.Array] | None = None,
     residual: ArrayLike | None = None,
+    ghost_batches: int = 1,
+    renorm: Renorm | None = None,
 ) -> tuple[jax.Array, BatchNormState]:
     """Batch normalization: the output, and the state after this batch.
 
@@ -110,7 +47,9 @@ def bn_apply(
     become `momentum * running + (1 - momentum) * batch`. In evaluation they are the running ones.
 
     Args:
-        params: from `bn_init`; `scale` and `bias` `[*features]`, any floating dtype.
+        params: from `bn_init`; `scale` and `bias` `[*features]`, any floating dtype. Or what a network has computed, by
+            feature or `[batch, *features]`, for each example along the first reduced axis: conditional batch
+            normalization (de Vries et al. 2017, "Modulating early visual processing by language").
         state: from `bn_init` or an earlier call; `mean` and `var` `[*features]`, `count` `[]`.
         x: input, floating point, any shape, `features = [x.shape[a] for a in axis]`. Statistics are computed in
             float32 (float64 for float64) whatever its dtype. Complex x has a complex mean and a real variance.
@@ -129,6 +68,10 @@ def bn_apply(
         update: False leaves the state as it is: a second pass over a batch, or a step that loss scaling skips.
         activation: any elementwise function of arrays; inside the layer it costs no memory for the backward pass.
         residual: added before the activation, of x's shape.
+        ghost_batches: into how many equal parts the first reduced axis is divided, each normalized by its own
+            statistics, on its own device; the state is updated by those of all parts together (Hoffer et al. 2017,
+            "Train longer, generalize better"). Under sharded `jit` as many as devices make normalization local.
+        renorm: batch renormalization; see `Renorm`.
 
     Returns:
         `(y, new_state)`: `y` of x's shape and dtype, `new_state` of the same shapes and dtypes as `state`,
@@ -154,13 +97,22 @@ def bn_apply(
     features = _check.axes(axis, x.ndim)
     train = _check.flag("train", train)
     update = _check.flag("update", update)
-    _check.parameters(x, params, state, tuple(x.shape[a] for a in features), features)
+    reduced = tuple(a for a in range(x.ndim) if a not in features)
+    _check.parameters(x, params, state, features, reduced[:1])
     names, groups = (), None
     if train is not False:  # evaluation shares nothing
         names = _check.axis_names(axis_name)
         groups = _check.groups(axis_index_groups, names)
-    scope = Scope(tuple(a for a in range(x.ndim) if a not in features), names, groups)
-    rule = Rule(scope, _check.epsilon(epsilon, x.dtype), train if isinstance(train, bool) else None)
+    parts = _check.parts(ghost_batches, x, reduced)
+    bounds = limits(renorm, state.count)
+    if jnp.iscomplexobj(x) and (parts > 1 or bounds):
+        raise TypeError(f"`ghost_batches` and `renorm` are for real `x`; got {x.dtype}.")
+    rule = Rule(
+        Scope(reduced, names, groups),
+        _check.epsilon(epsilon, x.dtype),
+        train if isinstance(train, bool) else None,
+        None if parts == 1 or train is False else (reduced[0], parts),
+    )
     if residual is not None:
         residual = _check.floating("residual", residual, or_complex=jnp.iscomplexobj(x))
         if residual.shape != x.shape:
@@ -170,7 +122,7 @@ def bn_apply(
     mask = None if mask is None else _check.mask(mask, x.shape)
     closed_over = []
     if activation is not None:
-        like = jax.eval_shape(partial(_before_activation, features), params, state, x, mask, residual)
+        like = jax.eval_shape(partial(_before_activation, rule, features), params, state, x, mask, residual)
         activation, closed_over = _check.activation(activation, like)
     y, new = _apply(
         rule,
@@ -183,6 +135,7 @@ def bn_apply(
         train,
         update,
         _check.momentum(momentum, state.count),
+        bounds,
         mask,
         residual,
         closed_over,
@@ -193,64 +146,65 @@ def bn_apply(
 # Compiled even when called eagerly: op by op, XLA's sums are less accurate and every step is a pass over memory.
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _apply(
-    rule, features, activation, unbiased, params, state, x, train, update, momentum, mask, residual, closed_over
+    rule, features, activation, unbiased, params, state, x, train, update, momentum, bounds, mask, residual, closed_over
 ):
     dtype = _check.working(x.dtype)
     x = saved(x)
+    by_example = any(v is not None and v.ndim > len(features) for v in params)
+    affine = tuple(_spread(v, rule, features, x, dtype) for v in params) if by_example else (None, None)
+    if by_example:
+        params = BatchNormParams(None, None)
+    shared, at, ndim = rule.scope, features, x.ndim
+    if rule.groups is not None:
+        axis = rule.groups[0]
+        at, ndim = tuple(a + (a > axis) for a in features), ndim + 1
+        shared = shared._replace(reduced=tuple(a + 1 for a in shared.reduced))
+        rule = rule._replace(scope=Scope(shared.reduced))  # a group is normalized where it is
+        mask = None if mask is None else split(mask, *rule.groups)
 
     def laid_out(v, dtype) -> Any:
-        return None if v is None else to_layout(v.astype(dtype), features, x.ndim)
+        return None if v is None else to_layout(v.astype(dtype), at, ndim)
 
     var = laid_out(state.var, _check.real(dtype))
     scale, bias, mean = (laid_out(v, dtype) for v in (*params, state.mean))
     running = Moments(jnp.ones_like(var), mean, var, jnp.zeros_like(mean))
     run = complex_layer if jnp.iscomplexobj(x) else layer
     if rule.follows is False:
-        return run(rule, activation, x, scale, bias, Frame(running, mask), residual, closed_over), state
+        return run(rule, activation, x, scale, bias, Frame(running, mask), affine, residual, closed_over), state
     # The statistics enter as constants: how they move with x is part of the derivative rule. (Complex x has none.)
     if run is complex_layer:
-        batch = pivoted = moments_of_parts(rule, x.astype(dtype), mask)
+        batch = own = moments_of_parts(rule, x.astype(dtype), mask)
+    elif rule.groups is not None:
+        wide = lax.stop_gradient(split(x, *rule.groups)).astype(dtype)
+        batch, own = moments_of_groups(shared, rule.groups[0], wide, mask)
     else:
-        batch, pivoted = moments_over(rule.scope, lax.stop_gradient(x).astype(dtype), mask)
-    frame = Frame(jax.tree.map(saved, pivoted), mask)
+        batch, own = moments_over(shared, lax.stop_gradient(x).astype(dtype), mask)
+    own = jax.tree.map(saved, own)
+    frame = Frame(own, mask)
     if rule.follows is None:
-        frame = Frame(jax.tree.map(partial(jnp.where, train), frame.m, running), mask, train)
-    y = run(rule, activation, x, scale, bias, frame, residual, closed_over)
+        frame = Frame(jax.tree.map(partial(jnp.where, train), own, running), mask, train)
+    if bounds is not None:
+        # In evaluation the statistics are the running ones, and there is nothing to correct.
+        scale, bias = corrected(bounds, rule.epsilon, scale, bias, frame.m, running)
+    y = run(rule, activation, x, scale, bias, frame, affine, residual, closed_over)
     batch = jax.tree.map(lambda v: from_layout(v, features), batch)
-    return y, _updated(state, batch, momentum, unbiased, jnp.logical_and(update, train))
+    return y, updated(state, batch, momentum, unbiased, jnp.logical_and(update, train))
 
 
-def _before_activation(features, params, state, x, mask, residual):
+def _spread(v, rule, features, x, dtype):
+    """A scale or bias, by feature or by example and feature, laid out to broadcast against x."""
+    if v is None:
+        return None
+    axes = features if v.ndim == len(features) else (rule.scope.reduced[0], *features)
+    return to_layout(v.astype(dtype), axes, x.ndim)
+
+
+def _before_activation(rule, features, params, state, x, mask, residual):
     """Something of the shape, dtype, sharding and replication of what the activation gets."""
     dtype = _check.working(x.dtype)
     y = x.astype(dtype) if residual is None else x.astype(dtype) + residual.astype(dtype)
     for v in params:
-        y = y if v is None else y + to_layout(v.astype(dtype), features, x.ndim)
+        y = y if v is None else y + _spread(v, rule, features, x, dtype)
     for v in jax.tree.leaves((state, mask)):
         y = y + jnp.sum(v).astype(dtype)
     return y
-
-
-def _updated(state, batch, momentum, unbiased, allowed):
-    """The state after one more batch. A feature takes part if it has values and their second moment is finite."""
-    keep, take = momentum
-    batch = jax.tree.map(partial(_sharded_as, state.mean), batch)
-    # n / (n - 1) of a single value is infinite: it has no unbiased variance, and does not take part.
-    var = batch.var * (batch.count / (batch.count - 1)) if unbiased else batch.var
-    takes_part = allowed & (batch.count > 0) & jnp.isfinite(var + jnp.square(jnp.abs(batch.mean)))
-
-    def average(running, value):
-        # In the dtype of the statistics: in bfloat16 0.999 would be 1.
-        mixed = keep.astype(value.dtype) * running.astype(value.dtype) + take.astype(value.dtype) * value
-        # What is not kept at all may be anything, infinity too.
-        mixed = jnp.where(keep == 0, value, mixed)
-        return jnp.where(takes_part, mixed.astype(running.dtype), running)
-
-    count = state.count + jnp.any(takes_part).astype(state.count.dtype)
-    return lax.stop_gradient(BatchNormState(average(state.mean, batch.mean), average(state.var, var), count))
-
-
-def _sharded_as(like: jax.Array, v: jax.Array) -> jax.Array:
-    """`v` with the sharding of `like`, where the mesh's is explicit: the features of x may be spread otherwise."""
-    to = jax.typeof(like).sharding
-    return v if jax.typeof(v).sharding.spec == to.spec else jax.sharding.reshard(v, to)

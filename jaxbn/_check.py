@@ -199,6 +199,21 @@ def momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
     return value, 1 - value
 
 
+def parts(value: Any, x: jax.Array, reduced: tuple[int, ...]) -> int:
+    """`value` as the number of equal parts of the first reduced axis."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`ghost_batches` must be an int; got {value!r}.") from None
+    size = x.shape[reduced[0]] if reduced else 1
+    if isinstance(value, bool) or number < 1 or (number > 1 and (not isinstance(size, int) or size % number)):
+        raise ValueError(
+            f"`ghost_batches` must be positive and divide the first axis of `x` that is not a feature axis, "
+            f"which has {size} entries; got {value!r}."
+        )
+    return number
+
+
 class Activation:
     """A function as a part of a compiled program: equal to another if it is the same one and computes the same.
 
@@ -236,8 +251,9 @@ def activation(value: Any, y: jax.ShapeDtypeStruct) -> tuple[Any, list[Any]]:
     return jax.closure_convert(lambda y: value(y), y)
 
 
-def parameters(x: jax.Array, params: Any, state: Any, features: tuple[int, ...], axis: tuple[int, ...]) -> None:
-    """That `params` and `state` belong to an input with these feature sizes."""
+def parameters(x: jax.Array, params: Any, state: Any, axis: tuple[int, ...], batch: tuple[int, ...]) -> None:
+    """That `params` and `state` belong to `x` with features along `axis` and, maybe, examples along `batch`."""
+    features = tuple(x.shape[a] for a in axis)
     for owner, names, given in (("params", ("scale", "bias"), params), ("state", ("mean", "var", "count"), state)):
         if not all(hasattr(given, name) for name in names):
             raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
@@ -248,7 +264,8 @@ def parameters(x: jax.Array, params: Any, state: Any, features: tuple[int, ...],
                 raise TypeError(f"`{owner}.{name}` must be an array; got {getattr(given, name)!r}.")
             shape = np.shape(getattr(given, name))
             wanted = () if name == "count" else features
-            if shape != wanted:
+            by_example = tuple(x.shape[a] for a in (*batch, *axis)) if owner == "params" and batch else wanted
+            if shape not in (wanted, by_example):
                 along = f"axis {axis[0]}" if len(axis) == 1 else f"axes {axis}"
                 raise ValueError(
                     f"`{owner}.{name}` must have shape {wanted}{'' if name == 'count' else f', as x along {along}'}; "

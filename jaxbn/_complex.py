@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxbn._moments import Moments, moments_over
-from jaxbn._normalize import FAR, Rule
+from jaxbn._moments import Moments
+from jaxbn._normalize import FAR, Rule, scaled
+from jaxbn._scope import moments_over
 
 
 def moments_of_parts(rule: Rule, x: jax.Array, mask: jax.Array | None) -> Moments:
@@ -20,14 +21,13 @@ def moments_of_parts(rule: Rule, x: jax.Array, mask: jax.Array | None) -> Moment
     return Moments(m.count[..., 0], mean, jnp.sum(m.var, -1), tail)
 
 
-def complex_layer(rule, activation, x, scale, bias, frame, residual, closed_over):
+def complex_layer(rule, activation, x, scale, bias, frame, affine, residual, closed_over):
     """`activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`, with the arguments of `layer`."""
     factor = jnp.where(frame.m.count > 0, lax.rsqrt(frame.m.var + rule.epsilon), 0)
     if frame.mask is not None:
         # Before anything is computed from it: the derivative of what is discarded would be multiplied by 0, and NaN.
         x = jnp.where(frame.mask | (jnp.abs(x - frame.m.mean) * factor < FAR), x, frame.m.mean)
     y = ((x - frame.m.mean) - frame.m.tail) * factor.astype(x.dtype)
-    y = y if scale is None else y * scale
-    y = y if bias is None else y + bias
+    y = scaled(scaled(y, scale, bias), *affine)
     y = y if residual is None else y + residual.astype(x.dtype)
     return (y if activation is None else activation(y, *closed_over)).astype(x.dtype)

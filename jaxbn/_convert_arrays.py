@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxbn import _check
-from jaxbn._batch_norm import BatchNormParams, BatchNormState
+from jaxbn._state import BatchNormParams, BatchNormState
 
 OURS = {name: name for name in ("scale", "bias", "mean", "var", "count")}
 

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbn._batch_norm import BatchNormParams, BatchNormState
 from jaxbn._convert_arrays import fit, given, read
+from jaxbn._state import BatchNormParams, BatchNormState
 
 
 def from_equinox(layer: Any, state: Any) -> tuple[BatchNormParams, BatchNormState]:

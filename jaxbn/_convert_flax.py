@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxbn._batch_norm import BatchNormParams, BatchNormState
 from jaxbn._convert_arrays import OURS, fit, given, read
+from jaxbn._state import BatchNormParams, BatchNormState
 
 _NAMES = {
     "scale": "params/scale",

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn import _check
-from jaxbn._batch_norm import BatchNormParams, BatchNormState
 from jaxbn._convert_arrays import array, given, read
+from jaxbn._state import BatchNormParams, BatchNormState
 
 
 def from_haiku(

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxbn._batch_norm import BatchNormParams, BatchNormState
 from jaxbn._convert_arrays import given, read, within
+from jaxbn._state import BatchNormParams, BatchNormState
 
 NAMES = {
     "scale": "weight",

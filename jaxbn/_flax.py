@@ -1,10 +1,15 @@
-"""Floor 3: what the two Flax modules have in common: dtypes as flax chooses them."""
+"""Floor 3: what the two Flax modules have in common: dtypes as flax chooses them, and what a call may add."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.nnx.nn.dtypes import canonicalize_dtype
+
+from jaxbn._batch_norm import bn_apply
+from jaxbn._domains import domain_apply
 
 
 def output_dtype(*arrays: jax.Array | None, dtype: Any) -> Any:
@@ -31,3 +36,24 @@ def mean_for(x: jax.Array, mean: jax.Array) -> jax.Array:
     if not jnp.iscomplexobj(x):
         return mean
     return mean.astype(jnp.complex64 if jnp.finfo(mean.dtype).bits <= 32 else jnp.complex128)
+
+
+def own_or_given(name: str, own: Any, given: Any) -> Any:
+    """The layer's own parameter, or that of the call."""
+    if given is None:
+        return own
+    if own is not None:
+        raise ValueError(
+            f"`{name}` must not be given to the call of a layer that has its own; make it with `use_{name}=False`."
+        )
+    return jnp.asarray(given)
+
+
+def applied(num_domains: int | None, domain: Any) -> Callable[..., Any]:
+    """`bn_apply`, or `domain_apply` for a layer of several domains."""
+    if (num_domains is None) != (domain is None):
+        raise ValueError(
+            "`domain` must be given to the call exactly where the layer has several; got "
+            f"num_domains={num_domains} and domain={domain}."
+        )
+    return bn_apply if num_domains is None else partial(domain_apply, domain=domain)

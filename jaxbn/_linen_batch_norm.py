@@ -10,17 +10,19 @@ from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply
-from jaxbn._flax import mean_for, negated, output_dtype, widened
+from jaxbn._flax import applied, mean_for, negated, output_dtype, own_or_given, widened
 from jaxbn._momentum import Momentum
+from jaxbn._renorm import Renorm, counts
+from jaxbn._state import BatchNormParams, BatchNormState
 
 
 class BatchNorm(nn.Module):
     """Batch normalization, a drop-in for `flax.linen.BatchNorm`: same fields, defaults and variables.
 
     `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`; see `jaxbn.bn_apply`, which computes it.
-    Variables: `params/{scale,bias}` and `batch_stats/{mean,var}`, and `batch_stats/count` where `momentum` is a
-    schedule. Like flax's, it leaves the statistics alone during `init`, and needs no bound axis name then.
+    Variables: `params/{scale,bias}` and `batch_stats/{mean,var}`, and `batch_stats/count` where `momentum` or a limit
+    of `renorm` is a schedule. Like flax's, it leaves the statistics alone during `init`, and needs no bound axis name
+    then.
 
     Attributes:
         use_running_average: normalize by `batch_stats` (evaluation) rather than by the batch (training). Here or at
@@ -40,6 +42,9 @@ class BatchNorm(nn.Module):
         activation: an elementwise function, applied inside the layer at no cost in memory.
         frozen: normalize by `batch_stats` and never update them, whatever `use_running_average` says.
         mean_init, var_init: initializers of the running statistics; with `nn.with_partitioning` they are sharded.
+        ghost_batches: into how many parts the batch is divided, each normalized by its own statistics.
+        renorm: batch renormalization, `jaxbn.Renorm`.
+        num_domains: so many sets of all variables, on a leading axis; the call says which (`jaxbn.domain_apply`).
 
     Raises:
         TypeError, ValueError: as `bn_apply`; and as flax where `use_running_average` is given twice or never.
@@ -76,6 +81,9 @@ class BatchNorm(nn.Module):
     frozen: bool = False
     mean_init: Initializer = nn.initializers.zeros
     var_init: Initializer = nn.initializers.ones
+    ghost_batches: int = 1
+    renorm: Renorm | None = None
+    num_domains: int | None = None
 
     @nn.compact
     def __call__(
@@ -85,6 +93,9 @@ class BatchNorm(nn.Module):
         *,
         mask: ArrayLike | None = None,
         residual: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+        domain: int | jax.Array | None = None,
     ) -> jax.Array:
         """Normalize `x`.
 
@@ -93,6 +104,9 @@ class BatchNorm(nn.Module):
             use_running_average: as the attribute.
             mask: True where a value counts, broadcastable to `x`.
             residual: added before the activation, of x's shape.
+            scale, bias: for a layer without its own, `[*features]` or `[batch, *features]`: conditional batch
+                normalization.
+            domain: for a layer of several domains, which of them x is from.
 
         Returns:
             An array of x's shape.
@@ -102,24 +116,28 @@ class BatchNorm(nn.Module):
         if not self.frozen:
             evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         axes = tuple(sorted(_check.axes(self.axis, x.ndim)))
-        shape = tuple(x.shape[a] for a in axes)
+        apply = applied(self.num_domains, domain)
+        domains = () if self.num_domains is None else (self.num_domains,)
+        shape = (*domains, *(x.shape[a] for a in axes))
         kept = jnp.float32 if self.force_float32_reductions else self.param_dtype
 
         # Parameters first: flax draws their keys in this order.
-        scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
-        bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
+        own = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
+        gamma = own_or_given("scale", own, scale)
+        own = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
+        beta = own_or_given("bias", own, bias)
         mean = self.variable("batch_stats", "mean", lambda: self.mean_init(self._key(), shape, kept))
         var = self.variable("batch_stats", "var", lambda: self.var_init(self._key(), shape, kept))
         count = None
-        if callable(self.momentum):
-            count = self.variable("batch_stats", "count", lambda: jnp.zeros((), jnp.int32))
+        if callable(self.momentum) or counts(self.renorm):
+            count = self.variable("batch_stats", "count", lambda: jnp.zeros(domains, jnp.int32))
 
-        dtype = output_dtype(x, scale, bias, dtype=self.dtype)
+        dtype = output_dtype(x, gamma, beta, dtype=self.dtype)
         updating = not self.is_initializing() and self.is_mutable_collection("batch_stats")
-        y, new = bn_apply(
-            BatchNormParams(scale, bias),
+        y, new = apply(
+            BatchNormParams(gamma, beta),
             BatchNormState(
-                mean_for(x, mean.value), var.value, jnp.zeros((), jnp.int32) if count is None else count.value
+                mean_for(x, mean.value), var.value, jnp.zeros(domains, jnp.int32) if count is None else count.value
             ),
             widened(x, dtype),
             negated(evaluate),
@@ -133,6 +151,8 @@ class BatchNorm(nn.Module):
             update=updating,
             activation=self.activation,
             residual=residual,
+            ghost_batches=self.ghost_batches if not self.is_initializing() else 1,
+            renorm=self.renorm,
         )
         if updating:
             mean.value, var.value = new.mean, new.var

@@ -12,9 +12,10 @@ from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._batch_norm import BatchNormParams, BatchNormState, bn_apply
-from jaxbn._flax import mean_for, negated, output_dtype, widened
+from jaxbn._flax import applied, mean_for, negated, output_dtype, own_or_given, widened
 from jaxbn._momentum import Momentum
+from jaxbn._renorm import Renorm, counts
+from jaxbn._state import BatchNormParams, BatchNormState
 
 
 class BatchNorm(nnx.Module):
@@ -22,8 +23,8 @@ class BatchNorm(nnx.Module):
 
     `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`; see `jaxbn.bn_apply`, which computes it.
     Attributes that hold arrays: `scale` and `bias` (`nnx.Param` or None), `mean` and `var` (`nnx.BatchStat`), and
-    `count` (`nnx.BatchStat`) where `momentum` is a schedule. `train()`, `eval()` and `nnx.view` set
-    `use_running_average`.
+    `count` (`nnx.BatchStat`) where `momentum` or a limit of `renorm` is a schedule. `train()`, `eval()` and `nnx.view`
+    set `use_running_average`.
 
     Args:
         num_features: the size of the feature axis, or a tuple of sizes in the order of `axis`.
@@ -47,6 +48,9 @@ class BatchNorm(nnx.Module):
         frozen: normalize by the running statistics and never update them, whatever `train()` says.
         mean_init, var_init: initializers of the running statistics.
         mean_metadata, var_metadata: for their variables.
+        ghost_batches: into how many parts the batch is divided, each normalized by its own statistics.
+        renorm: batch renormalization, `jaxbn.Renorm`.
+        num_domains: so many sets of all variables, on a leading axis; the call says which (`jaxbn.domain_apply`).
 
     Raises:
         TypeError, ValueError: as `bn_apply`; and as flax where `use_running_average` is None throughout.
@@ -92,14 +96,19 @@ class BatchNorm(nnx.Module):
         var_init: Initializer = nnx.initializers.ones,
         mean_metadata: Mapping[str, Any] = MappingProxyType({}),
         var_metadata: Mapping[str, Any] = MappingProxyType({}),
+        ghost_batches: int = 1,
+        renorm: Renorm | None = None,
+        num_domains: int | None = None,
     ):
-        shape = _check.sizes(num_features)
+        domains = () if num_domains is None else (num_domains,)
+        shape = (*domains, *_check.sizes(num_features))
         # Keys are drawn in flax's order, so that the same seed gives the same parameters.
         scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else None
         bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else None
         self.mean = nnx.BatchStat(mean_init(jax.random.key(0), shape, jnp.float32), **mean_metadata)
         self.var = nnx.BatchStat(var_init(jax.random.key(0), shape, jnp.float32), **var_metadata)
-        self.count = nnx.BatchStat(jnp.zeros((), jnp.int32)) if callable(momentum) else nnx.data(None)
+        counted = callable(momentum) or counts(renorm)
+        self.count = nnx.BatchStat(jnp.zeros(domains, jnp.int32)) if counted else nnx.data(None)
         self.scale = nnx.data(None) if scale is None else scale
         self.bias = nnx.data(None) if bias is None else bias
         self.num_features = num_features
@@ -118,6 +127,9 @@ class BatchNorm(nnx.Module):
         self.unbiased_running_var = unbiased_running_var
         self.activation = activation
         self.frozen = frozen
+        self.ghost_batches = ghost_batches
+        self.renorm = renorm
+        self.num_domains = num_domains
 
     def __call__(
         self,
@@ -126,6 +138,9 @@ class BatchNorm(nnx.Module):
         *,
         mask: ArrayLike | None = None,
         residual: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+        domain: int | jax.Array | None = None,
     ) -> jax.Array:
         """Normalize `x`, and in training update the running statistics.
 
@@ -134,6 +149,9 @@ class BatchNorm(nnx.Module):
             use_running_average: as in the constructor; wins over it.
             mask: True where a value counts, broadcastable to `x`.
             residual: added before the activation, of x's shape.
+            scale, bias: for a layer without its own, `[*features]` or `[batch, *features]`: conditional batch
+                normalization.
+            domain: for a layer of several domains, which of them x is from.
 
         Returns:
             An array of x's shape.
@@ -146,21 +164,22 @@ class BatchNorm(nnx.Module):
                 "either, or set it for a whole model by `model.train()`, `model.eval()` or "
                 "`nnx.view(model, use_running_average=...)`."
             )
-        if callable(self.momentum) and self.count is None:
+        if (callable(self.momentum) or counts(self.renorm)) and self.count is None:
             raise ValueError(
-                "A layer whose `momentum` is a schedule must have a count of its updates; this one was made without. "
-                "Set the schedule by `model = jaxbn.nnx.convert(model, momentum=...)`."
+                "A layer whose `momentum` or `renorm` is a schedule must have a count of its updates; this one was "
+                "made without. Set the schedule by `model = jaxbn.nnx.convert(model, momentum=...)`."
             )
         train, x = negated(evaluate), jnp.asarray(x)
         mean, var = self.mean[...], self.var[...]
-        scale = None if self.scale is None else self.scale[...]
-        bias = None if self.bias is None else self.bias[...]
+        gamma = own_or_given("scale", None if self.scale is None else self.scale[...], scale)
+        beta = own_or_given("bias", None if self.bias is None else self.bias[...], bias)
         with jax.numpy_dtype_promotion("standard"):
-            promoted, _, _, scale, bias = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)
-        dtype = output_dtype(promoted, scale, bias, dtype=self.dtype)
-        y, new = bn_apply(
-            BatchNormParams(scale, bias),
-            BatchNormState(mean_for(x, mean), var, jnp.zeros((), jnp.int32) if self.count is None else self.count[...]),
+            promoted, _, _, gamma, beta = self.promote_dtype((x, mean, var, gamma, beta), dtype=self.dtype)
+        dtype = output_dtype(promoted, gamma, beta, dtype=self.dtype)
+        count = jnp.zeros(mean.shape[: 0 if self.num_domains is None else 1], jnp.int32)
+        y, new = applied(self.num_domains, domain)(
+            BatchNormParams(gamma, beta),
+            BatchNormState(mean_for(x, mean), var, count if self.count is None else self.count[...]),
             widened(x, dtype),
             train,
             axis=self.axis,
@@ -172,6 +191,8 @@ class BatchNorm(nnx.Module):
             mask=mask,
             activation=self.activation,
             residual=residual,
+            ghost_batches=self.ghost_batches,
+            renorm=self.renorm,
         )
         if train is not False:
             self.mean.set_value(new.mean)

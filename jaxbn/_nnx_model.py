@@ -10,7 +10,15 @@ from jaxbn._nnx_batch_norm import BatchNorm
 # What the constructor takes and a layer that is there already cannot change.
 _AT_BIRTH = {"self", "num_features", "rngs", "param_dtype", "use_bias", "use_scale"}
 
-_OURS = {"unbiased_running_var": False, "activation": None, "frozen": False, "count": None}
+_OURS = {
+    "unbiased_running_var": False,
+    "activation": None,
+    "frozen": False,
+    "count": None,
+    "ghost_batches": 1,
+    "renorm": None,
+    "num_domains": None,
+}
 
 
 def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxbn._moments import Moments, Scope, group_sum
+from jaxbn._moments import Moments, joined, split
+from jaxbn._scope import Scope, group_sum
 
 # Standard deviations from the mean, beyond which a masked entry is read as the mean. NaN is beyond too.
 FAR = 2.0**32
@@ -44,11 +45,14 @@ class Rule(NamedTuple):
         scope: which entries share statistics.
         epsilon: added to the variance.
         follows: whether the statistics are those of x itself, and so move with it; None where `Frame.follows` says.
+        groups: an axis of x and how many groups of entries along it have statistics of their own; or None. `scope` and
+            the arrays of a `Frame` are then those of x as `split` lays it out.
     """
 
     scope: Scope
     epsilon: float
     follows: bool | None
+    groups: tuple[int, int] | None = None
 
 
 def layer(
@@ -58,31 +62,42 @@ def layer(
     scale: jax.Array | None,
     bias: jax.Array | None,
     frame: Frame,
+    affine: tuple[jax.Array | None, jax.Array | None],
     residual: jax.Array | None,
     closed_over: list[jax.Array],
 ) -> jax.Array:
-    """`activation(scale x^ + bias + residual)`, keeping for the backward pass its arguments and nothing else."""
+    """`activation(scale x^ + bias + residual)`, keeping for the backward pass its arguments and nothing else.
+
+    `affine` are a scale and a bias that differ between entries that share statistics, applied to the result.
+    """
 
     # Everything is recomputed from the arguments: x^ and the activation's derivative are one fused read of x, dearer
     # to store than to make. `prevent_cse=False` lets XLA share the work where forward and backward are one program.
     @partial(jax.checkpoint, prevent_cse=False)
-    def recomputed(x, scale, bias, frame, residual, closed_over):
-        y = normalize(rule, x.astype(frame.m.mean.dtype), scale, bias, frame)
+    def recomputed(x, scale, bias, frame, affine, residual, closed_over):
+        y = x.astype(frame.m.mean.dtype)
+        y = normalize(rule, y if rule.groups is None else split(y, *rule.groups), scale, bias, frame)
+        y = scaled(y if rule.groups is None else joined(y, x), *affine)
         if residual is not None:
             y = y + residual.astype(y.dtype)
         if activation is not None:
             y = activation(y, *closed_over)
         return y.astype(x.dtype)
 
-    return recomputed(x, scale, bias, frame, residual, closed_over)
+    return recomputed(x, scale, bias, frame, affine, residual, closed_over)
+
+
+def scaled(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    """`scale y + bias`."""
+    y = y if scale is None else y * scale
+    return y if bias is None else y + bias
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def normalize(rule: Rule, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, frame: Frame) -> jax.Array:
     """`scale (x - mean) / sqrt(var + epsilon) + bias`."""
     factor = inverse_std(rule, x, frame)
-    y = _centred(rule, frame, x) * (factor if scale is None else scale * factor)
-    return y if bias is None else y + bias
+    return scaled(_centred(rule, frame, x), factor if scale is None else scale * factor, bias)
 
 
 @partial(normalize.defjvp, symbolic_zeros=True)

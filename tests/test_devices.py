@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from ways import AXIS, MEMBERS, NAMED, ONE, WAYS, Way, assert_close, assert_replicated, mesh_of, shard_map_way, vmap_way
 
 import jaxbn
-from jaxbn import _moments
+from jaxbn import _scope
 
 ROWS, FEATURES = 32, 3
 LOCAL = ROWS // MEMBERS
@@ -286,7 +286,7 @@ def test_eighty_members(groups):
 @each_named_way
 def test_many_rows_path(way, monkeypatch):
     """The two-collective path on real devices: the limit lowered, as if eight members were more than fit."""
-    monkeypatch.setattr(_moments, "MAX_ROWS", 4)
+    monkeypatch.setattr(_scope, "MAX_ROWS", 4)
     # A width of its own, or JAX would find programs traced under the usual limit.
     x, mask = shards(features=5), MASK
     case = Case(np.where(mask, x, np.nan).astype(np.float32), mask)

@@ -48,7 +48,8 @@ def verdict(measured: float | None, limit: float, at_least: bool = False, digits
 def bars(results: Results) -> list[dict[str, Any]]:
     """A row for each bar: what, the limit, what was measured and where it was worst, and the verdict.
 
-    Of times the geometric mean over the sizes, for each dtype and epilogue, and of these the worst.
+    Of times the geometric mean over all sizes, dtypes and epilogues; then over the sizes alone, for the worst dtype and
+    epilogue.
     """
     platform, plan, both = results["hardware"]["platform"], results["plan"], "forward+backward"
     cpu, gpu = platform == "cpu", platform == "gpu"
@@ -66,17 +67,21 @@ def bars(results: Results) -> list[dict[str, Any]]:
             }
         )
 
-    def worst(peer: str, here: bool) -> tuple[float | None, str]:
-        found = ratios(results, both, peer) if here else {}
-        return _worst({f"{d}, {e}": geometric_mean(by_size.values()) for (d, e), by_size in found.items()})
+    def times(what: str, program: str, peer: str, limit: float, here: bool) -> None:
+        found = ratios(results, program, peer) if here else {}
+        every = [v for by_size in found.values() for v in by_size.values()]
+        bar(what, (geometric_mean(every) if every else None, ""), limit)
+        grouped = {f"{d}, {e}": geometric_mean(by_size.values()) for (d, e), by_size in found.items()}
+        bar(f"{what}: worst dtype and epilogue", _worst(grouped), limit)
 
-    bar("CPU, forward+backward over flax", worst("flax", cpu), 0.85)
+    times("CPU, forward+backward over flax", both, "flax", 0.85, cpu)
     sizes = ratios(results, both, "flax") if cpu else {}
     each = {f"{d}, {e}, {size}": v for (d, e), by_size in sizes.items() for size, v in by_size.items()}
-    bar("the same, at each size", _worst(each), 1.1)
-    bar("CPU, forward+backward over flax with `use_fast_variance=False`", worst("flax, stable", cpu), 0.7)
-    bar("CPU, forward+backward over torch channels_last", worst("torch, channels_last", cpu), 0.8)
-    bar("CPU, evaluation over the best peer", _over_best(results, "evaluation") if cpu else (None, ""), 1.0)
+    bar("CPU, forward+backward over flax: worst size", _worst(each), 1.1)
+    times("CPU, forward+backward over flax with `use_fast_variance=False`", both, "flax, stable", 0.7, cpu)
+    times("CPU, forward+backward over torch channels_last", both, "torch, channels_last", 0.8, cpu)
+    best = _best(results, "evaluation")
+    times(f"CPU, evaluation over the best peer, {best}", "evaluation", best, 1.0, cpu)
     bar("evaluation folded into a convolution, over the convolution alone", (None, ""), 1.0)
     for dtype, size in (("float32", 4.0), ("bfloat16", 2.0)):
         kept = value(results, "kept", OURS, dtype=dtype, epilogue="relu")
@@ -96,7 +101,7 @@ def bars(results: Results) -> list[dict[str, Any]]:
     own, flax = (value(results, "compile time", n, part="trace + compile") for n in (OURS, "flax"))
     bar(f"trace and compile time of {plan['deep']} layers over flax", (None if own is None else own / flax, ""), 1.0)
     bar("GPU, forward+backward: floor over time, bfloat16, ResNet-50's sizes", _floor(results, both, gpu), 0.85, True)
-    bar("GPU, forward+backward over torch channels_last", worst("torch, channels_last", gpu), 1.0)
+    times("GPU, forward+backward over torch channels_last", both, "torch, channels_last", 1.0, gpu)
     for what, measure in (("step time", "step time, ResNet"), ("peak memory", "peak, ResNet")):
         own, flax = (value(results, measure, n) if gpu else None for n in (OURS, "flax"))
         bar(f"GPU, {what} of {resnet(plan)} over flax", (None if own is None or flax is None else own / flax, ""), 1.0)
@@ -110,14 +115,14 @@ def _worst(found: dict[str, float]) -> tuple[float | None, str]:
     return found[where], where
 
 
-def _over_best(results: Results, program: str) -> tuple[float | None, str]:
-    """Our time over that of the peer that is best in the geometric mean over the sizes."""
+def _best(results: Results, program: str) -> str:
+    """The peer over which our time is the most, in the geometric mean over everything."""
     peers = dict.fromkeys(r["contender"] for r in results["times"] if r["contender"] not in (OURS, FEWEST))
-    found = {}
-    for peer in peers:
-        for (dtype, epilogue), by_size in ratios(results, program, peer).items():
-            found[f"{dtype}, {epilogue}, {peer}"] = geometric_mean(by_size.values())
-    return _worst(found)
+
+    def over(peer: str) -> float:
+        return geometric_mean(v for by_size in ratios(results, program, peer).values() for v in by_size.values())
+
+    return max(peers, key=over)
 
 
 def _floor(results: Results, program: str, gpu: bool) -> tuple[float | None, str]:

@@ -1,0 +1,128 @@
+"""Floor 1: batch renormalization, which ties the statistics of the batch to the running ones."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from jaxbn._moments import Moments
+
+Limit = float | jax.Array | Callable[[jax.Array], jax.Array]
+
+
+class Renorm(NamedTuple):
+    """Batch renormalization: `bn_apply(..., renorm=Renorm(r_max, d_max))`.
+
+    In training `y = scale (x^ r + d) + bias`, where x^ is x normalized by the batch, and
+
+        r = clip(std_batch / std_running, 1 / r_max, r_max)
+        d = clip((mean_batch - mean_running) / std_running, -d_max, d_max)
+
+    are constants to differentiation, with `std = sqrt(var + epsilon)` and the running statistics as they are before the
+    update. In evaluation nothing changes. With `r_max=1, d_max=0` it is batch normalization; with no limits training
+    gives the output of evaluation, while the gradient still knows that the batch's statistics move with x.
+
+    Attributes:
+        r_max: at least 1; a number, a scalar array, or a function of `state.count`.
+        d_max: at least 0; likewise.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxbn
+        >>> params, state = jaxbn.bn_init(1)
+        >>> x = jnp.array([[1.0], [3.0]])
+        >>> free = jaxbn.Renorm(r_max=float("inf"), d_max=float("inf"))
+        >>> y, _ = jaxbn.bn_apply(params, state, x, train=True, renorm=free)
+        >>> print(y.ravel().round(2), jaxbn.bn_apply(params, state, x, train=False)[0].ravel().round(2))
+        [1. 3.] [1. 3.]
+
+    Ioffe 2017, "Batch renormalization". Running statistics that have seen few batches are a poor thing to be tied to:
+    begin with plain batch normalization, as `renorm_warmup` does.
+    """
+
+    r_max: Limit = 3.0
+    d_max: Limit = 5.0
+
+
+def renorm_warmup(
+    r_max: float = 3.0, d_max: float = 5.0, *, start: int = 5000, r_end: int = 40000, d_end: int = 25000
+) -> Renorm:
+    """Renormalization whose limits open with the number of updates, by default as in the paper.
+
+    `r_max(count) = 1 + (r_max - 1) ramp(count)` and `d_max(count) = d_max ramp(count)`, where the ramp is 0 up to
+    `start` and rises linearly to 1 at `r_end`, or `d_end`.
+
+    Args:
+        r_max, d_max: the limits in the end.
+        start: updates of plain batch normalization.
+        r_end, d_end: updates after which the limits are reached.
+
+    Returns:
+        A `Renorm` of two schedules. The Flax modules keep a count of updates for it.
+
+    Raises:
+        ValueError: `r_max` is below 1, `d_max` below 0, or a ramp does not end after its start.
+
+    Example:
+        >>> import jaxbn
+        >>> renorm = jaxbn.renorm_warmup(start=10, r_end=30, d_end=20)
+        >>> print([float(renorm.r_max(n)) for n in (0, 20, 40)], [float(renorm.d_max(n)) for n in (0, 20, 40)])
+        [1.0, 2.0, 3.0] [0.0, 5.0, 5.0]
+    """
+    _checked("r_max", r_max, 1)
+    _checked("d_max", d_max, 0)
+    for name, end in (("r_end", r_end), ("d_end", d_end)):
+        if not 0 <= start < end:
+            raise ValueError(f"`{name}` must be greater than `start`, and that not negative; got {end} and {start}.")
+
+    def ramp(count: ArrayLike, end: int) -> jax.Array:
+        return jnp.clip((jnp.asarray(count).astype(float) - start) / (end - start), 0, 1)
+
+    return Renorm(lambda count: 1 + (r_max - 1) * ramp(count, r_end), lambda count: d_max * ramp(count, d_end))
+
+
+def counts(renorm: Renorm | None) -> bool:
+    """Whether a limit depends on the number of updates."""
+    return isinstance(renorm, Renorm) and any(map(callable, renorm))
+
+
+def limits(renorm: Any, count: jax.Array) -> tuple[Any, Any] | None:
+    """The two limits after `count` updates; None if there is no renormalization."""
+    if renorm is None:
+        return None
+    if not isinstance(renorm, Renorm):
+        raise TypeError(f"`renorm` must be a `jaxbn.Renorm`; got {renorm!r}. Pass `Renorm(r_max=3.0, d_max=5.0)`.")
+    found = {name: limit(count) if callable(limit) else limit for name, limit in renorm._asdict().items()}
+    return _checked("r_max", found["r_max"], 1), _checked("d_max", found["d_max"], 0)
+
+
+def corrected(
+    bounds: tuple[Any, Any],
+    epsilon: float,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    batch: Moments,
+    running: Moments,
+) -> tuple[jax.Array, jax.Array]:
+    """Scale and bias with which normalization by the batch is renormalization: `scale r` and `scale d + bias`."""
+    r_max, d_max = (jnp.asarray(v).astype(batch.var.dtype) for v in bounds)
+    std = lax.sqrt(running.var + epsilon)
+    r = jnp.clip(lax.sqrt(batch.var + epsilon) / std, 1 / r_max, r_max)
+    d = jnp.clip(((batch.mean - running.mean) + batch.tail) / std, -d_max, d_max)
+    # A feature without values has no statistics to correct.
+    r, d = (lax.stop_gradient(jnp.where(batch.count > 0, v, n)) for v, n in ((r, 1), (d, 0)))
+    if scale is not None:
+        r, d = scale * r, scale * d
+    return r, (d if bias is None else bias + d)
+
+
+def _checked(name: str, value: Any, least: int) -> Any:
+    if isinstance(value, (str, bool)) or value is None or np.shape(value) != ():
+        raise TypeError(f"`{name}` must be a number or a function of `state.count` that gives one; got {value!r}.")
+    if not isinstance(value, Tracer) and not float(value) >= least:
+        raise ValueError(f"`{name}` must be at least {least}; got {value}.")
+    return value
