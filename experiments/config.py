@@ -53,6 +53,10 @@ class Settings:
         init: standard deviation of the weights: `constant` is `init_scale`, `he` is `init_scale * sqrt(2 / fan_in)`.
         init_scale: see `init`.
         bn_momentum: the fraction of the running statistics that each step keeps.
+        ghost_batches: of the arm `ghost`, how many parts each batch is normalized in.
+        r_max, d_max: of the arm `renorm`, the limits of the correction.
+        domains: `digits`; or `inverted`, where every other image of a batch is a negative. The arm `domains` has
+            statistics, scale and bias for each kind, the arm `conditional` scale and bias alone.
         optimizer: `momentum` is SGD with momentum 0.9.
         learning_rates: all are trained at once; each arm is judged at its best by validation.
         seeds: how many seeds, counted from 0, trained at once; each sets the weights and the order of the examples.
@@ -65,13 +69,19 @@ class Settings:
         statistics: batch statistics of the whole batch (`global`) or of each device's part of it (`per_device`).
     """
 
-    arms: Annotated[tuple[Literal["batch", "none"], ...], Field(min_length=1)]
+    arms: Annotated[
+        tuple[Literal["batch", "none", "ghost", "renorm", "domains", "conditional"], ...], Field(min_length=1)
+    ]
     model: Literal["mlp", "cnn"]
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
     activation: Literal["sigmoid", "tanh", "relu"]
     init: Literal["constant", "he"]
     init_scale: Rate
     bn_momentum: Annotated[float, Field(ge=0, le=1)]
+    ghost_batches: Positive
+    r_max: Annotated[float, Field(ge=1)]
+    d_max: Annotated[float, Field(ge=0)]
+    domains: Literal["digits", "inverted"]
     optimizer: Literal["sgd", "momentum", "adam"]
     learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)]
     seeds: Positive
@@ -119,6 +129,18 @@ def settings(values: dict[str, Any], where: str) -> Settings:
                 f"{where}: `{whole}` must be a multiple of `{part}`, to divide into equal {what}; "
                 f"got {getattr(s, whole)} and {getattr(s, part)}."
             )
+    if s.domains == "inverted" and (s.model != "mlp" or s.batch_size % (2 * s.devices)):
+        raise ValueError(
+            f'{where}: `domains = "inverted"` is for the MLP, and for an even number of examples on each device; got '
+            f"{s.model} and batch size {s.batch_size} on {s.devices}."
+        )
+    if s.domains == "digits" and {"domains", "conditional"} & set(s.arms):
+        raise ValueError(f'{where}: `arms` domains and conditional need `domains = "inverted"`; got {list(s.arms)}.')
+    if "ghost" in s.arms and s.batch_size % (s.ghost_batches * s.devices):
+        raise ValueError(
+            f"{where}: `batch_size` must be a multiple of `ghost_batches` on each device; got {s.batch_size} and "
+            f"{s.ghost_batches} on {s.devices}."
+        )
     if VALIDATION % s.devices or TEST % s.devices:
         raise ValueError(
             f"{where}: `devices` must divide the {VALIDATION} validation and {TEST} test images; got {s.devices}. "

@@ -12,7 +12,14 @@ from experiments.record import Row
 from experiments.summary import NAMES, best_rate, curves, quartiles
 
 # From the palette of Okabe and Ito; the lines differ in dashes as well.
-STYLES = {"batch": ("#0072B2", "-"), "none": ("#D55E00", "--")}
+STYLES = {
+    "batch": ("#0072B2", "-"),
+    "none": ("#D55E00", "--"),
+    "ghost": ("#009E73", "-."),
+    "renorm": ("#CC79A7", "-."),
+    "domains": ("#E69F00", ":"),
+    "conditional": ("#56B4E9", "-."),
+}
 PANELS = (("train_loss", "training loss (cross-entropy)"), ("val_accuracy", "validation accuracy"))
 
 

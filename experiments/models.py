@@ -1,6 +1,6 @@
-"""The two networks, each with and without batch norm, as pairs of pure functions.
+"""The two networks with any of the norms, or none, as pairs of pure functions.
 
-Both arms of a pair get the same weights from the same key; a bias that batch norm would take out is left away.
+All arms get the same weights from the same key; a bias that batch norm would take out is left away.
 """
 
 import math
@@ -33,7 +33,7 @@ class Model(NamedTuple):
 
 def build(settings: Settings, arm: str) -> Model:
     """The network of `settings` with the norm `arm`."""
-    return {"mlp": mlp, "cnn": cnn}[settings.model](settings, arm == "batch")
+    return {"mlp": mlp, "cnn": cnn}[settings.model](settings, arm)
 
 
 def weights(settings: Settings) -> Callable[..., Array]:
@@ -46,7 +46,39 @@ def weights(settings: Settings) -> Callable[..., Array]:
     return init
 
 
-def mlp(settings: Settings, norm: bool) -> Model:
+def options(settings: Settings, arm: str) -> dict[str, Any]:
+    """What the norm `arm` is given, as a function or as a module."""
+    given: dict[str, Any] = {"momentum": settings.bn_momentum, "activation": ACTIVATIONS[settings.activation]}
+    if arm == "ghost":
+        given["ghost_batches"] = settings.ghost_batches
+    if arm == "renorm":
+        given["renorm"] = jaxbn.Renorm(settings.r_max, settings.d_max)
+    return given
+
+
+def started(arm: str, features: int) -> tuple[Any, Any]:
+    """Parameters and state of a layer; without a norm its bias."""
+    if arm == "none":
+        return jnp.zeros(features), None
+    params, state = jaxbn.domain_init(2, features) if arm in ("domains", "conditional") else jaxbn.bn_init(features)
+    return params, (jaxbn.bn_init(features)[1] if arm == "conditional" else state)
+
+
+def normalized(arm: str, params: Tree, state: Tree, x: Any, train: bool, **given: Any) -> tuple[Array, Tree]:
+    """The layer's output and new state; every other row of x is of the second domain."""
+    if arm == "conditional":
+        domain = jnp.arange(x.shape[0]) % 2
+        return jaxbn.bn_apply(jax.tree.map(lambda v: v[domain], params), state, x, train, **given)
+    if arm != "domains":
+        return jaxbn.bn_apply(params, state, x, train, **given)
+    parts = []
+    for domain in range(2):
+        y, state = jaxbn.domain_apply(params, state, x[domain::2], train, domain, **given)
+        parts.append(y)
+    return jnp.stack(parts, 1).reshape(x.shape), state
+
+
+def mlp(settings: Settings, arm: str) -> Model:
     """Fully connected layers; batch norm, if any, before the activation, through the functional core."""
     activation, kernel = ACTIVATIONS[settings.activation], weights(settings)
     sizes = (64, *settings.widths)
@@ -56,21 +88,22 @@ def mlp(settings: Settings, norm: bool) -> Model:
         kernels = [
             kernel(k, shape) for k, shape in zip(keys, zip(sizes, (*sizes[1:], CLASSES), strict=True), strict=True)
         ]
-        norms = [jaxbn.bn_init(n) if norm else (jnp.zeros(n), None) for n in sizes[1:]]
+        norms = [started(arm, n) for n in sizes[1:]]
         params = {"kernels": kernels, "shifts": [p for p, _ in norms], "last": jnp.zeros(CLASSES)}
         return params, [s for _, s in norms]
 
     def apply(params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None) -> tuple[Logits, Tree]:
+        if settings.domains == "inverted":
+            x = jnp.where(jnp.arange(x.shape[0])[:, None] % 2 == 0, x, 1 - x)
         new_state = []
         for w, shift, running in zip(params["kernels"], params["shifts"], state, strict=False):
             x = x @ w
-            if norm:
-                # The activation inside the layer: no memory for what lies between the two.
-                x, running = jaxbn.bn_apply(
-                    shift, running, x, train, momentum=settings.bn_momentum, axis_name=axis_name, activation=activation
-                )
-            else:
+            if arm == "none":
                 x = activation(x + shift[None])
+            else:
+                # The activation inside the layer: no memory for what lies between the two.
+                given = options(settings, arm)
+                x, running = normalized(arm, shift, running, x, train, axis_name=axis_name, **given)
             new_state.append(running)
         return x @ params["kernels"][-1] + params["last"][None], new_state
 
@@ -81,7 +114,7 @@ class ConvNet(nn.Module):
     """3x3 convolutions, each with an optional norm, the activation and 2x2 pooling; then one dense layer."""
 
     settings: Settings
-    norm: bool
+    arm: str
 
     @nn.compact
     def __call__(self, images: Images, train: bool, axis_name: str | None = None) -> Logits:
@@ -89,23 +122,18 @@ class ConvNet(nn.Module):
         activation, kernel = ACTIVATIONS[self.settings.activation], weights(self.settings)
         x = jnp.reshape(images, (-1, 8, 8, 1))
         for channels in self.settings.widths:
-            x = nn.Conv(channels, (3, 3), use_bias=not self.norm, kernel_init=kernel)(x)
-            if self.norm:
-                x = BatchNorm(
-                    use_running_average=not train,
-                    momentum=self.settings.bn_momentum,
-                    axis_name=axis_name,
-                    activation=activation,
-                )(x)
-            else:
+            x = nn.Conv(channels, (3, 3), use_bias=self.arm == "none", kernel_init=kernel)(x)
+            if self.arm == "none":
                 x = activation(x)
+            else:
+                x = BatchNorm(not train, axis_name=axis_name, **options(self.settings, self.arm))(x)
             x = nn.max_pool(x, (2, 2), (2, 2))
         return nn.Dense(CLASSES, kernel_init=kernel)(x.reshape(x.shape[0], -1))
 
 
-def cnn(settings: Settings, norm: bool) -> Model:
+def cnn(settings: Settings, arm: str) -> Model:
     """A small convolutional network in Flax, with `jaxbn.linen.BatchNorm`."""
-    net = ConvNet(settings, norm)
+    net = ConvNet(settings, arm)
 
     def init(key: Array) -> tuple[Tree, Tree]:
         variables = net.init(key, jnp.zeros((1, 64)), train=False)

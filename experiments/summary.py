@@ -11,7 +11,14 @@ from rich.table import Table
 from experiments.record import Row
 from experiments.shapes import Logged, LoggedBySeed, Values
 
-NAMES = {"batch": "batch norm", "none": "no norm"}
+NAMES = {
+    "batch": "batch norm",
+    "none": "no norm",
+    "ghost": "ghost batches",
+    "renorm": "batch renorm",
+    "domains": "norm by domain",
+    "conditional": "conditional norm",
+}
 
 
 class Curves(NamedTuple):

@@ -103,7 +103,7 @@ def bn_apply(
     if train is not False:  # evaluation shares nothing
         names = _check.axis_names(axis_name)
         groups = _check.groups(axis_index_groups, names)
-    parts = _check.parts(ghost_batches, x, reduced)
+    parts = _check.parts(ghost_batches, 0 if train is False else x.shape[reduced[0]] if reduced else 1)
     bounds = limits(renorm, state.count)
     if jnp.iscomplexobj(x) and (parts > 1 or bounds):
         raise TypeError(f"`ghost_batches` and `renorm` are for real `x`; got {x.dtype}.")

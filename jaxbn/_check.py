@@ -199,13 +199,12 @@ def momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
     return value, 1 - value
 
 
-def parts(value: Any, x: jax.Array, reduced: tuple[int, ...]) -> int:
-    """`value` as the number of equal parts of the first reduced axis."""
+def parts(value: Any, size: Any) -> int:
+    """`value` as the number of equal parts of `size` entries."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"`ghost_batches` must be an int; got {value!r}.") from None
-    size = x.shape[reduced[0]] if reduced else 1
     if isinstance(value, bool) or number < 1 or (number > 1 and (not isinstance(size, int) or size % number)):
         raise ValueError(
             f"`ghost_batches` must be positive and divide the first axis of `x` that is not a feature axis, "

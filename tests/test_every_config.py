@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.config import load
+
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.toml") if p.name != "base.toml")
 
@@ -20,6 +22,6 @@ def test_runs_and_leaves_its_files(config, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {10, 20}
-    assert {line["arm"] for line in lines} == {"batch", "none"}
+    assert {line["arm"] for line in lines} == set(load(ROOT / config).settings.arms)
     assert (tmp_path / "run" / "figure.png").stat().st_size > 10_000
     json.loads((tmp_path / "run" / "summary.json").read_text())

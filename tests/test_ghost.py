@@ -64,6 +64,8 @@ def test_one_part_is_plain():
 
 @pytest.mark.parametrize("train", [False, "traced"])
 def test_evaluation_knows_no_parts(train):
+    """Nor need they divide its batch."""
+    jaxbn.bn_apply(PARAMS, STATE, X[:5], False, ghost_batches=GROUPS)
     flag = jnp.array(False) if train == "traced" else False
     y, state = jaxbn.bn_apply(PARAMS, STATE, X, flag, ghost_batches=GROUPS)
     assert_close((y, state), jaxbn.bn_apply(PARAMS, STATE, X, False), atol=1e-6)
@@ -155,6 +157,19 @@ def test_second_derivatives_are_those_of_the_parts():
 def test_refused(value, kind):
     with pytest.raises(kind, match="ghost_batches"):
         ghosts(X, groups=value)
+
+
+def test_a_row_without_a_batch_is_refused():
+    """All axes are features: there is nothing to divide."""
+    params, state = jaxbn.bn_init(FEATURES)
+    with pytest.raises(ValueError, match="ghost_batches"):
+        jaxbn.bn_apply(params, state, X[0, 0], True, axis=0, ghost_batches=2)
+
+
+def test_an_empty_batch_keeps_the_state():
+    y, state = ghosts(X[:0])
+    assert y.shape == X[:0].shape
+    chex.assert_trees_all_equal(state, STATE)
 
 
 def test_complex_input_is_refused():

@@ -1,0 +1,103 @@
+"""What each variant does on the digits: runs its config and puts the results into the README's table.
+
+    python -m experiments.variants
+
+The table's words stand here, its numbers come from the runs: the median and quartiles over the seeds of test accuracy,
+each arm at its best learning rate by validation.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import command, summary
+from experiments.interrupt import Interrupt
+
+README, MARKS = Path("README.md"), ("<!-- variants -->", "<!-- /variants -->")
+RECORD = Path("docs/variants.json")
+
+
+class Variant(NamedTuple):
+    """A row of the table; `config` is in `configs/variants/`."""
+
+    name: str
+    call: str
+    source: str
+    config: str
+
+
+VARIANTS = (
+    Variant(
+        "ghost batches: statistics of parts of the batch, one update by the whole",
+        "`bn_apply(..., ghost_batches=16)`",
+        "Hoffer et al. 2017",
+        "ghost",
+    ),
+    Variant(
+        "batch renormalization: tied to the running statistics, limits as numbers or schedules",
+        "`bn_apply(..., renorm=Renorm(3.0, 5.0))`, `renorm_warmup()`",
+        "Ioffe 2017",
+        "renorm",
+    ),
+    Variant(
+        "conditional: scale and bias given at the call, for each example if you like",
+        "`bn_apply(BatchNormParams(scale, bias), ...)`",
+        "de Vries et al. 2017",
+        "domains",
+    ),
+    Variant(
+        "several domains: statistics, scale and bias for each, chosen by a traced index",
+        "`domain_init(2, n)`, `domain_apply(..., domain)`",
+        "Xie et al. 2020",
+        "domains",
+    ),
+)
+
+
+def results(config: str) -> dict[str, list[float]]:
+    """Arm -> test accuracy of each seed."""
+    code = command.main([f"configs/variants/{config}.toml"], Interrupt())
+    if code:
+        sys.exit(code)
+    record = json.loads(Path(f"runs/{config}/summary.json").read_text(encoding="utf-8"))
+    return {arm["arm"]: arm["test_accuracy"] for arm in record["arms"]}
+
+
+def told(found: dict[str, list[float]]) -> str:
+    """The results of a config, in a cell."""
+    parts = []
+    for arm, accuracy in found.items():
+        q = summary.quartiles(np.array(accuracy, float))
+        parts.append(f"{summary.NAMES[arm]} {summary.spread(q, lambda v: f'{100 * v:.1f}')}")
+    return f"{', '.join(parts)}; n = {len(next(iter(found.values())))}"
+
+
+def table(found: dict[str, dict[str, list[float]]]) -> str:
+    """All variants as Markdown."""
+    lines = ["| variant | call | source | test accuracy on the digits, %: median (quartiles) |", "|---|---|---|---|"]
+    for v in VARIANTS:
+        lines.append(f"| {v.name} | {v.call} | {v.source} | {told(found[v.config])} |")
+    return "\n".join(lines)
+
+
+def put(page: str, text: str) -> str:
+    """The page with `text` between its marks."""
+    before, rest = page.split(MARKS[0])
+    return f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+
+
+def main() -> None:
+    """Run all configs, write the record and the table."""
+    page = README.read_text(encoding="utf-8")
+    if not all(page.count(mark) == 1 for mark in MARKS):
+        sys.exit(f"{README} must hold the marks {MARKS[0]} and {MARKS[1]} once.")
+    found = {config: results(config) for config in dict.fromkeys(v.config for v in VARIANTS)}
+    RECORD.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    README.write_text(put(page, table(found)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
