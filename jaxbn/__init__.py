@@ -29,12 +29,14 @@ from jaxbn._renorm import Renorm, renorm_warmup
 from jaxbn._save_inputs import save_inputs
 from jaxbn._scope import moments, pool_named
 from jaxbn._state import BatchNormParams, BatchNormState, bn_init
+from jaxbn._whiten import WhitenState, whiten_apply, whiten_init
 
 __all__ = [
     "BatchNormParams",
     "BatchNormState",
     "Moments",
     "Renorm",
+    "WhitenState",
     "bn_apply",
     "bn_init",
     "cumulative_average",
@@ -46,5 +48,7 @@ __all__ = [
     "pool_updates",
     "renorm_warmup",
     "save_inputs",
+    "whiten_apply",
+    "whiten_init",
     "zero_debiased",
 ]
