@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import figure, parallel, record, summary, train
+from experiments import figure, parallel, record, statistics, summary, train
 from experiments.config import Config, Settings, changed, load, refusal
 from experiments.data import digits
 from experiments.interrupt import INTERRUPTED, Interrupt
@@ -94,12 +94,18 @@ def run(config: Config, folder: Path, interrupt: Interrupt) -> int:
     if any(t.steps for t in trained.values()):
         rows, seconds = record.read(folder / "metrics.jsonl"), {norm: t.seconds for norm, t in trained.items()}
         results = summary.summarize(rows, s.target_accuracy, test, seconds, s.log_every)
+        if s.evaluations != ("running",):
+            at = s.learning_rates.index(results[0]["learning_rate"])
+            chosen = jax.tree.map(lambda v: v[:, at : at + 1], trained["batch"].carry)
+            results[0]["evaluations"] = statistics.accuracies(s, arms["batch"], chosen, data)
         record.write_json(folder / "summary.json", {"complete": complete, "arms": results})
         spread = f"lines: median of {s.seeds} seeds; bands: interquartile range; loss: mean of {s.log_every} steps"
         name = config.name if complete else f"{config.name}, interrupted"
         figure.draw(folder / "figure.png", rows, f"{name}: {described(s)}\n{spread}", s.target_accuracy)
         caption = f"Median (quartiles) of n seeds; ms/step: all runs of an arm at once. {described(s)}."
         console.print(summary.table(results, caption))
+        for told in summary.evaluations(results):
+            console.print(told)
         console.print(f"What the config expects: {' '.join(config.claim.expected.split())}")
     if not complete:
         console.print(f"Interrupted: {folder} holds what was done until then.")

@@ -55,6 +55,7 @@ class Settings:
         bn_momentum: the fraction of the running statistics that each step keeps.
         ghost_batches: of the arm `ghost`, how many parts each batch is normalized in.
         r_max, d_max: of the arm `renorm`, the limits of the correction.
+        whiten_size: of the arm `whiten`, how many features are whitened together.
         domains: `digits`; or `inverted`, where every other image of a batch is a negative. The arm `domains` has
             statistics, scale and bias for each kind, the arm `conditional` scale and bias alone.
         optimizer: `momentum` is SGD with momentum 0.9.
@@ -64,13 +65,14 @@ class Settings:
         steps: training steps.
         log_every: steps between two lines of the log, which is also the length of one compiled loop.
         target_accuracy: the table tells how many steps it took to reach this validation accuracy.
+        evaluations: with which statistics, and on which images, the arm `batch` is tested; see `statistics`.
         devices: how many devices share each batch.
         way: `jit` shards arrays and lets the compiler find the communication, `shard_map` says it.
         statistics: batch statistics of the whole batch (`global`) or of each device's part of it (`per_device`).
     """
 
     arms: Annotated[
-        tuple[Literal["batch", "none", "ghost", "renorm", "domains", "conditional"], ...], Field(min_length=1)
+        tuple[Literal["batch", "none", "ghost", "renorm", "domains", "conditional", "whiten"], ...], Field(min_length=1)
     ]
     model: Literal["mlp", "cnn"]
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -81,6 +83,7 @@ class Settings:
     ghost_batches: Positive
     r_max: Annotated[float, Field(ge=1)]
     d_max: Annotated[float, Field(ge=0)]
+    whiten_size: Positive
     domains: Literal["digits", "inverted"]
     optimizer: Literal["sgd", "momentum", "adam"]
     learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)]
@@ -89,6 +92,9 @@ class Settings:
     steps: Positive
     log_every: Positive
     target_accuracy: Annotated[float, Field(gt=0, le=1)]
+    evaluations: Annotated[
+        tuple[Literal["running", "recalibrated", "shifted", "adapted", "shrunk"], ...], Field(min_length=1)
+    ]
     devices: Positive
     way: Literal["jit", "shard_map"]
     statistics: Literal["global", "per_device"]
@@ -120,7 +126,7 @@ def load(path: Path) -> Config:
 def settings(values: dict[str, Any], where: str) -> Settings:
     """`values` as settings, each of its type and range and all of them consistent; `where` is named in errors."""
     s = _validated(Settings, values, where)
-    for key in ("arms", "learning_rates"):
+    for key in ("arms", "learning_rates", "evaluations"):
         if len(set(getattr(s, key))) != len(getattr(s, key)):
             raise ValueError(f"{where}: `{key}` must not hold a value twice; got {list(getattr(s, key))}.")
     for whole, part, what in (("steps", "log_every", "chunks"), ("batch_size", "devices", "parts")):
@@ -136,6 +142,16 @@ def settings(values: dict[str, Any], where: str) -> Settings:
         )
     if s.domains == "digits" and {"domains", "conditional"} & set(s.arms):
         raise ValueError(f'{where}: `arms` domains and conditional need `domains = "inverted"`; got {list(s.arms)}.')
+    if s.evaluations != ("running",) and (s.arms != ("batch",) or s.model != "mlp" or s.devices != 1):
+        raise ValueError(
+            f"{where}: `evaluations` other than running are for the one arm batch of the MLP on one device; got "
+            f"{list(s.arms)}, {s.model} and {s.devices}."
+        )
+    if "whiten" in s.arms and (s.model != "mlp" or any(n % s.whiten_size for n in s.widths)):
+        raise ValueError(
+            f"{where}: arm whiten is for the MLP, and `whiten_size` must divide all `widths`; got {s.model}, "
+            f"{s.whiten_size} and {list(s.widths)}."
+        )
     if "ghost" in s.arms and s.batch_size % (s.ghost_batches * s.devices):
         raise ValueError(
             f"{where}: `batch_size` must be a multiple of `ghost_batches` on each device; got {s.batch_size} and "

@@ -19,6 +19,7 @@ STYLES = {
     "renorm": ("#CC79A7", "-."),
     "domains": ("#E69F00", ":"),
     "conditional": ("#56B4E9", "-."),
+    "whiten": ("#000000", "-."),
 }
 PANELS = (("train_loss", "training loss (cross-entropy)"), ("val_accuracy", "validation accuracy"))
 

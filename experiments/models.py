@@ -56,16 +56,22 @@ def options(settings: Settings, arm: str) -> dict[str, Any]:
     return given
 
 
-def started(arm: str, features: int) -> tuple[Any, Any]:
+def started(settings: Settings, arm: str, features: int) -> tuple[Any, Any]:
     """Parameters and state of a layer; without a norm its bias."""
     if arm == "none":
         return jnp.zeros(features), None
+    if arm == "whiten":
+        return jaxbn.whiten_init(features, group_size=settings.whiten_size)
     params, state = jaxbn.domain_init(2, features) if arm in ("domains", "conditional") else jaxbn.bn_init(features)
     return params, (jaxbn.bn_init(features)[1] if arm == "conditional" else state)
 
 
 def normalized(arm: str, params: Tree, state: Tree, x: Any, train: bool, **given: Any) -> tuple[Array, Tree]:
     """The layer's output and new state; every other row of x is of the second domain."""
+    if arm == "whiten":
+        activation = given.pop("activation")
+        y, state = jaxbn.whiten_apply(params, state, x, train, **given)
+        return activation(y), state
     if arm == "conditional":
         domain = jnp.arange(x.shape[0]) % 2
         return jaxbn.bn_apply(jax.tree.map(lambda v: v[domain], params), state, x, train, **given)
@@ -88,7 +94,7 @@ def mlp(settings: Settings, arm: str) -> Model:
         kernels = [
             kernel(k, shape) for k, shape in zip(keys, zip(sizes, (*sizes[1:], CLASSES), strict=True), strict=True)
         ]
-        norms = [started(arm, n) for n in sizes[1:]]
+        norms = [started(settings, arm, n) for n in sizes[1:]]
         params = {"kernels": kernels, "shifts": [p for p, _ in norms], "last": jnp.zeros(CLASSES)}
         return params, [s for _, s in norms]
 

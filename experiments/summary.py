@@ -18,6 +18,7 @@ NAMES = {
     "renorm": "batch renorm",
     "domains": "norm by domain",
     "conditional": "conditional norm",
+    "whiten": "whitening",
 }
 
 
@@ -130,6 +131,15 @@ def table(records: Sequence[dict[str, Any]], caption: str) -> Table:
             time,
         )
     return out
+
+
+def evaluations(records: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each other way to evaluate."""
+    return [
+        f"{name}: {spread(quartiles(np.array(accuracy, float)), lambda v: f'{100 * v:.1f}')} % test accuracy"
+        for r in records
+        for name, accuracy in r.get("evaluations", {}).items()
+    ]
 
 
 def count(steps: float, limit: int) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import command, summary
+from experiments import command, statistics, summary
 from experiments.interrupt import Interrupt
 
 README, MARKS = Path("README.md"), ("<!-- variants -->", "<!-- /variants -->")
@@ -54,24 +54,44 @@ VARIANTS = (
         "Xie et al. 2020",
         "domains",
     ),
+    Variant(
+        "whitening: decorrelated features, by a Newton iteration that does not diverge",
+        "`whiten_init(n, group_size=20)`, `whiten_apply`; `IterNorm` in both modules",
+        "Huang et al. 2019",
+        "whiten",
+    ),
+    Variant(
+        "recalibration: moments of a stream pooled exactly, whole models, layer by layer, on many devices",
+        "`pool_batches`, `linen.recalibrate`, `nnx.recalibrate`",
+        "Wu and Johnson 2021",
+        "recalibrate",
+    ),
+    Variant(
+        "adaptation to other data: replaced or mixed statistics, example weighing",
+        "`adapt(state, moments, source_weight=64)`, `weighed_apply`",
+        "Li et al. 2016, Schneider et al. 2020, Summers and Dinneen 2020",
+        "adapt",
+    ),
 )
 
 
 def results(config: str) -> dict[str, list[float]]:
-    """Arm -> test accuracy of each seed."""
+    """Test accuracy of each seed, by what differs: the arm, or how the one arm is evaluated."""
     code = command.main([f"configs/variants/{config}.toml"], Interrupt())
     if code:
         sys.exit(code)
     record = json.loads(Path(f"runs/{config}/summary.json").read_text(encoding="utf-8"))
-    return {arm["arm"]: arm["test_accuracy"] for arm in record["arms"]}
+    arms = {summary.NAMES[arm["arm"]]: arm["test_accuracy"] for arm in record["arms"]}
+    evaluations = record["arms"][0].get("evaluations", {})
+    return {statistics.NAMES[name]: accuracy for name, accuracy in evaluations.items()} or arms
 
 
 def told(found: dict[str, list[float]]) -> str:
     """The results of a config, in a cell."""
     parts = []
-    for arm, accuracy in found.items():
+    for name, accuracy in found.items():
         q = summary.quartiles(np.array(accuracy, float))
-        parts.append(f"{summary.NAMES[arm]} {summary.spread(q, lambda v: f'{100 * v:.1f}')}")
+        parts.append(f"{name} {summary.spread(q, lambda v: f'{100 * v:.1f}')}")
     return f"{', '.join(parts)}; n = {len(next(iter(found.values())))}"
 
 

@@ -11,20 +11,27 @@ How it is built, from the ground up; a file imports from lower floors only:
 1. `_normalize`: normalization by given statistics, and the one rule from which every derivative follows. `_complex`:
    the same for complex input, by JAX's own differentiation. `_renorm`: statistics tied to the running ones. `_state`:
    what is learned and what is averaged.
-2. `_batch_norm`: `bn_apply`. Take the moments, normalize, update the running ones.
+2. `_batch_norm`: `bn_apply`. Take the moments, normalize, update the running ones. `_adapt`: statistics of other data,
+   or of each example.
 3. `_pool_updates`: one update from several microbatches. `_domains`: statistics for each of several domains.
-   `_flax`: what the two Flax modules share.
+   `_recalibrate`: moments of a stream of batches. `_fold`: evaluation as a part of the next linear layer. `_health`:
+   what is wrong with a layer's statistics. `_whiten`: uncorrelated features. `_flax`: what the Flax modules share.
 4. `linen`, `nnx`: the same for Flax; storage and names only. `convert`: other libraries' checkpoints.
-5. `_linen_model`, `_nnx_model`: all layers of a model at once.
+5. `_linen_model`, `_nnx_model`, and the files of both on folding, recalibration and health: all layers of a model.
 
 `jaxbn.linen`, `jaxbn.nnx` and `jaxbn.convert` are imported by name; `import jaxbn` needs jax alone.
 """
 
+from jaxbn._adapt import adapt, weighed_apply
 from jaxbn._batch_norm import bn_apply
 from jaxbn._domains import domain_apply, domain_init
+from jaxbn._fold import fold, fold_into_next
+from jaxbn._health import health
+from jaxbn._health_report import Health, LayerHealth
 from jaxbn._moments import Moments, pool
 from jaxbn._momentum import cumulative_average, zero_debiased
 from jaxbn._pool_updates import pool_updates
+from jaxbn._recalibrate import pool_batches
 from jaxbn._renorm import Renorm, renorm_warmup
 from jaxbn._save_inputs import save_inputs
 from jaxbn._scope import moments, pool_named
@@ -34,20 +41,28 @@ from jaxbn._whiten import WhitenState, whiten_apply, whiten_init
 __all__ = [
     "BatchNormParams",
     "BatchNormState",
+    "Health",
+    "LayerHealth",
     "Moments",
     "Renorm",
     "WhitenState",
+    "adapt",
     "bn_apply",
     "bn_init",
     "cumulative_average",
     "domain_apply",
     "domain_init",
+    "fold",
+    "fold_into_next",
+    "health",
     "moments",
     "pool",
+    "pool_batches",
     "pool_named",
     "pool_updates",
     "renorm_warmup",
     "save_inputs",
+    "weighed_apply",
     "whiten_apply",
     "whiten_init",
     "zero_debiased",

@@ -150,9 +150,9 @@ def _apply(
 ):
     dtype = _check.working(x.dtype)
     x = saved(x)
-    by_example = any(v is not None and v.ndim > len(features) for v in params)
-    affine = tuple(_spread(v, rule, features, x, dtype) for v in params) if by_example else (None, None)
-    if by_example:
+    affine = BatchNormParams(None, None)
+    if any(v is not None and v.ndim > len(features) for v in params):  # by example: behind the normalization
+        affine = BatchNormParams(*(_spread(v, rule, features, x, dtype) for v in params))
         params = BatchNormParams(None, None)
     shared, at, ndim = rule.scope, features, x.ndim
     if rule.groups is not None:

@@ -86,7 +86,7 @@ def updated(
 ) -> BatchNormState:
     """The state after one more batch. A feature takes part if it has values and their second moment is finite."""
     keep, take = momentum
-    batch = jax.tree.map(partial(_sharded_as, state.mean), batch)
+    batch = jax.tree.map(partial(sharded_as, state.mean), batch)
     # n / (n - 1) of a single value is infinite: it has no unbiased variance, and does not take part.
     var = batch.var * (batch.count / (batch.count - 1)) if unbiased else batch.var
     takes_part = allowed & (batch.count > 0) & jnp.isfinite(var + jnp.square(jnp.abs(batch.mean)))
@@ -102,7 +102,7 @@ def updated(
     return lax.stop_gradient(BatchNormState(average(state.mean, batch.mean), average(state.var, var), count))
 
 
-def _sharded_as(like: jax.Array, v: jax.Array) -> jax.Array:
+def sharded_as(like: jax.Array, v: jax.Array) -> jax.Array:
     """`v` with the sharding of `like`, where the mesh's is explicit: the features of x may be spread otherwise."""
     to = jax.typeof(like).sharding
     return v if jax.typeof(v).sharding.spec == to.spec else jax.sharding.reshard(v, to)

@@ -82,7 +82,9 @@ def bars(results: Results) -> list[dict[str, Any]]:
     times("CPU, forward+backward over torch channels_last", both, "torch, channels_last", 0.8, cpu)
     best = _best(results, "evaluation")
     times(f"CPU, evaluation over the best peer, {best}", "evaluation", best, 1.0, cpu)
-    bar("evaluation folded into a convolution, over the convolution alone", (None, ""), 1.0)
+    folded, alone = (value(results, "folding, arrays moved", OURS, convolution=n) for n in ("folded", "alone"))
+    moved = None if folded is None or alone is None else folded / alone
+    bar("arrays moved by a convolution with evaluation folded into it, over the convolution alone", (moved, ""), 1.0)
     for dtype, size in (("float32", 4.0), ("bfloat16", 2.0)):
         kept = value(results, "kept", OURS, dtype=dtype, epilogue="relu")
         # What is kept of each feature is not counted against x.

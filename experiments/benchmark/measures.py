@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmark import compiling, dispatch, errors, memory, training
+from experiments.benchmark import compiling, dispatch, errors, folding, memory, training
 from experiments.benchmark.clock import interleaved, quartiles
 from experiments.benchmark.layers import LAYERS, present
 from experiments.benchmark.networks import NORMS
@@ -26,6 +26,8 @@ def rows(plan: Plan) -> Iterator[Row]:
     yield from errors.masked()
     yield from _memory(plan, flat)
     yield from dispatch.rows(flat, plan.rounds)
+    for dtype in plan.dtypes:
+        yield from folding.rows(dtype, plan.rounds)
     yield from _compile_times(plan)
     yield from _training(plan)
 

@@ -1,0 +1,90 @@
+"""Floor 4: what folding a linen model and an nnx model have in common: which pairs, and whether they were right."""
+
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbn._fold import affine, fold
+from jaxbn._state import BatchNormParams, BatchNormState
+
+
+def checked(pairs: Any, layers: Iterable[str], norms: Iterable[str]) -> dict[str, str]:
+    """`pairs` as a dict of known names, each normalization in it once."""
+    if not isinstance(pairs, Mapping) or not pairs:
+        raise TypeError(
+            f"`pairs` must map layers to the normalizations behind them, {{'Conv_0': 'BatchNorm_0'}}; got {pairs!r}."
+        )
+    for kind, names, known in (
+        ("layer with a kernel", list(pairs), sorted(layers)),
+        ("normalization with running mean and var", list(pairs.values()), sorted(norms)),
+    ):
+        for name in names:
+            if name not in known:
+                close = get_close_matches(str(name), known, 1)
+                meant = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(known) or 'none'}."
+                raise ValueError(f"`pairs` names {name!r}, which is no {kind}. {meant}")
+            if names.count(name) > 1:
+                raise ValueError(f"`pairs` must name each normalization once; got {name!r} twice.")
+    return dict(pairs)
+
+
+def folded(
+    layer: str,
+    norm: str,
+    module: Any,
+    params: BatchNormParams,
+    state: BatchNormState,
+    kernel: Any,
+    bias: Any,
+    **how: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The layer's new kernel and bias, and the shift in the dtype of the statistics, for a layer that takes no bias."""
+    features = len(module.axis) if isinstance(module.axis, (tuple, list)) else 1
+    stacked = np.ndim(state.mean) - features
+    axes = (*range(stacked), *((-2,) if how["transposed"] else range(-features, 0)))
+    try:
+        kernel, bias = fold(params, state, kernel, bias, epsilon=module.epsilon, axis=axes)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`pairs` cannot fold {norm!r} into {layer!r}: {error}") from None
+    shift = affine(params, state, None, epsilon=module.epsilon, dtype=state.mean.dtype)[1]
+    return kernel, bias, shift
+
+
+def probe(mean: Any, var: Any, seed: int) -> tuple[jax.Array, jax.Array]:
+    """Other statistics: for those at hand something between layer and normalization may happen to do nothing."""
+    rng = np.random.default_rng(seed)
+    wide = jnp.promote_types(var.dtype, jnp.float32)
+    away = jnp.asarray(rng.choice([-1.0, 1.0], np.shape(mean)), wide)
+    factor = jnp.asarray(rng.uniform(0.5, 2.0, np.shape(var)), wide)
+    moved = mean.astype(wide) + away * jnp.sqrt(var.astype(wide))
+    return moved.astype(mean.dtype), (var.astype(wide) * factor).astype(var.dtype)
+
+
+def verify(pairs: Mapping[str, str], difference: Callable[[Mapping[str, str]], float], tolerance: float) -> None:
+    """That folding all `pairs` leaves the outputs as they are; if not, say for which pairs it does not."""
+    total = difference(pairs)
+    if total <= tolerance:
+        return
+    alone = {layer: difference({layer: norm}) for layer, norm in pairs.items()}
+    wrong = [f"{k!r} -> {pairs[k]!r} ({d:.1e})" for k, d in alone.items() if not d <= tolerance]
+    raise ValueError(
+        f"`pairs` must be layers and the normalizations directly behind them, but folding changes the outputs, by "
+        f"{total:.1e} of the largest where {tolerance:.1e} is allowed. At fault: "
+        f"{', '.join(wrong) or 'all of them together'}. There may be an activation or padding between the two, the "
+        "layer may be used elsewhere too, or the normalization be of other features. Where the model computes in half "
+        "precision pass `tolerance=3e-2`."
+    )
+
+
+def gap(before: Any, after: Any) -> float:
+    """The largest difference of two trees of outputs, relative to the largest entry of the array that it is in."""
+    worst = [0.0]
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        if jnp.issubdtype(jnp.result_type(one), jnp.inexact) and np.size(one):
+            one, other = (np.asarray(v).astype(np.complex128) for v in (one, other))
+            worst.append(np.max(np.abs(one - other)) / max(np.max(np.abs(one)), np.finfo(np.float32).tiny))
+    return float(np.max(worst))  # NaN if there is one

@@ -1,0 +1,137 @@
+"""Floor 3: what may be wrong with a batch normalization, from its arrays and from a batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from jaxbn import _check
+from jaxbn._batch_norm import bn_apply
+from jaxbn._health_report import Batch, Health, LayerHealth, advice
+from jaxbn._state import BatchNormParams, BatchNormState
+
+
+def health(
+    params: BatchNormParams,
+    state: BatchNormState,
+    x: ArrayLike | None = None,
+    *,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-5,
+    mask: ArrayLike | None = None,
+) -> Health:
+    """What may be wrong with a layer: the first thing to look at when evaluation is much worse than training.
+
+    Looks for statistics that were never updated, that are not finite, that hold a share of their initial values, or
+    that are not those of `x`; for channels that are constant, and such whose scale is 0. The gaps are
+    `max |mean_B - mean| / sqrt(var + epsilon)` and `max |log((var_B + epsilon) / (var + epsilon))|` over channels.
+
+    Args:
+        params: as for `bn_apply`.
+        state: likewise.
+        x: a batch as the layer gets it, from where evaluation is bad; None to look at the arrays alone.
+        axis: the feature axis or axes.
+        epsilon: added to the variance.
+        mask: True where a value of `x` counts.
+
+    Returns:
+        A tuple of one `LayerHealth`; `print` shows it as a table with advice.
+
+    Raises:
+        TypeError, ValueError: as `bn_apply`; and where the arrays are traced, for this is for people.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxbn
+        >>> found = jaxbn.health(*jaxbn.bn_init(3))
+        >>> found[0].untouched
+        True
+        >>> print(found[0].problems[0].split(";")[0])
+        The running statistics were never updated
+
+    The variance of the batch is the biased one.
+    """
+    for owner, names, given in (("params", ("scale", "bias"), params), ("state", ("mean", "var", "count"), state)):
+        if not all(hasattr(given, name) for name in names):
+            raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
+    concrete(x, mask, params.scale, params.bias, state.mean, state.var, state.count)
+    batch = None
+    if x is not None:
+        x = _check.floating("x", x)
+        _, batch = compared(params, state, x, axis=axis, epsilon=epsilon, mask=mask)
+    return Health([judged("the layer", params, state, state.count, epsilon, [batch])])
+
+
+def concrete(*arrays: Any) -> None:
+    """That the arrays hold numbers."""
+    if any(isinstance(v, Tracer) for v in arrays):
+        raise TypeError("`health` looks at numbers, which are not there while a program is traced: call it outside.")
+
+
+def compared(
+    params: BatchNormParams, state: BatchNormState, x: jax.Array, *, axis: Any, epsilon: float, mask: Any, **rest: Any
+) -> tuple[jax.Array, Batch]:
+    """What the layer gives in training, and how far that is from evaluation."""
+    kept = _check.working(x.dtype)
+    mean, var = (jnp.asarray(v).astype(kept) for v in (state.mean, state.var))
+    state = BatchNormState(mean, var, jnp.zeros((), jnp.int32))
+    # One program of both modes. Nothing of the running statistics is kept, so that the new ones are the batch's.
+    (training, own), (evaluation, _) = (
+        bn_apply(params, state, x, jnp.array(train), axis=axis, epsilon=epsilon, mask=mask, momentum=0.0, **rest)
+        for train in (True, False)
+    )
+    mean, var, own_mean, own_var = (np.asarray(v, np.float64) for v in (state.mean, state.var, own.mean, own.var))
+    counted = np.broadcast_to(True if mask is None else np.asarray(mask, bool), x.shape)
+    first = next((a for a in range(x.ndim) if a not in _check.axes(axis, x.ndim)), None)
+    others = tuple(a for a in range(x.ndim) if a != first)
+    examples = 1 if first is None else int(np.sum(np.any(counted, axis=others)))
+    apart = np.where(counted, np.abs(np.asarray(training, np.float64) - np.asarray(evaluation, np.float64)), 0)
+    with np.errstate(all="ignore"):  # what is not finite is said elsewhere
+        gaps = np.abs(own_mean - mean) / np.sqrt(var + epsilon), np.abs(np.log((own_var + epsilon) / (var + epsilon)))
+        mean_gap, var_gap, output_gap = (float(np.max(v, initial=0)) for v in (*gaps, apart))
+        unlearned = _unlearned(mean, var, own_mean, own_var, epsilon)
+    return training, Batch(examples, mean_gap, var_gap, output_gap, unlearned)
+
+
+def _unlearned(mean, var, own_mean, own_var, epsilon) -> float | None:
+    """The share w for which running = w initial + (1 - w) batch, by least squares, if that is what they are."""
+    std = np.sqrt(own_var + epsilon)
+    way = np.concatenate(
+        [(-own_mean / std).ravel(), ((1 - own_var) / std**2).ravel()]
+    )  # from the batch's to the initial values
+    gone = np.concatenate([((mean - own_mean) / std).ravel(), ((var - own_var) / std**2).ravel()])
+    share = float(np.dot(way, gone) / max(np.dot(way, way), 1e-12))
+    off = np.linalg.norm(gone - share * way)
+    # One channel fits by chance, many do not; but the batch is a sample, and the fit is not exact.
+    fits = mean.size > 1 and 0.1 < share < 1.1 and off < 0.25 * np.linalg.norm(gone)
+    return min(share, 1.0) if fits else None
+
+
+def judged(
+    path: str, params: Any, state: Any, count: Any, epsilon: float, batches: Sequence[Batch | None]
+) -> LayerHealth:
+    """The record of a layer, of the worst of what several calls of it showed."""
+    concrete(params.scale, params.bias, state.mean, state.var, count)
+    mean, var, scale, bias = (
+        np.zeros(0) if v is None else np.asarray(v).astype(np.complex128 if np.iscomplexobj(v) else np.float64)
+        for v in (state.mean, state.var, params.scale, params.bias)
+    )
+    updates = None if count is None else int(np.min(count))
+    size = np.abs(scale)
+    small = 1e-3 * np.median(size, axis=-1, keepdims=True) if size.size else 0.0
+    seen = [batch for batch in batches if batch is not None]
+    layer = LayerHealth(
+        path=path,
+        channels=var.size,
+        updates=updates,
+        untouched=bool(np.all(mean == 0) and np.all(var == 1)) if updates is None else updates == 0,
+        flat=int(np.sum(var <= epsilon)),
+        unscaled=int(np.sum(size <= small)),
+        not_finite=sum(int(np.sum(~np.isfinite(v))) for v in (scale, bias, mean, var)),
+        batch=max(seen, key=lambda b: (not np.all(np.isfinite(b[1:4])), max(b[1:4])), default=None),
+        problems=(),
+    )
+    return layer._replace(problems=advice(layer))

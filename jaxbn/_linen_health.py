@@ -1,0 +1,108 @@
+"""Floor 5: what may be wrong with the batch normalizations of a linen model."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.core import Tracer
+
+from jaxbn import _check
+from jaxbn._flax import output_dtype, widened
+from jaxbn._health import compared, judged
+from jaxbn._health_report import Batch, Health
+from jaxbn._linen_batch_norm import BatchNorm
+from jaxbn._state import BatchNormParams, BatchNormState
+
+
+def health(
+    variables: Mapping[str, Any],
+    apply: Callable[[Any, Any], Any] | None = None,
+    x: Any = None,
+    *,
+    epsilon: float = 1e-5,
+) -> Health:
+    """What may be wrong with a model's batch normalizations: to be looked at when evaluation is bad.
+
+    `jaxbn.health` of each layer. Given a batch, each layer's input is compared with its running statistics while the
+    layers normalize by the batch, as in training: so a layer is not blamed for what is wrong with those before it.
+
+    Args:
+        variables: the model's, with `batch_stats`; flax's layers, ours, and stacks of them that `nn.scan` keeps.
+        apply: `apply(variables, x)` calls the model, `lambda v, x: model.apply(v, x, train=False)`: a plain function,
+            with the mode in which there is no dropout. Nothing is updated.
+        x: a batch from where evaluation is bad, some hundred examples if there are as many.
+        epsilon: of layers that `apply` does not show: of all without it.
+
+    Returns:
+        A tuple of `LayerHealth`, one for each layer; `print` shows a table with advice. Layers inside a loop or a
+        compiled part of the model, of several domains, frozen, or with complex input are not compared with the batch.
+
+    Raises:
+        ValueError: there is no batch normalization, or `apply` without `x`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flax.linen as nn, jaxbn.linen
+        >>> model = nn.Sequential([nn.Dense(3), jaxbn.linen.BatchNorm(use_running_average=True)])
+        >>> x = 3 + jax.random.normal(jax.random.key(1), (64, 2))
+        >>> variables = model.init(jax.random.key(0), x)
+        >>> found = jaxbn.linen.health(variables, model.apply, x)
+        >>> found[0].path, found[0].untouched, found[0].batch.mean > 1
+        ('layers_1', True, True)
+
+    Source: as `jaxbn.health`.
+    """
+    if (apply is None) != (x is None):
+        raise ValueError("`apply` and `x` go together: the batch is what the function is called with.")
+    flat = {path: nn.meta.unbox(v) for path, v in traverse_util.flatten_dict(dict(variables)).items()}
+    layers = [path[1:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"]
+    layers = [layer for layer in layers if ("batch_stats", *layer, "var") in flat]
+    if not layers:
+        raise ValueError("`variables` must hold `batch_stats` with mean and var; it has none. Pass all collections.")
+    seen: dict[tuple[str, ...], list[Batch | None]] = {layer: [] for layer in layers}
+    epsilons: dict[tuple[str, ...], float] = {}
+
+    def watch(call, args, kwargs, context):
+        module = context.module
+        if not isinstance(module, (BatchNorm, nn.BatchNorm)) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        epsilons[module.path] = module.epsilon
+        params, stats = (module.variables.get(kind, {}) for kind in ("params", "batch_stats"))
+        x, mask = jnp.asarray(args[0] if args else kwargs["x"]), kwargs.get("mask")
+        axis = tuple(sorted(_check.axes(module.axis, x.ndim)))
+        scale, bias, mean, var = nn.meta.unbox([
+            params.get("scale"), params.get("bias"), stats["mean"], stats["var"]
+        ])  # fmt: skip
+        fits = np.shape(mean) == tuple(x.shape[a] for a in axis)
+        unseen = isinstance(x, Tracer) or isinstance(mask, Tracer) or jnp.iscomplexobj(x) or not fits
+        if unseen or getattr(module, "frozen", False):
+            return call(*args, **kwargs)
+        dtype = output_dtype(x, scale, bias, dtype=module.dtype)
+        y, batch = compared(
+            BatchNormParams(scale, bias),
+            BatchNormState(mean, var, jnp.zeros((), jnp.int32)),
+            widened(x, dtype),
+            axis=axis,
+            epsilon=module.epsilon,
+            mask=mask,
+            activation=getattr(module, "activation", None),
+            residual=kwargs.get("residual"),
+        )
+        seen.setdefault(module.path, []).append(batch)
+        return y.astype(dtype)
+
+    if apply is not None:
+        with nn.intercept_methods(watch):
+            apply(variables, x)
+    found = []
+    for layer in layers:
+        scale, bias = (flat.get(("params", *layer, name)) for name in ("scale", "bias"))
+        mean, var, count = (flat.get(("batch_stats", *layer, name)) for name in ("mean", "var", "count"))
+        state: Any = BatchNormState(mean, var, count)  # pyright: ignore[reportArgumentType]
+        where = "/".join(layer) or "the layer"
+        found.append(
+            judged(where, BatchNormParams(scale, bias), state, count, epsilons.get(layer, epsilon), seen[layer])
+        )
+    return Health(found)

@@ -1,0 +1,120 @@
+"""Floor 5: what may be wrong with the batch normalizations of an nnx model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.core import Tracer
+
+from jaxbn import _check
+from jaxbn._flax import output_dtype, widened
+from jaxbn._health import compared, judged
+from jaxbn._health_report import Batch, Health
+from jaxbn._nnx_batch_norm import BatchNorm
+from jaxbn._state import BatchNormParams, BatchNormState
+
+
+class Watched(nnx.Module):
+    """A batch normalization that hands on what a batch shows, and normalizes by the batch without an update."""
+
+    def __init__(self, norm: Any, see: Callable[[Batch], None]):
+        self.norm, self.see = norm, see
+
+    def __call__(self, x: Any, use_running_average: Any = None, *, mask: Any = None, residual: Any = None, **rest: Any):
+        """The arguments of a normalization, of which the mode means nothing here.
+
+        Args:
+            x: the input.
+            use_running_average: without effect where the input is watched.
+            mask: True where a value counts.
+            residual: added before the activation.
+            **rest: what a variant of the layer takes.
+
+        Returns:
+            An array of x's shape.
+        """
+        norm, x = self.norm, jnp.asarray(x)
+        params, state = _arrays(norm)
+        fits = state.mean.shape == tuple(x.shape[a] for a in _check.axes(norm.axis, x.ndim))
+        unseen = rest or jnp.iscomplexobj(x) or any(isinstance(v, Tracer) for v in (x, mask, state.mean))
+        if unseen or not fits or getattr(norm, "frozen", False):
+            options = {"mask": mask, "residual": residual, **rest}
+            options = {name: value for name, value in options.items() if value is not None}
+            return norm(x, use_running_average, **options)
+        dtype = output_dtype(x, *params, state.mean, state.var, dtype=norm.dtype)
+        y, batch = compared(
+            params,
+            state,
+            widened(x, dtype),
+            axis=norm.axis,
+            epsilon=norm.epsilon,
+            mask=mask,
+            activation=getattr(norm, "activation", None),
+            residual=residual,
+        )
+        self.see(batch)
+        return y.astype(dtype)
+
+
+def health(model: Any, x: Any = None, call: Callable[[Any, Any], Any] = lambda model, x: model(x)) -> Health:
+    """What may be wrong with a model's batch normalizations: to be looked at when evaluation is bad.
+
+    `jaxbn.health` of each layer. Given a batch, each layer's input is compared with its running statistics while the
+    layers normalize by the batch, as in training: so a layer is not blamed for what is wrong with those before it. The
+    model is left as it is.
+
+    Args:
+        model: an nnx module, with flax's layers, ours, and stacks of them that `nnx.vmap` makes.
+        x: a batch from where evaluation is bad, some hundred examples if there are as many.
+        call: `call(model, x)` uses the model, of which it is given a copy in evaluation mode.
+
+    Returns:
+        A tuple of `LayerHealth`, one for each layer; `print` shows a table with advice. Layers inside a loop or a
+        compiled part of the model, of several domains, frozen, or with complex input are not compared with the batch.
+
+    Raises:
+        ValueError: there is no batch normalization.
+
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> import jaxbn.nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+        >>> found = jaxbn.nnx.health(model, 3 + jax.random.normal(jax.random.key(1), (64, 2)))
+        >>> found[0].path, found[0].untouched, found[0].batch.mean > 1
+        ('layers/1', True, True)
+
+    Source: as `jaxbn.health`.
+    """
+    norms = {
+        id(module.mean): ("/".join(map(str, path)) or "the layer", module)
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, (BatchNorm, nnx.BatchNorm))
+    }
+    if not norms:
+        raise ValueError("`model` must have batch normalizations, `jaxbn.nnx.BatchNorm` or flax's; it has none.")
+    seen: dict[str, list[Batch | None]] = {path: [] for path, _ in norms.values()}
+    if x is not None:
+
+        def watched(path, node):
+            # The map is over a copy of the modules that holds the same variables.
+            if not isinstance(node, (BatchNorm, nnx.BatchNorm)):
+                return node
+            return Watched(node, seen[norms[id(node.mean)][0]].append)
+
+        copy = nnx.clone(nnx.recursive_map(watched, model, graph=True))
+        if isinstance(copy, nnx.Module):
+            copy.eval()
+        call(copy, x)
+    found = []
+    for path, module in norms.values():
+        params, state = _arrays(module)
+        count = getattr(module, "count", None)
+        found.append(judged(path, params, state, None if count is None else count[...], module.epsilon, seen[path]))
+    return Health(found)
+
+
+def _arrays(module: Any) -> tuple[BatchNormParams, BatchNormState]:
+    scale, bias = (None if v is None else v[...] for v in (module.scale, module.bias))
+    return BatchNormParams(scale, bias), BatchNormState(module.mean[...], module.var[...], jnp.zeros((), jnp.int32))

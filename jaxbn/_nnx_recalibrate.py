@@ -1,0 +1,133 @@
+"""Floor 5: the running statistics of a whole nnx model, from a pass over data."""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+
+from jaxbn import _check
+from jaxbn._moments import Moments
+from jaxbn._nnx_batch_norm import BatchNorm
+from jaxbn._recalibrate import collected, recalibrated
+from jaxbn._state import BatchNormState
+
+
+def recalibrate(
+    model: Any,
+    batches: Iterable[Any],
+    call: Callable[[Any, Any], Any] = lambda model, batch: model(batch),
+    *,
+    source_weight: ArrayLike = 0.0,
+    layer_by_layer: bool = False,
+    progress: bool = False,
+) -> None:
+    """Make a model's running statistics those of given data: precise batch normalization, and AdaBN.
+
+    Each layer gets `mean = E[mean_B]`, `var = E[var_B + mean_B^2] - mean^2` of the inputs it has over all batches B,
+    weighted by counts (`jaxbn.pool_batches`). Use it at the end of training, for averaged weights (EMA, SWA), whose
+    statistics nobody has seen, and on data of another domain. The model is changed in place, at the very end; after an
+    error it is as it was.
+
+    Args:
+        model: an nnx module, with batch normalizations of flax's or ours.
+        batches: what `call` takes, trees of arrays, of any sizes, at least one.
+        call: `call(model, batch)` uses the model, of which it is given a copy. The layers normalize by the batch
+            whether the model is set to `train()` or `eval()`; all else is as the model has it, so that `eval()`,
+            without dropout, is the mode to take. Compiled here, once for each shape of a batch.
+        source_weight: how many examples the statistics there are count for; see `jaxbn.adapt`. The examples of a batch
+            are counted along the first axis of its arrays.
+        layer_by_layer: each layer is normalized by the recalibrated statistics of those before it, as in evaluation,
+            and not by the batch, as in training. Exact for deep networks, at the cost of as many passes over `batches`
+            as there are layers, or fewer: they stop when nothing changes any more.
+        progress: show batches done and the time left on stderr.
+
+    Raises:
+        TypeError: `layer_by_layer` is given an iterator.
+        ValueError: no batch, no batch normalization, or a batch whose moments are not finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxbn.nnx
+        >>> from flax import nnx
+        >>> model = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), jaxbn.nnx.BatchNorm(4, rngs=nnx.Rngs(0)))
+        >>> batches = [jax.random.normal(jax.random.key(i), (8, 3)) for i in range(5)]
+        >>> weights = nnx.state(model.layers[0], nnx.Param)
+        >>> nnx.update(model.layers[0], jax.tree.map(lambda w: 0.5 * w, weights))  # or an average of weights
+        >>> jaxbn.nnx.recalibrate(model, batches)
+        >>> model.eval()
+        >>> bool(jnp.allclose(model(jnp.concatenate(batches)).std(0), 1, atol=1e-3))
+        True
+
+    `count`, where a layer has one, becomes at least the number of batches, so that training with a momentum schedule
+    goes on from these statistics. Layers with `frozen=True`, and those that the call does not use, are left as they
+    are. Under sharded `jit` there is nothing to pass. For layers with `axis_name`, `call` runs the model under
+    `nnx.shard_map`, with `nnx.BatchStat` replicated. A layer used twice gets the moments of both uses.
+
+    Wu and Johnson 2021, "Rethinking 'batch' in BatchNorm", section 3; Li et al. 2016, "Revisiting batch normalization
+    for practical domain adaptation"; Schneider et al. 2020, "Improving robustness against common corruptions by
+    covariate shift adaptation".
+    """
+    copy = nnx.clone(model, graph=True)
+    originals, layers, rows = _layers(model), _layers(copy), {}
+    for name, layer in layers.items():
+        layer.__class__ = _class_of(type(layer))
+        rows[name] = jnp.zeros((*layer.var.shape, 4), _check.working(layer.var.dtype))
+        layer.jaxbn_moments = nnx.BatchStat(rows[name])
+
+    @nnx.jit
+    def run(copy, batch):
+        call(copy, batch)
+
+    def moments_of(states, evaluate, batch):
+        for name, layer in layers.items():
+            layer.jaxbn_evaluate = evaluate
+            layer.jaxbn_moments.set_value(rows[name])
+            _set(layer, states[name])  # training updates those of the copy
+        run(copy, batch)
+        found = {name: np.asarray(layer.jaxbn_moments[...]) for name, layer in layers.items()}
+        return {name: Moments(*np.moveaxis(row, -1, 0)) for name, row in found.items()}
+
+    states = {name: _state(layer) for name, layer in layers.items()}
+    states = recalibrated(moments_of, states, batches, source_weight, layer_by_layer, progress)
+    for name, layer in originals.items():
+        _set(layer, states[name])
+
+
+def _layers(model: Any) -> dict[str, Any]:
+    """The batch normalizations that may change, each once, by their paths."""
+    modules = nnx.iter_modules(model, graph=True)
+    found = {"/".join(map(str, path)) or "the layer": module for path, module in modules}
+    kinds = (BatchNorm, nnx.BatchNorm)
+    return {name: m for name, m in found.items() if isinstance(m, kinds) and not getattr(m, "frozen", False)}
+
+
+def _state(layer: Any) -> BatchNormState:
+    count = getattr(layer, "count", None)
+    return BatchNormState(layer.mean[...], layer.var[...], jnp.zeros((), jnp.int32) if count is None else count[...])
+
+
+def _set(layer: Any, state: BatchNormState) -> None:
+    layer.mean.set_value(state.mean)
+    layer.var.set_value(state.var)
+    if getattr(layer, "count", None) is not None:
+        layer.count.set_value(state.count)
+
+
+@cache
+def _class_of(kind: Any) -> Any:
+    """The class of layers like those of `kind` that note the moments of what they normalize."""
+    base: Any = BatchNorm if issubclass(kind, BatchNorm) else nnx.BatchNorm
+    if kind is not base:
+        # Behind a user's subclass, which may change the input on its way.
+        return type(kind.__name__, (kind, _class_of(base)), {})
+
+    class Collecting(base):
+        def __call__(self, x, use_running_average=None, *, mask=None, **rest):
+            row = collected(self.jaxbn_moments[...], x, self.axis, mask, self.axis_name)
+            self.jaxbn_moments.set_value(row)
+            return super().__call__(x, self.jaxbn_evaluate, mask=mask, **rest)
+
+    return Collecting
