@@ -93,7 +93,7 @@ class Settings:
     log_every: Positive
     target_accuracy: Annotated[float, Field(gt=0, le=1)]
     evaluations: Annotated[
-        tuple[Literal["running", "recalibrated", "shifted", "adapted", "shrunk"], ...], Field(min_length=1)
+        tuple[Literal["running", "recalibrated", "shifted", "adapted", "shrunk", "folded"], ...], Field(min_length=1)
     ]
     devices: Positive
     way: Literal["jit", "shard_map"]

@@ -1,4 +1,4 @@
-"""Other statistics than the running ones for a trained network: recalibrated on its data, or adapted to others.
+"""Other ways to evaluate a trained network: statistics recalibrated or adapted, or folded into the layers.
 
 All in one pass, as `jaxbn.pool_batches` and `jaxbn.adapt` do it for a stream: with `momentum=0` the states that a batch
 leaves are its moments.
@@ -18,7 +18,7 @@ from experiments import models
 from experiments.config import Settings
 from experiments.data import Digits, Split
 from experiments.shapes import Tree
-from experiments.train import Arm, Carry
+from experiments.train import Arm, Carry, compile_arm
 
 BATCHES = 3  # in which the training images are seen; they divide 1,149
 SOURCE = 64  # examples that the source's statistics count for, where the target's are mixed in
@@ -28,6 +28,7 @@ NAMES = {
     "shifted": "darker and noisy images",
     "adapted": "the same, adapted",
     "shrunk": f"the same, mixed with {SOURCE} of the source",
+    "folded": "folded into the layers, no norm left",
 }
 
 
@@ -44,6 +45,11 @@ def accuracies(settings: Settings, arm: Arm, carry: Carry, digits: Digits) -> di
     }
     found = {}
     for name in settings.evaluations:
+        if name == "folded":
+            plain, changed = compile_arm(settings, "none"), jax.jit(jax.vmap(jax.vmap(_folded)))
+            params = changed(carry.params, carry.state)
+            found[name] = plain.evaluate(Carry(params, [None] * len(carry.state), None), digits.test)[1][:, 0].tolist()
+            continue
         split, change = cases[name]
         state = jax.jit(jax.vmap(jax.vmap(change)))(carry.params, carry.state)
         found[name] = arm.evaluate(carry._replace(state=state), split)[1][:, 0].tolist()
@@ -54,6 +60,13 @@ def shifted(split: Split) -> Split:
     """Half the contrast, and noise: images that no training has seen."""
     noise = 0.3 * jax.random.normal(jax.random.key(0), split.images.shape)
     return split._replace(images=0.5 * jnp.asarray(split.images) + noise)
+
+
+def _folded(params: Tree, state: Tree) -> Tree:
+    """Parameters of the network without a norm that computes what this one does in evaluation."""
+    *kernels, last = params["kernels"]
+    pairs = [jaxbn.fold(p, s, k) for p, s, k in zip(params["shifts"], state, kernels, strict=True)]
+    return {"kernels": [k for k, _ in pairs] + [last], "shifts": [b for _, b in pairs], "last": params["last"]}
 
 
 def _adapted(settings: Settings, batches: Any, source_weight: float, params: Tree, state: Tree) -> Tree:

@@ -72,6 +72,12 @@ VARIANTS = (
         "Li et al. 2016, Schneider et al. 2020, Summers and Dinneen 2020",
         "adapt",
     ),
+    Variant(
+        "folding for inference: into the layer before or behind, exact or refused; whole models",
+        "`fold`, `fold_into_next`, `linen.fold`, `nnx.fold`",
+        "Jacob et al. 2018",
+        "fold",
+    ),
 )
 
 

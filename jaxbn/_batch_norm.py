@@ -17,7 +17,7 @@ from jaxbn._momentum import Momentum
 from jaxbn._normalize import Frame, Rule, layer
 from jaxbn._renorm import Renorm, corrected, limits
 from jaxbn._save_inputs import saved
-from jaxbn._scope import Scope, moments_of_groups, moments_over
+from jaxbn._scope import Scope, moments_of_groups, moments_over, shards
 from jaxbn._state import BatchNormParams, BatchNormState, updated
 
 
@@ -69,8 +69,9 @@ def bn_apply(
         activation: any elementwise function of arrays; inside the layer it costs no memory for the backward pass.
         residual: added before the activation, of x's shape.
         ghost_batches: into how many equal parts the first reduced axis is divided, each normalized by its own
-            statistics, on its own device; the state is updated by those of all parts together (Hoffer et al. 2017,
-            "Train longer, generalize better"). Under sharded `jit` as many as devices make normalization local.
+            statistics; the state is updated by those of all parts together (Hoffer et al. 2017, "Train longer,
+            generalize better"). Under sharded `jit` as many as devices make normalization local. Under `axis_name` they
+            are parts of what each member holds, from two on local to it, and the state is that of all members.
         renorm: batch renormalization; see `Renorm`.
 
     Returns:
@@ -103,7 +104,9 @@ def bn_apply(
     if train is not False:  # evaluation shares nothing
         names = _check.axis_names(axis_name)
         groups = _check.groups(axis_index_groups, names)
-    parts = _check.parts(ghost_batches, 0 if train is False else x.shape[reduced[0]] if reduced else 1)
+    parts = _check.parts(ghost_batches, 0, 1)
+    if parts > 1 and train is not False:  # in evaluation they need not divide the batch
+        parts = _check.parts(parts, *((x.shape[reduced[0]], shards(x, reduced[0])) if reduced else (1, 1)))
     bounds = limits(renorm, state.count)
     if jnp.iscomplexobj(x) and (parts > 1 or bounds):
         raise TypeError(f"`ghost_batches` and `renorm` are for real `x`; got {x.dtype}.")

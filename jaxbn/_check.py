@@ -199,16 +199,27 @@ def momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
     return value, 1 - value
 
 
-def parts(value: Any, size: Any) -> int:
-    """`value` as the number of equal parts of `size` entries."""
+def positive(name: str, value: Any) -> int:
+    """`value` as a positive int."""
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"`ghost_batches` must be an int; got {value!r}.") from None
-    if isinstance(value, bool) or number < 1 or (number > 1 and (not isinstance(size, int) or size % number)):
+        raise TypeError(f"`{name}` must be an int; got {value!r}.") from None
+    if isinstance(value, bool) or number < 1:
+        raise ValueError(f"`{name}` must be a positive int; got {value!r}.")
+    return number
+
+
+def parts(value: Any, size: Any, shards: int) -> int:
+    """`value` as the number of equal parts of `size` entries, which are spread over `shards` devices."""
+    number = positive("ghost_batches", value)
+    if number > 1 and not isinstance(size, int):
+        raise ValueError(f"`ghost_batches` must be 1 where the size of the batch is symbolic; got {number} for {size}.")
+    if number > 1 and (size % number or number % shards):
+        spread = f" over {shards} devices, whose number must divide it" if shards > 1 else ""
         raise ValueError(
-            f"`ghost_batches` must be positive and divide the first axis of `x` that is not a feature axis, "
-            f"which has {size} entries; got {value!r}."
+            f"`ghost_batches` must divide the first axis of `x` that is not a feature axis, which has {size} entries"
+            f"{spread}; got {number}."
         )
     return number
 
@@ -270,6 +281,7 @@ def parameters(x: jax.Array, params: Any, state: Any, axis: tuple[int, ...], bat
                     f"`{owner}.{name}` must have shape {wanted}{'' if name == 'count' else f', as x along {along}'}; "
                     f"got {shape}. Make it by `bn_init({features[0] if len(features) == 1 else features})`, "
                     "or name by `axis` where x has its features."
+                    + (f" One for each example has shape {by_example}." if by_example != wanted else "")
                 )
             if jnp.iscomplexobj(getattr(given, name)) and not jnp.iscomplexobj(x):
                 raise TypeError(f"`{owner}.{name}` must be real for real `x`; got {getattr(given, name).dtype}.")

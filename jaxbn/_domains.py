@@ -33,9 +33,7 @@ def domain_init(num_domains: int, num_features: Any, **options: Any) -> tuple[Ba
         >>> params.scale.shape, state.count.shape
         ((2, 3), (2,))
     """
-    (number,) = _check.sizes(num_domains) if not isinstance(num_domains, (tuple, list)) else (0,)
-    if number < 1:
-        raise ValueError(f"`num_domains` must be a positive int; got {num_domains!r}.")
+    number = _check.positive("num_domains", num_domains)
     return jax.tree.map(lambda v: jnp.array(jnp.broadcast_to(v, (number, *v.shape))), bn_init(num_features, **options))
 
 
@@ -93,12 +91,15 @@ def domain_apply(
 
 
 def _checked(domain: Any, number: int) -> jax.Array:
-    kind = domain.dtype if isinstance(domain, Tracer) else np.asarray(domain).dtype
-    if np.shape(domain) != () or not jnp.issubdtype(kind, jnp.integer):
+    try:
+        shape, kind = np.shape(domain), domain.dtype if isinstance(domain, Tracer) else np.asarray(domain).dtype
+    except ValueError:  # a ragged list
+        shape, kind = None, np.dtype(object)
+    if shape != () or not jnp.issubdtype(kind, jnp.integer):
         raise TypeError(
             f"`domain` must be an int or a scalar integer array; got {domain!r}. A batch is of one domain: call the "
             "layer for each, or map it by `jax.vmap`."
         )
     if not isinstance(domain, Tracer) and not 0 <= int(domain) < number:
         raise ValueError(f"`domain` must lie in [0, {number}); got {int(domain)}.")
-    return jnp.clip(jnp.asarray(domain), 0, number - 1)
+    return jnp.clip(jnp.asarray(domain).astype(jnp.int32), 0, number - 1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.nnx.nn.dtypes import canonicalize_dtype
 
+from jaxbn import _check
 from jaxbn._batch_norm import bn_apply
 from jaxbn._domains import domain_apply
 
@@ -38,15 +39,24 @@ def mean_for(x: jax.Array, mean: jax.Array) -> jax.Array:
     return mean.astype(jnp.complex64 if jnp.finfo(mean.dtype).bits <= 32 else jnp.complex128)
 
 
-def own_or_given(name: str, own: Any, given: Any) -> Any:
+def own_or_given(name: str, own: Any, given: Any, num_domains: int | None) -> Any:
     """The layer's own parameter, or that of the call."""
     if given is None:
         return own
+    if num_domains is not None:
+        raise ValueError(
+            f"`{name}` must not be given to the call of a layer of several domains, which has one for each."
+        )
     if own is not None:
         raise ValueError(
             f"`{name}` must not be given to the call of a layer that has its own; make it with `use_{name}=False`."
         )
-    return jnp.asarray(given)
+    return _check.floating(name, given, or_complex=True)
+
+
+def leading(num_domains: int | None) -> tuple[int, ...]:
+    """The axis of domains, where there is one."""
+    return () if num_domains is None else (_check.positive("num_domains", num_domains),)
 
 
 def applied(num_domains: int | None, domain: Any) -> Callable[..., Any]:

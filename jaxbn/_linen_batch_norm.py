@@ -10,7 +10,7 @@ from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._flax import applied, mean_for, negated, output_dtype, own_or_given, widened
+from jaxbn._flax import applied, leading, mean_for, negated, output_dtype, own_or_given, widened
 from jaxbn._momentum import Momentum
 from jaxbn._renorm import Renorm, counts
 from jaxbn._state import BatchNormParams, BatchNormState
@@ -116,20 +116,22 @@ class BatchNorm(nn.Module):
         if not self.frozen:
             evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         axes = tuple(sorted(_check.axes(self.axis, x.ndim)))
+        domains = leading(self.num_domains)
         apply = applied(self.num_domains, domain)
-        domains = () if self.num_domains is None else (self.num_domains,)
         shape = (*domains, *(x.shape[a] for a in axes))
         kept = jnp.float32 if self.force_float32_reductions else self.param_dtype
 
         # Parameters first: flax draws their keys in this order.
         own = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
-        gamma = own_or_given("scale", own, scale)
+        gamma = own_or_given("scale", own, scale, self.num_domains)
         own = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
-        beta = own_or_given("bias", own, bias)
+        beta = own_or_given("bias", own, bias, self.num_domains)
         mean = self.variable("batch_stats", "mean", lambda: self.mean_init(self._key(), shape, kept))
         var = self.variable("batch_stats", "var", lambda: self.var_init(self._key(), shape, kept))
         count = None
-        if callable(self.momentum) or counts(self.renorm):
+        # Evaluation does without, so that statistics that were never counted will do.
+        counted = self.is_mutable_collection("batch_stats") or self.has_variable("batch_stats", "count")
+        if counted and (callable(self.momentum) or counts(self.renorm)):
             count = self.variable("batch_stats", "count", lambda: jnp.zeros(domains, jnp.int32))
 
         dtype = output_dtype(x, gamma, beta, dtype=self.dtype)

@@ -113,7 +113,8 @@ def local(reduced: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> Mom
     pivot = _mean_of_sample(reduced, x) if mask is None else None
     pivot = lax.stop_gradient(rounded(mean(counted(x))) if pivot is None else pivot)
     d = counted(x - pivot)
-    return about(pivot, count, mean(d), mean(d * d))
+    # Where the mesh is explicit, features may be spread over devices: the count as well, then.
+    return about(pivot, count + jnp.zeros_like(pivot), mean(d), mean(d * d))
 
 
 def _mean_of_sample(reduced: tuple[int, ...], x: jax.Array) -> jax.Array | None:
@@ -157,7 +158,8 @@ def pooled(m: Moments, axes: tuple[int, ...]) -> Moments:
 
 def about(pivot: jax.Array, count: jax.Array, shift: jax.Array, square: jax.Array) -> Moments:
     """Moments from `shift = E[x - pivot]` and `square = E[(x - pivot)^2]`, with the shift as tail."""
-    var = square - shift * shift
+    # A square that overflows leaves an infinite variance, not NaN.
+    var = jnp.where(square < jnp.inf, square - shift * shift, square)
     # Only rounding can make it negative. (A maximum with 0 would halve second derivatives at 0.)
     return Moments(count, pivot, jnp.where(var < 0, 0, var), shift)
 

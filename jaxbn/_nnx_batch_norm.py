@@ -12,7 +12,7 @@ from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._flax import applied, mean_for, negated, output_dtype, own_or_given, widened
+from jaxbn._flax import applied, leading, mean_for, negated, output_dtype, own_or_given, widened
 from jaxbn._momentum import Momentum
 from jaxbn._renorm import Renorm, counts
 from jaxbn._state import BatchNormParams, BatchNormState
@@ -100,7 +100,7 @@ class BatchNorm(nnx.Module):
         renorm: Renorm | None = None,
         num_domains: int | None = None,
     ):
-        domains = () if num_domains is None else (num_domains,)
+        domains = leading(num_domains)
         shape = (*domains, *_check.sizes(num_features))
         # Keys are drawn in flax's order, so that the same seed gives the same parameters.
         scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else None
@@ -128,7 +128,9 @@ class BatchNorm(nnx.Module):
         self.activation = activation
         self.frozen = frozen
         self.ghost_batches = ghost_batches
-        self.renorm = renorm
+        # Static: an array among the limits becomes the number that it is.
+        plain = isinstance(renorm, Renorm)
+        self.renorm = Renorm(*(float(v) if isinstance(v, jax.Array) else v for v in renorm)) if plain else renorm
         self.num_domains = num_domains
 
     def __call__(
@@ -171,8 +173,8 @@ class BatchNorm(nnx.Module):
             )
         train, x = negated(evaluate), jnp.asarray(x)
         mean, var = self.mean[...], self.var[...]
-        gamma = own_or_given("scale", None if self.scale is None else self.scale[...], scale)
-        beta = own_or_given("bias", None if self.bias is None else self.bias[...], bias)
+        gamma = own_or_given("scale", None if self.scale is None else self.scale[...], scale, self.num_domains)
+        beta = own_or_given("bias", None if self.bias is None else self.bias[...], bias, self.num_domains)
         with jax.numpy_dtype_promotion("standard"):
             promoted, _, _, gamma, beta = self.promote_dtype((x, mean, var, gamma, beta), dtype=self.dtype)
         dtype = output_dtype(promoted, gamma, beta, dtype=self.dtype)

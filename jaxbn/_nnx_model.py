@@ -8,7 +8,7 @@ from flax import nnx
 from jaxbn._nnx_batch_norm import BatchNorm
 
 # What the constructor takes and a layer that is there already cannot change.
-_AT_BIRTH = {"self", "num_features", "rngs", "param_dtype", "use_bias", "use_scale"}
+_AT_BIRTH = {"self", "num_features", "num_domains", "rngs", "param_dtype", "use_bias", "use_scale"}
 
 _OURS = {
     "unbiased_running_var": False,

@@ -16,6 +16,7 @@ from jaxbn._moments import Moments, about, filled, from_layout, local, pooled, r
 # Up to this many devices, each sends its own row of moments to all others: one collective of 4 numbers a device and
 # feature. Beyond, the rows would outgrow what is normalized, and pooling takes two collectives of 2 numbers a feature.
 MAX_ROWS = 64
+AUTO = AxisType.Auto
 
 
 class Scope(NamedTuple):
@@ -29,8 +30,9 @@ class Scope(NamedTuple):
 def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | None = None) -> Moments:
     """Count, mean and biased variance of each feature of `x`.
 
-    Computed about a pivot m0 near the mean (that of the first sixty-fourth of the values), so that little cancels: with
-    `d = x - m0`, `mean = m0 + mean(d)` and `var = mean(d^2) - mean(d)^2`. Differentiable in every mode.
+    Computed about a pivot m0 near the mean, so that little cancels: with `d = x - m0`, `mean = m0 + mean(d)` and
+    `var = mean(d^2) - mean(d)^2`. The pivot is the mean of the first sixty-fourth of the values, or of all where there
+    is a mask. Differentiable in every mode.
 
     Args:
         x: values, floating point, any shape. Sums are in float32, or float64 for float64.
@@ -108,7 +110,8 @@ def moments_over(scope: Scope, x: jax.Array, mask: jax.Array | None) -> tuple[Mo
     if not scope.names:
         return settled(own), own
     m = settled(across(scope, own))
-    return m, Moments(m.count, own.mean, m.var, (m.mean - own.mean) + m.tail)
+    pivot = jnp.where(own.count > 0, own.mean, m.mean)
+    return m, Moments(m.count, pivot, m.var, (m.mean - pivot) + m.tail)
 
 
 def moments_of_groups(scope: Scope, axis: int, x: jax.Array, mask: jax.Array | None) -> tuple[Moments, Moments]:
@@ -136,8 +139,7 @@ def _union(each: Moments, axis: int) -> Moments:
     parts = each.var.shape[axis]
     if not 1 < parts <= MAX_ROWS or jax.device_count() == 1:
         return pooled(each, (axis,))
-    # The count may be spread over devices otherwise than the sums.
-    m = jnp.stack(each._replace(count=each.count + jnp.zeros_like(each.var)))
+    m = jnp.stack(each)
     mine = jnp.eye(parts, dtype=bool).reshape(parts, *[1] * (axis + 1), parts, *[1] * (m.ndim - axis - 2))
     # A sum of rows that are zero but for one's own, as between the members of a named axis: it ends up on every device.
     rows = jnp.sum(jnp.where(mine, m[None], 0), axis + 2)
@@ -145,11 +147,26 @@ def _union(each: Moments, axis: int) -> Moments:
 
 
 def _parts(x: jax.Array, axis: int) -> int:
-    """Of how many parts along `axis` the compiler may put each on another device."""
+    """Of how many parts along `axis` the compiler may put each on another device; a multiple of how many it puts."""
     size, mesh = x.shape[axis], jax.typeof(x).sharding.mesh
-    on_one_device = mesh.axis_types and all(t == AxisType.Manual for t in mesh.axis_types)
-    parts = 1 if on_one_device or not isinstance(size, int) else math.gcd(size, jax.device_count())
-    return parts if 0 < parts <= MAX_ROWS else 1
+    if not isinstance(size, int) or not size:
+        return 1
+    told = shards(x, axis)
+    if mesh.axis_types:
+        untold = math.prod(mesh.shape[a] for a, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AUTO)
+        parts = math.gcd(size, told * untold)
+    else:
+        # The arrays may come from a mesh of some of the devices: any number of them that divides the batch.
+        parts = math.gcd(size, math.lcm(*range(1, min(jax.device_count(), MAX_ROWS) + 1)))
+        parts = parts if parts <= MAX_ROWS else math.gcd(size, jax.device_count())
+    return parts if parts <= MAX_ROWS else told if told <= MAX_ROWS else 1
+
+
+def shards(x: jax.Array, axis: int) -> int:
+    """Over how many devices x is spread along `axis`, as far as its type says so: where the mesh is explicit."""
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[axis] or ()
+    return math.prod(sharding.mesh.shape[a] for a in ((names,) if isinstance(names, str) else names))
 
 
 def across(scope: Scope, m: Moments) -> Moments:

@@ -85,7 +85,6 @@ def updated(
     state: BatchNormState, batch: Moments, momentum: tuple[Any, Any], unbiased: bool, allowed: bool | jax.Array
 ) -> BatchNormState:
     """The state after one more batch. A feature takes part if it has values and their second moment is finite."""
-    keep, take = momentum
     batch = jax.tree.map(partial(sharded_as, state.mean), batch)
     # n / (n - 1) of a single value is infinite: it has no unbiased variance, and does not take part.
     var = batch.var * (batch.count / (batch.count - 1)) if unbiased else batch.var
@@ -93,9 +92,10 @@ def updated(
 
     def average(running, value):
         # In the dtype of the statistics: in bfloat16 0.999 would be 1.
-        mixed = keep.astype(value.dtype) * running.astype(value.dtype) + take.astype(value.dtype) * value
+        kept, taken = (jnp.asarray(v).astype(value.dtype) for v in momentum)
+        mixed = kept * running.astype(value.dtype) + taken * value
         # What is not kept at all may be anything, infinity too.
-        mixed = jnp.where(keep == 0, value, mixed)
+        mixed = jnp.where(kept == 0, value, mixed)
         return jnp.where(takes_part, mixed.astype(running.dtype), running)
 
     count = state.count + jnp.any(takes_part).astype(state.count.dtype)
@@ -104,5 +104,5 @@ def updated(
 
 def sharded_as(like: jax.Array, v: jax.Array) -> jax.Array:
     """`v` with the sharding of `like`, where the mesh's is explicit: the features of x may be spread otherwise."""
-    to = jax.typeof(like).sharding
-    return v if jax.typeof(v).sharding.spec == to.spec else jax.sharding.reshard(v, to)
+    own, to = jax.typeof(v).sharding, jax.typeof(like).sharding
+    return v if own.spec == to.spec else jax.sharding.reshard(v, own.update(spec=to.spec))

@@ -217,13 +217,13 @@ def _inverse_root(s, steps):
 
 def _updated(state, mean, cov, momentum, allowed):
     """The state after one more batch, if its second moments are finite."""
-    keep, take = momentum
     diagonal = jnp.diagonal(cov, axis1=-2, axis2=-1)
     allowed = allowed & jnp.all(jnp.isfinite(cov)) & jnp.all(jnp.isfinite(diagonal.ravel() + mean * mean))
 
     def average(running, value):
-        mixed = keep.astype(value.dtype) * running.astype(value.dtype) + take.astype(value.dtype) * value
-        return jnp.where(allowed, jnp.where(keep == 0, value, mixed).astype(running.dtype), running)
+        kept, taken = (jnp.asarray(v).astype(value.dtype) for v in momentum)
+        mixed = kept * running.astype(value.dtype) + taken * value
+        return jnp.where(allowed, jnp.where(kept == 0, value, mixed).astype(running.dtype), running)
 
     count = state.count + allowed.astype(state.count.dtype)
     return lax.stop_gradient(WhitenState(average(state.mean, mean), average(state.cov, cov), count))
