@@ -76,6 +76,8 @@ def renorm_warmup(
     _checked("r_max", r_max, 1)
     _checked("d_max", d_max, 0)
     for name, end in (("r_end", r_end), ("d_end", d_end)):
+        _checked(name, end, 0)
+        _checked("start", start, 0)
         if not 0 <= start < end:
             raise ValueError(f"`{name}` must be greater than `start`, and that not negative; got {end} and {start}.")
 
@@ -121,8 +123,10 @@ def corrected(
 
 
 def _checked(name: str, value: Any, least: int) -> Any:
-    if isinstance(value, (str, bool)) or value is None or np.shape(value) != ():
+    if isinstance(value, (bool, complex)) or not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)):
         raise TypeError(f"`{name}` must be a number or a function of `state.count` that gives one; got {value!r}.")
+    if np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.number):
+        raise TypeError(f"`{name}` must be one number, or a function that gives one; got {value!r}.")
     if not isinstance(value, Tracer) and not float(value) >= least:
         raise ValueError(f"`{name}` must be at least {least}; got {value}.")
     return value
