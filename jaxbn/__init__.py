@@ -15,7 +15,8 @@ How it is built, from the ground up; a file imports from lower floors only:
    or of each example.
 3. `_pool_updates`: one update from several microbatches. `_domains`: statistics for each of several domains.
    `_recalibrate`: moments of a stream of batches. `_fold`: evaluation as a part of the next linear layer. `_health`:
-   what is wrong with a layer's statistics. `_whiten`: uncorrelated features. `_flax`: what the Flax modules share.
+   what is wrong with a layer's statistics. `_whiten`: uncorrelated features. `_recurrent_state`, `_recurrent`: an LSTM
+   with statistics for each step. `_flax`: what the Flax modules share.
 4. `linen`, `nnx`: the same for Flax; storage and names only. `convert`: other libraries' checkpoints.
 5. `_linen_model`, `_nnx_model`, and the files of both on folding, recalibration and health: all layers of a model.
 
@@ -32,6 +33,8 @@ from jaxbn._moments import Moments, pool
 from jaxbn._momentum import cumulative_average, zero_debiased
 from jaxbn._pool_updates import pool_updates
 from jaxbn._recalibrate import pool_batches
+from jaxbn._recurrent import lstm_apply, lstm_step
+from jaxbn._recurrent_state import LSTMCarry, LSTMParams, LSTMState, lstm_carry, lstm_init
 from jaxbn._renorm import Renorm, renorm_warmup
 from jaxbn._save_inputs import save_inputs
 from jaxbn._scope import moments, pool_named
@@ -42,6 +45,9 @@ __all__ = [
     "BatchNormParams",
     "BatchNormState",
     "Health",
+    "LSTMCarry",
+    "LSTMParams",
+    "LSTMState",
     "LayerHealth",
     "Moments",
     "Renorm",
@@ -55,6 +61,10 @@ __all__ = [
     "fold",
     "fold_into_next",
     "health",
+    "lstm_apply",
+    "lstm_carry",
+    "lstm_init",
+    "lstm_step",
     "moments",
     "pool",
     "pool_batches",

@@ -402,7 +402,7 @@ def test_every_measure_is_taken(results):
     folded, unfolded = (
         bars.value(results, "folding, arrays moved", OURS, convolution=name) for name in ("folded", "normalized")
     )
-    assert 0 < folded < unfolded
+    assert 0 < folded <= unfolded  # on a CPU it shares its pass with the bias
     for measure in ("kept", "temporary, scan"):
         own, flax = found[measure]
         assert 4 < own < flax
