@@ -58,7 +58,7 @@ class BatchNormLSTMCell(nn.RNNCellBase):
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn
-        >>> from jaxbn._linen_lstm import BatchNormLSTMCell
+        >>> from jaxbn.linen import BatchNormLSTMCell
         >>> def rnn(train):
         ...     how = {"variable_carry": "batch_stats"} if train else {"variable_broadcast": ("params", "batch_stats")}
         ...     cell = BatchNormLSTMCell(5, max_steps=4, use_running_average=not train)

@@ -64,7 +64,7 @@ class BatchNormLSTMCell(RNNCellBase):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
-        >>> from jaxbn._nnx_lstm import BatchNormLSTMCell
+        >>> from jaxbn.nnx import BatchNormLSTMCell
         >>> cell = BatchNormLSTMCell(3, 5, max_steps=4, rngs=nnx.Rngs(0))
         >>> rnn = nnx.RNN(cell, state_axes=nnx.StateAxes({nnx.BatchStat: nnx.Carry, ...: None}))
         >>> x = jax.random.normal(jax.random.key(0), (8, 4, 3))  # [batch, time, inputs]

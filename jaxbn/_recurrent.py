@@ -46,8 +46,8 @@ def lstm_step(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxbn
-        >>> from jaxbn._recurrent import lstm_step
-        >>> from jaxbn._recurrent_state import lstm_carry, lstm_init
+        >>> from jaxbn import lstm_step
+        >>> from jaxbn import lstm_carry, lstm_init
         >>> params, state = lstm_init(jax.random.key(0), 3, 5, max_steps=10)
         >>> carry, x = lstm_carry(params, 2), jnp.array([[0.0, 1.0, 2.0], [1.0, 0.0, 1.0]])
         >>> carry, y, state = lstm_step(params, state, carry, x, train=True)
@@ -84,8 +84,8 @@ def lstm_apply(
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxbn
-        >>> from jaxbn._recurrent import lstm_apply
-        >>> from jaxbn._recurrent_state import lstm_carry, lstm_init
+        >>> from jaxbn import lstm_apply
+        >>> from jaxbn import lstm_carry, lstm_init
         >>> params, state = lstm_init(jax.random.key(0), 1, 5, max_steps=3)
         >>> xs = jnp.array([[[0.0], [1.0]], [[2.0], [1.0]], [[3.0], [jnp.nan]]])
         >>> carry, ys, state = lstm_apply(params, state, lstm_carry(params, 2, lengths=[3, 2]), xs, train=True)

@@ -88,7 +88,7 @@ def lstm_init(
 
     Example:
         >>> import jax, jaxbn
-        >>> from jaxbn._recurrent_state import lstm_init
+        >>> from jaxbn import lstm_init
         >>> params, state = lstm_init(jax.random.key(0), 3, 5, max_steps=10)
         >>> params.recurrent_kernel.shape, state.cell_norm.mean.shape, state.cell_norm.count.shape
         ((5, 20), (10, 5), (10,))
@@ -130,7 +130,7 @@ def lstm_carry(params: LSTMParams, batch: int | Sequence[int], lengths: ArrayLik
 
     Example:
         >>> import jax, jaxbn
-        >>> from jaxbn._recurrent_state import lstm_carry, lstm_init
+        >>> from jaxbn import lstm_carry, lstm_init
         >>> params, _ = lstm_init(jax.random.key(0), 3, 5, max_steps=10)
         >>> carry = lstm_carry(params, 2, lengths=[10, 7])
         >>> carry.c.shape, carry.lengths
