@@ -12,7 +12,7 @@ test: $(VENV)/tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 slow: $(VENV)/tests
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 check: $(VENV)/checks
 	$(BIN)/ruff check .

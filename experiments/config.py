@@ -47,8 +47,9 @@ class Settings:
 
     Attributes:
         arms: the norms to compare, each a run of its own from the same weights over the same batches.
-        model: `mlp` on 64 pixels, `cnn` on 8x8 images.
-        widths: hidden units of each layer of the MLP, or channels of each 3x3 convolution of the CNN.
+        model: `mlp` on 64 pixels, `cnn` on 8x8 images, `lstm` on sequences of 8 rows.
+        widths: hidden units of each layer of the MLP, channels of each 3x3 convolution of the CNN, or the hidden units
+            of the LSTM, one number.
         activation: after each hidden layer.
         init: standard deviation of the weights: `constant` is `init_scale`, `he` is `init_scale * sqrt(2 / fan_in)`.
         init_scale: see `init`.
@@ -74,7 +75,7 @@ class Settings:
     arms: Annotated[
         tuple[Literal["batch", "none", "ghost", "renorm", "domains", "conditional", "whiten"], ...], Field(min_length=1)
     ]
-    model: Literal["mlp", "cnn"]
+    model: Literal["mlp", "cnn", "lstm"]
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
     activation: Literal["sigmoid", "tanh", "relu"]
     init: Literal["constant", "he"]
@@ -151,6 +152,11 @@ def settings(values: dict[str, Any], where: str) -> Settings:
         raise ValueError(
             f"{where}: arm whiten is for the MLP, and `whiten_size` must divide all `widths`; got {s.model}, "
             f"{s.whiten_size} and {list(s.widths)}."
+        )
+    if s.model == "lstm" and (len(s.widths) != 1 or not {"batch", "none"} >= set(s.arms)):
+        raise ValueError(
+            f"{where}: the LSTM has one number in `widths`, and the arms batch and none; got {list(s.widths)} and "
+            f"{list(s.arms)}."
         )
     if "ghost" in s.arms and s.batch_size % (s.ghost_batches * s.devices):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The two networks with any of the norms, or none, as pairs of pure functions.
+"""The networks with any of the norms, or none, as pairs of pure functions.
 
 All arms get the same weights from the same key; a bias that batch norm would take out is left away.
 """
@@ -17,7 +17,7 @@ from experiments.config import Settings
 from experiments.shapes import Images, Logits, Tree
 from jaxbn.linen import BatchNorm
 
-CLASSES = 10
+CLASSES, SIDE = 10, 8
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
@@ -33,7 +33,7 @@ class Model(NamedTuple):
 
 def build(settings: Settings, arm: str) -> Model:
     """The network of `settings` with the norm `arm`."""
-    return {"mlp": mlp, "cnn": cnn}[settings.model](settings, arm)
+    return {"mlp": mlp, "cnn": cnn, "lstm": lstm}[settings.model](settings, arm)
 
 
 def weights(settings: Settings) -> Callable[..., Array]:
@@ -151,3 +151,45 @@ def cnn(settings: Settings, arm: str) -> Model:
         return logits, new["batch_stats"] if train and state else state
 
     return Model(init, apply)
+
+
+def lstm(settings: Settings, arm: str) -> Model:
+    """One LSTM that reads the image row by row, 8 steps of 8 pixels; normalized at every step, or plain."""
+    (hidden,) = settings.widths
+
+    def init(key: Array) -> tuple[Tree, Tree]:
+        own, last = jax.random.split(key)
+        params, state = jaxbn.lstm_init(own, SIDE, hidden, SIDE)
+        # The forget gate starts open, as LSTMs are made.
+        bias = params.recurrent_norm.bias.at[hidden : 2 * hidden].set(1.0)
+        params = params._replace(recurrent_norm=params.recurrent_norm._replace(bias=bias))
+        head = weights(settings)(last, (hidden, CLASSES))
+        return {"cell": params, "head": head, "last": jnp.zeros(CLASSES)}, state if arm == "batch" else ()
+
+    def apply(params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None) -> tuple[Logits, Tree]:
+        rows = jnp.swapaxes(jnp.reshape(x, (-1, SIDE, SIDE)), 0, 1)
+        carry = jaxbn.lstm_carry(params["cell"], rows.shape[1])
+        if arm == "batch":
+            given = {"momentum": settings.bn_momentum, "axis_name": axis_name}
+            carry, _, state = jaxbn.lstm_apply(params["cell"], state, carry, rows, train, **given)
+            h = carry.h
+        else:
+            h = plain_lstm(params["cell"], carry, rows)
+        return h @ params["head"] + params["last"][None], state
+
+    return Model(init, apply)
+
+
+def plain_lstm(cell: jaxbn.LSTMParams, carry: jaxbn.LSTMCarry, rows: Array) -> Array:
+    """The last output of an LSTM without norms, from the same kernels and the gates' bias."""
+    bias = cell.recurrent_norm.bias
+
+    def step(before, x):
+        c, h = before
+        i, f, g, o = jnp.split(x @ cell.input_kernel + h @ cell.recurrent_kernel + bias[None], 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return (c, jax.nn.sigmoid(o) * jnp.tanh(c)), None
+
+    # As many zeros as x has devices: a loop must start on those that it goes on with.
+    start = jax.tree.map(lambda v: v + 0 * jnp.sum(rows[0], -1, keepdims=True), (carry.c, carry.h))
+    return jax.lax.scan(step, start, rows)[0][1]

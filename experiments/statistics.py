@@ -69,7 +69,7 @@ def _folded(params: Tree, state: Tree) -> Tree:
     return {"kernels": [k for k, _ in pairs] + [last], "shifts": [b for _, b in pairs], "last": params["last"]}
 
 
-def _adapted(settings: Settings, batches: Any, source_weight: float, params: Tree, state: Tree) -> Tree:
+def _adapted(settings: Settings, batches: Any, source_weight: float | int, params: Tree, state: Tree) -> Tree:
     """The states of all layers, from what they get when `batches` pass."""
     model = models.build(dataclasses.replace(settings, bn_momentum=0.0), "batch")
 

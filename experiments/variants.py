@@ -78,6 +78,12 @@ VARIANTS = (
         "Jacob et al. 2018",
         "fold",
     ),
+    Variant(
+        "recurrent: an LSTM with statistics for each step, ragged sequences",
+        "`lstm_init`, `lstm_apply`; `BatchNormLSTMCell` in both modules",
+        "Cooijmans et al. 2017",
+        "lstm",
+    ),
 )
 
 

@@ -21,3 +21,10 @@ def ordinary_promotion():
     """JAX's own rules of promotion, for what is not ours to change: other libraries, and examples."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Each file's programs go with it: all of them together would fill several gigabytes."""
+    yield
+    jax.clear_caches()

@@ -281,6 +281,7 @@ class StatefulDoubling(jaxbn.nnx.BatchNorm):
         return super().__call__(2 * x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer_by_layer", [False, True])
 def test_nested_shared_frozen_unused_and_subclassed(layer_by_layer):
     model, stateful = Odd(), StatefulOdd()
@@ -385,6 +386,7 @@ def test_calls_that_are_compiled_already():
     assert np.max(np.abs(stateful.second.mean[...] - by_layers([X])[2])) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [ONE, *WAYS], ids=lambda way: way.name)
 def test_linen_on_many_devices(way):
     """With unequal masks over NaN, as on one device in float64: layer by layer, which has both modes, or at once."""
@@ -405,6 +407,7 @@ def test_linen_on_many_devices(way):
     assert_statistics([whole[n][part] for n in ("first", "second") for part in ("mean", "var")], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 @pytest.mark.parametrize("split", [P("data", "model"), P("data")])
 def test_features_spread_over_a_model_axis(kind, split):

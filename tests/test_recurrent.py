@@ -263,6 +263,7 @@ def test_update_off_and_options_reach_all_three():
     assert_close(run(params, trained, XS, renorm=free)[1][:ROWS], EVALUATE(params, trained, XS)[1][:ROWS], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_under_vmap_and_both_modes_of_differentiation():
     models = [model(seed=s) for s in (0, 1)]
     params, state = jax.tree.map(lambda *v: jnp.stack(v), *models)
@@ -512,6 +513,7 @@ def test_nnx_rnn_as_it_is():
     assert nnx_rnn(dtype=jnp.bfloat16)(jnp.asarray(BATCH_MAJOR)).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 def test_flax_may_take_the_last_carry_itself(reverse):
     """`seq_lengths` beside our lengths, and alone, where statistics know nothing of them (as in evaluation)."""
@@ -529,6 +531,7 @@ def test_flax_may_take_the_last_carry_itself(reverse):
     assert_close(carry.h, y[np.arange(BATCH), lengths - 1], atol=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [shard_map_way(False), vmap_way(), *SHARDED[:1]], ids=lambda way: way.name)
 def test_cells_on_many_devices(way):
     """In the ways in which flax's `RNN` runs. Its carry starts the same on all devices; others insist it stays so."""
