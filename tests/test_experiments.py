@@ -102,7 +102,7 @@ def test_the_ways_over_several_devices_all_have_a_config():
         ("learning_rates = [inf]", ValueError, "`learning_rates`, entry 0: input should be a finite number; got inf"),
         ("steps = 0", ValueError, "`steps`: input should be greater than 0; got 0"),
         ("bn_momentum = 1.5", ValueError, "`bn_momentum`: input should be less than or equal to 1; got 1.5"),
-        ('model = "resnet"', ValueError, "`model`: input should be 'mlp' or 'cnn'; got 'resnet'"),
+        ('model = "resnet"', ValueError, "`model`: input should be 'mlp', 'cnn' or 'lstm'; got 'resnet'"),
         ("steps = 30", ValueError, "`steps` must be a multiple of `log_every`"),
         ("batch_size = 60", ValueError, "`batch_size` must be a multiple of `devices`"),
         ("batch_size = 1160", ValueError, "`batch_size`: input should be less than or equal to 1149"),

@@ -23,7 +23,7 @@ COUNTS = {
 
 @pytest.mark.parametrize(("dtype", "epilogue"), COUNTS)
 def test_arrays_moved(dtype, epilogue):
-    case = Case((7, 8, 8, 16), dtype, epilogue)  # a batch that is not spread over the 8 devices
+    case = Case((11, 8, 8, 16), dtype, epilogue)  # a batch that is not spread over the 8 devices
     moved = {name: memory.one_layer(name, case)[1] for name in (OURS, "flax", "flax, stable", FEWEST)}
     assert moved[OURS] == COUNTS[dtype, epilogue]
     # What the layer costs more than the inexact one at least: the sample, and an array of deviations in float32.

@@ -61,7 +61,7 @@ def _compile_times(plan: Plan) -> Iterator[Row]:
 def _training(plan: Plan) -> Iterator[Row]:
     problem = training.ON_CPU if jax.default_backend() == "cpu" else training.ON_GPU
     problem = problem._replace(stages=plan.stages)
-    labels = {"problem": problem._asdict()}
+    labels = {"problem": problem._asdict() | {"stages": list(problem.stages)}}
     steps = {name: training.training_step(name, problem) for name in NORMS}
     for name, step in steps.items():
         yield {"measure": "temporary, ResNet", "contender": name, **labels, "value": step.temporary_bytes}
