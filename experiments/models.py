@@ -161,7 +161,7 @@ def lstm(settings: Settings, arm: str) -> Model:
         own, last = jax.random.split(key)
         params, state = jaxbn.lstm_init(own, SIDE, hidden, SIDE)
         # The forget gate starts open, as LSTMs are made.
-        bias = params.recurrent_norm.bias.at[hidden : 2 * hidden].set(1.0)
+        bias = jnp.asarray(params.recurrent_norm.bias).at[hidden : 2 * hidden].set(1.0)
         params = params._replace(recurrent_norm=params.recurrent_norm._replace(bias=bias))
         head = weights(settings)(last, (hidden, CLASSES))
         return {"cell": params, "head": head, "last": jnp.zeros(CLASSES)}, state if arm == "batch" else ()
@@ -182,7 +182,7 @@ def lstm(settings: Settings, arm: str) -> Model:
 
 def plain_lstm(cell: jaxbn.LSTMParams, carry: jaxbn.LSTMCarry, rows: Array) -> Array:
     """The last output of an LSTM without norms, from the same kernels and the gates' bias."""
-    bias = cell.recurrent_norm.bias
+    bias = jnp.asarray(cell.recurrent_norm.bias)
 
     def step(before, x):
         c, h = before
