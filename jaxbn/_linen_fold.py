@@ -33,8 +33,9 @@ def fold(
     layer, `activation` and `residual`, that model must do itself.
 
     Args:
-        apply: `apply(variables, x)` calls the model in evaluation, `lambda v, x: model.apply(v, x, train=False)`. A
-            plain function: what is compiled already is not seen into.
+        apply: `apply(variables, x)` calls the model in evaluation, `lambda v, x: model.apply(v, x, train=False)`; with
+            `mutable=["batch_stats"]`, as `recalibrate` wants it, too. A plain function: what is compiled already is not
+            seen into.
         variables: the model's, with `params` and `batch_stats`.
         pairs: layer -> normalization directly behind it, by their paths: `{"block/Conv_0": "block/BatchNorm_0"}`.
             Any layer with a kernel whose last axis are the output features, and `nn.ConvTranspose`; stacks of layers
@@ -95,7 +96,11 @@ def fold(
 
     def difference(chosen: Mapping[str, str]) -> float:
         def run(flat):
-            return apply(traverse_util.unflatten_dict(flat), x)
+            out = apply(traverse_util.unflatten_dict(flat), x)
+            updated = (
+                isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Mapping) and "batch_stats" in out[1]
+            )
+            return out[0] if updated else out
 
         gaps = (_fold_model.gap(run(start), run(_folded(start, chosen, called, False))) for start in (flat, probed))
         return max(gaps, key=lambda gap: (gap != gap, gap))

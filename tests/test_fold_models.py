@@ -355,3 +355,14 @@ def test_nnx_refuses():
         assert "'up' ->" not in str(error.value)
     with pytest.raises(TypeError, match="nnx module"):
         nnx_fold({"a": model}, NNX_PAIRS, X)
+
+
+def test_the_call_that_recalibrates_folds_too():
+    """It returns statistics beside the output; only the output is compared."""
+    model = nn.Sequential([nn.Dense(3), jaxbn.linen.BatchNorm(use_running_average=True)])
+    x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    variables = model.init(jax.random.key(0), x)
+    new = jaxbn.linen.fold(
+        lambda v, x: model.apply(v, x, mutable=["batch_stats"]), variables, {"layers_0": "layers_1"}, x
+    )
+    np.testing.assert_allclose(model.apply(new, x), model.apply(variables, x), atol=1e-6)
