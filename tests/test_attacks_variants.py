@@ -21,7 +21,7 @@ def some_devices(count, kind):
     return jax.sharding.Mesh(np.array(jax.devices()[:count]), ("d",), axis_types=(kind,))
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 6])
+@pytest.mark.parametrize("count", [3, pytest.param(4, marks=pytest.mark.slow), 6])
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("told", [True, False], ids=["set_mesh", "arrays alone"])
 def test_a_mesh_of_some_of_the_devices(count, kind, told):

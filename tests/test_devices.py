@@ -283,6 +283,7 @@ def test_eighty_members(groups):
     assert_close(counted(parts, mask), counted(wanted_parts, mask))
 
 
+@pytest.mark.slow
 @each_named_way
 def test_many_rows_path(way, monkeypatch):
     """The two-collective path on real devices: the limit lowered, as if eight members were more than fit."""

@@ -226,7 +226,7 @@ def test_both_arms_start_from_the_same_weights(model):
 # Devices
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("devices", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)), 8])
 @pytest.mark.parametrize("way", ["jit", "shard_map"])
 def test_with_global_statistics_any_number_of_devices_trains_alike(way, devices):
     """The losses, the accuracies, the parameters and the running statistics are those of one device under jit."""
@@ -250,6 +250,7 @@ def test_the_cnn_trains_alike_on_eight_devices():
     chex.assert_trees_all_close(many, one, **ROUNDING)
 
 
+@pytest.mark.slow
 def test_both_ways_agree_on_statistics_per_device_which_are_not_global_ones():
     """So that the tests above can fail: the tolerance tells the two statistics apart."""
     by_jit, by_shard_map = (trajectory(way=way, devices=8, statistics="per_device") for way in ("jit", "shard_map"))
@@ -365,6 +366,7 @@ def test_a_run_that_is_stopped_before_its_first_chunk_leaves_what_it_has(tmp_pat
         (folder / "metrics.jsonl").write_text("of the former run")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_cleanly_with_what_it_has(tmp_path):
     """Exit code 130, no traceback, and whole files for the steps that were done."""
     folder = tmp_path / "run"

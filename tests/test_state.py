@@ -198,6 +198,7 @@ def test_an_activation_that_changes_is_seen():
     np.testing.assert_allclose(jaxbn.bn_apply(PARAMS, STATE, X, True, activation=scaled)[0], 2 * one, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_tracer_leaks():
     with jax.checking_leaks():
         jax.jit(grads)(X)

@@ -64,6 +64,7 @@ def test_an_arm_is_not_the_plain_layer(arm):
         np.testing.assert_allclose(layer(arm, same)[0], wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["batch", "none"])
 def test_both_lstms_learn(arm):
     s = settings("lstm", steps=60, log_every=30, learning_rates=(0.03,))
