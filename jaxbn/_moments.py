@@ -158,8 +158,7 @@ def pooled(m: Moments, axes: tuple[int, ...]) -> Moments:
 
 def about(pivot: jax.Array, count: jax.Array, shift: jax.Array, square: jax.Array) -> Moments:
     """Moments from `shift = E[x - pivot]` and `square = E[(x - pivot)^2]`, with the shift as tail."""
-    # A square that overflows leaves an infinite variance, not NaN.
-    var = jnp.where(square < jnp.inf, square - shift * shift, square)
+    var = square - shift * shift
     # Only rounding can make it negative. (A maximum with 0 would halve second derivatives at 0.)
     return Moments(count, pivot, jnp.where(var < 0, 0, var), shift)
 
