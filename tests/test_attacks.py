@@ -16,6 +16,7 @@ X = np.random.default_rng(0).normal(1, 2, (8, 3)).astype(np.float32)
 PARAMS, STATE = jaxbn.bn_init(3, scale=np.array([1.0, -2.0, 0.5], np.float32), bias=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 def test_padding_that_is_read_as_the_mean_has_that_derivative(train):
     """Its output is the bias whatever the other values are, also for a loss that looks at it."""

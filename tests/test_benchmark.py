@@ -375,6 +375,7 @@ def results():
     return results
 
 
+@pytest.mark.slow
 def test_every_case_program_and_contender_has_a_time(results):
     rows = results["times"]
     assert len(rows) == len(PROGRAMS) * len(TINY.contenders)
@@ -387,6 +388,7 @@ def test_every_case_program_and_contender_has_a_time(results):
         assert row["errors"].get("dx", 0) < 1e-4
 
 
+@pytest.mark.slow
 def test_every_measure_is_taken(results):
     """Of ours and of flax, by the same instruments; memory is what they differ in even when tiny."""
     found = {
@@ -408,6 +410,7 @@ def test_every_measure_is_taken(results):
         assert 4 < own < flax
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_it_found(results, tmp_path):
     """JSON that holds all of it, the tables, and figures with something on them."""
     command.write(tmp_path, results)
@@ -422,12 +425,14 @@ def test_a_run_writes_what_it_found(results, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["errors.png", "memory.png", "results.json", "table.md", "times.png"]
 
 
+@pytest.mark.slow
 def test_what_is_absent_is_named(results):
     changed = copy.deepcopy(results)
     changed["absent"] = ["haiku", "torch"]
     assert "Not installed, and so not measured: haiku, torch." in report.described(changed)
 
 
+@pytest.mark.slow
 def test_the_readme_gets_its_rows(results, tmp_path):
     """Between the marks and nowhere else; the second time in the place of the first."""
     page = tmp_path / "PAGE.md"
@@ -502,6 +507,7 @@ def test_ctrl_c_writes_nothing(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "plan", "folder"), [([], sizes.FULL, "docs"), (["--quick"], sizes.QUICK, "runs")]
 )
+@pytest.mark.slow
 def test_the_command_line_chooses_the_plan_and_the_folder(tmp_path, monkeypatch, results, arguments, plan, folder):
     asked = []
     monkeypatch.chdir(tmp_path)

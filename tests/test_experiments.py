@@ -234,6 +234,7 @@ def test_with_global_statistics_any_number_of_devices_trains_alike(way, devices)
     chex.assert_trees_all_close(many, one, **ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["jit", "shard_map"])
 def test_the_batch_is_really_divided(way):
     """The compiled program knows 37 examples, not all 74: else the agreement above would be that of copies."""
@@ -243,6 +244,7 @@ def test_the_batch_is_really_divided(way):
     assert not re.search(r"f32\[[\d,]*\b74\b", program)
 
 
+@pytest.mark.slow
 def test_the_cnn_trains_alike_on_eight_devices():
     """Through the linen module."""
     cnn = {"model": "cnn", "widths": (4,), "init": "he", "init_scale": 1.0, "learning_rates": (0.05, 0.2)}

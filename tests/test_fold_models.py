@@ -288,6 +288,7 @@ class Model(nnx.Module):
 NNX_PAIRS = {"conv": "norms/0", "up": "norms/1", "last": "norms/2"}
 
 
+@pytest.mark.slow
 @NNX
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_nnx(norm, use_bias):

@@ -364,6 +364,7 @@ def test_dropout_advances_and_the_model_keeps_its_keys():
 # Compiled calls and many devices.
 
 
+@pytest.mark.slow
 def test_calls_that_are_compiled_already():
     """A compiled call is neither taken for what it was before, nor changed for what comes after."""
     model = Linen(partial(nn.BatchNorm, use_running_average=False))
@@ -427,6 +428,7 @@ def test_features_spread_over_a_model_axis(kind, split):
         np.testing.assert_allclose(value, wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_nnx_on_many_devices():
     mesh = mesh_of(jax.sharding.AxisType.Auto)
     batches = [jax.device_put(x, NamedSharding(mesh, P(AXIS))) for x in EVEN]
