@@ -105,4 +105,6 @@ def updated(
 def sharded_as(like: jax.Array, v: jax.Array) -> jax.Array:
     """`v` with the sharding of `like`, where the mesh's is explicit: the features of x may be spread otherwise."""
     own, to = jax.typeof(v).sharding, jax.typeof(like).sharding
-    return v if own.spec == to.spec else jax.sharding.reshard(v, own.update(spec=to.spec))
+    if own.spec == to.spec:
+        return v
+    return jax.sharding.reshard(v, own.update(spec=to.spec) if to.mesh.empty else to)
