@@ -268,6 +268,7 @@ def test_groups(name, groups, way):
     compare_groups(way, groups, CASES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [None, [range(10), range(10, 75), range(75, 80)]], ids=["all", "groups"])
 def test_eighty_members(groups):
     """Beyond the 64 rows of one collective, pooling takes two; it keeps its digits at a mean of 1e4."""

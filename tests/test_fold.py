@@ -167,6 +167,7 @@ def test_two_input_axes_behind(axis):
     rows=st.integers(1, 4), fan_in=st.integers(1, 40), features=st.integers(1, 5), seed=st.integers(0, 99),
     present=st.tuples(st.booleans(), st.booleans()), epsilon=st.sampled_from([1e-5, 1e-3, 2.0]),
 )  # fmt: skip
+@pytest.mark.slow
 def test_both_at_any_size(rows, fan_in, features, seed, present, epsilon):
     """The error relative to the sum of the sizes of the terms, for which roundings of up to 40 products are 1e-5."""
     rng = np.random.default_rng(seed)

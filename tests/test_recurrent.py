@@ -353,6 +353,7 @@ def one_device():
     return jax.jit(member(None, lambda g: g))({"params": params, "state": state}, PARTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 def test_eight_devices_equal_one(way, one_device):
     """Outputs, states and gradients, with sequences that have ended on whole devices and NaN after them."""
@@ -362,6 +363,7 @@ def test_eight_devices_equal_one(way, one_device):
     assert got[1][0].cell_norm.count.tolist() == [1, 1, 1, 2]
 
 
+@pytest.mark.slow
 def test_each_device_its_own():
     """Without an axis name `shard_map` knows that statistics differ between devices, and each is as if alone."""
     params, state = model()
@@ -501,6 +503,7 @@ def test_nnx_cell_is_the_function(lengths):
     assert_close(of_nnx(rnn.cell)[1], after, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_nnx_rnn_as_it_is():
     """Without `state_axes`, which carries the parameters through the loop as well: the same."""
     rnn, plain = nnx_rnn(), nnx.RNN(nnx_rnn().cell)
