@@ -30,10 +30,6 @@ def test_a_mesh_of_some_of_the_devices(count, kind, told):
     with jax.set_mesh(mesh) if told else contextlib.nullcontext():
         x = jax.device_put(FAR, jax.NamedSharding(mesh, jax.P("d")))
 
-        def step(x):
-            (y, new), back = jax.vjp(lambda x: jaxbn.bn_apply(PARAMS, STATE, x, True), x)
-            return y, new, back((jnp.sin(y), jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), new)))
-
         compiled = jax.jit(lambda x: jax.grad(lambda x: jnp.sum(jnp.sin(jaxbn.bn_apply(PARAMS, STATE, x, True)[0])))(x))
         text = compiled.lower(x).compile().as_text()
         assert "all-gather" not in text
