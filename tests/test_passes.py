@@ -1,5 +1,6 @@
 """How often a compiled layer goes over memory: the deterministic part of its speed."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -58,10 +59,18 @@ ENTRY %main (x: f32[8,4], v: f32[4]) -> (f32[8,4], f32[4]) {
 
 
 def test_the_instrument_sees_each_pass():
-    import jax
-
     def f(x):
         return x + 1, jnp.sum(jnp.sin(x)), jnp.sum(x, 1)
 
     compiled = jax.jit(f).lower(jnp.ones((64, 32))).compile()
     assert 4 <= passes.moved(compiled.as_text() or "", 64 * 32) <= 8
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float32", 0.5), ("bfloat16", 0.35)])
+def test_temporary_memory_of_a_loop_over_layers(dtype, share):
+    """Sixteen convolutions under `lax.scan`: XLA's memory with `save_inputs`, against flax's as it is written."""
+    case = Case((8, 16, 16, 16), dtype, "relu")
+    own, flax = memory.scanned(OURS, case, 16, rematerialized=True), memory.scanned("flax", case, 16)
+    # XLA for CPU of JAX 0.10 makes the whole stack of bfloat16 float32 before its backward loop.
+    widened = dtype == "bfloat16" and jax.__version_info__ < (0, 12)
+    assert own <= (0.42 if widened else share) * flax
