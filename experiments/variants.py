@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import command, statistics, summary
+from experiments.benchmark import report
 from experiments.interrupt import Interrupt
 
 README, MARKS = Path("README.md"), ("<!-- variants -->", "<!-- /variants -->")
@@ -109,26 +110,16 @@ def told(found: dict[str, list[float]]) -> str:
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     """All variants as Markdown."""
-    lines = ["| variant | call | source | test accuracy on the digits, %: median (quartiles) |", "|---|---|---|---|"]
-    for v in VARIANTS:
-        lines.append(f"| {v.name} | {v.call} | {v.source} | {told(found[v.config])} |")
-    return "\n".join(lines)
-
-
-def put(page: str, text: str) -> str:
-    """The page with `text` between its marks."""
-    before, rest = page.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+    head = ["variant", "call", "source", "test accuracy on the digits, %: median (quartiles)"]
+    return report.markdown(head, [[v.name, v.call, v.source, told(found[v.config])] for v in VARIANTS])
 
 
 def main() -> None:
     """Run all configs, write the record and the table."""
-    page = README.read_text(encoding="utf-8")
-    if not all(page.count(mark) == 1 for mark in MARKS):
-        sys.exit(f"{README} must hold the marks {MARKS[0]} and {MARKS[1]} once.")
+    report.check_page(README, MARKS)
     found = {config: results(config) for config in dict.fromkeys(v.config for v in VARIANTS)}
     RECORD.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    README.write_text(put(page, table(found)), encoding="utf-8")
+    report.put(README, table(found), MARKS)
 
 
 if __name__ == "__main__":

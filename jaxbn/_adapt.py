@@ -1,13 +1,10 @@
 """Floor 2: running statistics moved towards other data, and towards each example."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxbn import _check
@@ -60,7 +57,7 @@ def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) 
             "Take the moments of what enters this layer, along the layer's `axis`."
         )
     m = jax.tree.map(partial(sharded_as, state.mean), m)
-    weight = number("source_weight", source_weight, np.inf).astype(m.var.dtype)
+    weight = jnp.asarray(_check.number("source_weight", source_weight, 0), m.var.dtype)
     fine = (m.count > 0) & jnp.isfinite(m.mean) & jnp.isfinite(m.var)
     take = jnp.where(fine, m.count / jnp.where(fine, weight + m.count, 1), 0)
 
@@ -121,9 +118,8 @@ def weighed_apply(
     if 0 in features:
         raise ValueError(f"`axis` must leave axis 0 of `x` to the examples; got {axis} for x of shape {x.shape}.")
     _check.parameters(x, params, state, features, ())
-    return _weighed(
-        features, _check.epsilon(epsilon, x.dtype), params, state.mean, state.var, x, number("weight", weight, 1)
-    )
+    weight = jnp.asarray(_check.number("weight", weight, 0, 1), float)
+    return _weighed(features, _check.epsilon(epsilon, x.dtype), params, state.mean, state.var, x, weight)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -141,12 +137,3 @@ def _weighed(features, epsilon, params, mean, var, x, weight):
     factor = lax.rsqrt(var + epsilon)
     y = centred * (factor if scale is None else scale * factor)
     return (y if bias is None else y + bias).astype(shape)
-
-
-def number(name: str, value: Any, most: float) -> jax.Array:
-    """`value` as a scalar between 0 and `most`."""
-    if isinstance(value, (str, bool)) or value is None or np.shape(value) != () or not hasattr(value, "__sub__"):
-        raise TypeError(f"`{name}` must be a number or a scalar array; got {value!r}.")
-    if not isinstance(value, Tracer) and not 0 <= float(value) <= most:
-        raise ValueError(f"`{name}` must be from 0 to {most}; got {value}.")
-    return jnp.asarray(value, float)

@@ -104,9 +104,9 @@ def bn_apply(
     if train is not False:  # evaluation shares nothing
         names = _check.axis_names(axis_name)
         groups = _check.groups(axis_index_groups, names)
-    parts = _check.parts(ghost_batches, 0, 1)
+    parts = _check.positive("ghost_batches", ghost_batches)
     if parts > 1 and train is not False:  # in evaluation they need not divide the batch
-        parts = _check.parts(parts, *((x.shape[reduced[0]], shards(x, reduced[0])) if reduced else (1, 1)))
+        _check.parts(parts, *((x.shape[reduced[0]], shards(x, reduced[0])) if reduced else (1, 1)))
     bounds = limits(renorm, state.count)
     if jnp.iscomplexobj(x) and (parts > 1 or bounds):
         raise TypeError(f"`ghost_batches` and `renorm` are for real `x`; got {x.dtype}.")

@@ -199,6 +199,19 @@ def momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
     return value, 1 - value
 
 
+def number(name: str, value: Any, least: float, most: float = float("inf")) -> Any:
+    """`value` as a number from `least` to `most`: Python's, or a scalar array."""
+    real = isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)) and not isinstance(value, bool)
+    if not real or np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.number):
+        raise TypeError(f"`{name}` must be one number; got {value!r}.")
+    if jnp.iscomplexobj(value):
+        raise TypeError(f"`{name}` must be real; got {value!r}.")
+    if not isinstance(value, Tracer) and not least <= float(value) <= most:
+        range = f"at least {least}" if most == float("inf") else f"from {least} to {most}"
+        raise ValueError(f"`{name}` must be {range}; got {value}.")
+    return value
+
+
 def positive(name: str, value: Any) -> int:
     """`value` as a positive int."""
     try:
@@ -210,18 +223,16 @@ def positive(name: str, value: Any) -> int:
     return number
 
 
-def parts(value: Any, size: Any, shards: int) -> int:
-    """`value` as the number of equal parts of `size` entries, which are spread over `shards` devices."""
-    number = positive("ghost_batches", value)
-    if number > 1 and not isinstance(size, int):
+def parts(number: int, size: Any, shards: int) -> None:
+    """That there can be `number` equal parts of `size` entries, which are spread over `shards` devices."""
+    if not isinstance(size, int):
         raise ValueError(f"`ghost_batches` must be 1 where the size of the batch is symbolic; got {number} for {size}.")
-    if number > 1 and (size % number or number % shards):
+    if size % number or number % shards:
         spread = f" over {shards} devices, whose number must divide it" if shards > 1 else ""
         raise ValueError(
             f"`ghost_batches` must divide the first axis of `x` that is not a feature axis, which has {size} entries"
             f"{spread}; got {number}."
         )
-    return number
 
 
 class Activation:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
+from jaxbn import _check
 from jaxbn._flax import negated, output_dtype
 from jaxbn._momentum import Momentum
 from jaxbn._recurrent import lstm_step
@@ -19,7 +20,6 @@ from jaxbn._recurrent_state import (
     LSTMState,
     by_gate,
     carry_for_flax,
-    positive,
     rows,
 )
 from jaxbn._state import BatchNormParams, BatchNormState
@@ -100,7 +100,7 @@ class BatchNormLSTMCell(nn.RNNCellBase):
 
     def setup(self):
         """Make the statistics, whose shapes need no input."""
-        hidden, steps = positive("features", self.features), positive("max_steps", self.max_steps)
+        hidden, steps = _check.positive("features", self.features), _check.positive("max_steps", self.max_steps)
         sizes = {"input_norm": 4 * hidden, "recurrent_norm": 4 * hidden, "cell_norm": hidden}
         self.stats = [
             self.variable("batch_stats", name, lambda n=n: rows(steps, n, self.param_dtype)._asdict())

@@ -10,6 +10,7 @@ from flax.nnx.nn.recurrent import RNNCellBase
 from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
+from jaxbn import _check
 from jaxbn._flax import negated, output_dtype
 from jaxbn._momentum import Momentum
 from jaxbn._recurrent import lstm_step
@@ -23,7 +24,6 @@ from jaxbn._recurrent_state import (
     LSTMState,
     by_gate,
     carry_for_flax,
-    positive,
     rows,
 )
 from jaxbn._state import BatchNormParams, BatchNormState
@@ -103,8 +103,11 @@ class BatchNormLSTMCell(RNNCellBase):
         axis_index_groups: Any = None,
         rngs: nnx.Rngs,
     ):
-        inputs, hidden = positive("in_features", in_features), positive("hidden_features", hidden_features)
-        steps = positive("max_steps", max_steps)
+        inputs, hidden = (
+            _check.positive("in_features", in_features),
+            _check.positive("hidden_features", hidden_features),
+        )
+        steps = _check.positive("max_steps", max_steps)
 
         def kernel(init, size):
             return nnx.Param(by_gate(init)(rngs.params(), (size, 4 * hidden), param_dtype))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxbn._adapt import adapt, number
+from jaxbn import _check
+from jaxbn._adapt import adapt
 from jaxbn._moments import Moments, pool
 from jaxbn._scope import moments, pool_named
 from jaxbn._state import BatchNormState, sharded_as
@@ -91,7 +92,7 @@ def recalibrated(
     """
     if not states:
         raise ValueError("The model must have batch normalizations that are not frozen; it has none.")
-    number("source_weight", source_weight, np.inf)
+    _check.number("source_weight", source_weight, 0)
     if layer_by_layer and isinstance(batches, Iterator):
         raise TypeError(
             "`layer_by_layer` goes through `batches` several times, so they must be a list, or an object whose `iter` "

@@ -96,7 +96,7 @@ def lstm_init(
     Cooijmans et al. 2017, "Recurrent batch normalization".
     """
     for name, value in (("num_inputs", num_inputs), ("num_hidden", num_hidden), ("max_steps", max_steps)):
-        positive(name, value)
+        _check.positive(name, value)
     wide = 4 * num_hidden
     norms = [
         bn_init(n, dtype=dtype, scale=scale, bias=bias)[0] for n, bias in ((wide, None), (wide, 0), (num_hidden, 0))
@@ -184,13 +184,6 @@ def _begun(c: jax.Array, h: jax.Array, lengths: ArrayLike | None) -> LSTMCarry:
     if not isinstance(lengths, Tracer) and np.any(np.asarray(lengths) < 0):
         raise ValueError(f"`lengths` must not be negative; got {lengths}.")
     return LSTMCarry(c, h, step, jnp.asarray(lengths, jnp.int32))
-
-
-def positive(name: str, value: Any) -> int:
-    """`value` as a positive int."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be a positive int; got {value!r}.")
-    return int(value)
 
 
 def made_by(name: str, value: Any, kind: type, maker: str) -> None:

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from jaxbn import _check
 from jaxbn._moments import Moments
 
 Limit = float | jax.Array | Callable[[jax.Array], jax.Array]
@@ -73,11 +72,11 @@ def renorm_warmup(
         >>> print([float(renorm.r_max(n)) for n in (0, 20, 40)], [float(renorm.d_max(n)) for n in (0, 20, 40)])
         [1.0, 2.0, 3.0] [0.0, 5.0, 5.0]
     """
-    _checked("r_max", r_max, 1)
-    _checked("d_max", d_max, 0)
+    _check.number("r_max", r_max, 1)
+    _check.number("d_max", d_max, 0)
     for name, end in (("r_end", r_end), ("d_end", d_end)):
-        _checked(name, end, 0)
-        _checked("start", start, 0)
+        _check.number(name, end, 0)
+        _check.number("start", start, 0)
         if not 0 <= start < end:
             raise ValueError(f"`{name}` must be greater than `start`, and that not negative; got {end} and {start}.")
 
@@ -99,7 +98,7 @@ def limits(renorm: Any, count: jax.Array) -> tuple[Any, Any] | None:
     if not isinstance(renorm, Renorm):
         raise TypeError(f"`renorm` must be a `jaxbn.Renorm`; got {renorm!r}. Pass `Renorm(r_max=3.0, d_max=5.0)`.")
     found = {name: limit(count) if callable(limit) else limit for name, limit in renorm._asdict().items()}
-    return _checked("r_max", found["r_max"], 1), _checked("d_max", found["d_max"], 0)
+    return _check.number("r_max", found["r_max"], 1), _check.number("d_max", found["d_max"], 0)
 
 
 def corrected(
@@ -120,13 +119,3 @@ def corrected(
     if scale is not None:
         r, d = scale * r, scale * d
     return r, (d if bias is None else bias + d)
-
-
-def _checked(name: str, value: Any, least: int) -> Any:
-    if isinstance(value, (bool, complex)) or not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)):
-        raise TypeError(f"`{name}` must be a number or a function of `state.count` that gives one; got {value!r}.")
-    if np.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.number):
-        raise TypeError(f"`{name}` must be one number, or a function that gives one; got {value!r}.")
-    if not isinstance(value, Tracer) and not float(value) >= least:
-        raise ValueError(f"`{name}` must be at least {least}; got {value}.")
-    return value

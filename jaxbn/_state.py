@@ -90,16 +90,19 @@ def updated(
     var = batch.var * (batch.count / (batch.count - 1)) if unbiased else batch.var
     takes_part = allowed & (batch.count > 0) & jnp.isfinite(var + jnp.square(jnp.abs(batch.mean)))
 
-    def average(running, value):
-        # In the dtype of the statistics: in bfloat16 0.999 would be 1.
-        kept, taken = (jnp.asarray(v).astype(value.dtype) for v in momentum)
-        mixed = kept * running.astype(value.dtype) + taken * value
-        # What is not kept at all may be anything, infinity too.
-        mixed = jnp.where(kept == 0, value, mixed)
-        return jnp.where(takes_part, mixed.astype(running.dtype), running)
-
+    average = partial(averaged, momentum, takes_part)
     count = state.count + jnp.any(takes_part).astype(state.count.dtype)
     return lax.stop_gradient(BatchNormState(average(state.mean, batch.mean), average(state.var, var), count))
+
+
+def averaged(momentum: tuple[Any, Any], takes_part: jax.Array, running: jax.Array, value: jax.Array) -> jax.Array:
+    """The running value after one more, where that takes part."""
+    # In the dtype of the statistics: in bfloat16 0.999 would be 1.
+    kept, taken = (jnp.asarray(v).astype(value.dtype) for v in momentum)
+    mixed = kept * running.astype(value.dtype) + taken * value
+    # What is not kept at all may be anything, infinity too.
+    mixed = jnp.where(kept == 0, value, mixed)
+    return jnp.where(takes_part, mixed.astype(running.dtype), running)
 
 
 def sharded_as(like: jax.Array, v: jax.Array) -> jax.Array:

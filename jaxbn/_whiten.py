@@ -17,7 +17,7 @@ from jaxbn._moments import to_layout
 from jaxbn._momentum import Momentum
 from jaxbn._normalize import FAR
 from jaxbn._scope import Scope, group_sum, moments_over
-from jaxbn._state import BatchNormParams, bn_init
+from jaxbn._state import BatchNormParams, averaged, bn_init
 
 
 class WhitenState(NamedTuple):
@@ -220,11 +220,7 @@ def _updated(state, mean, cov, momentum, allowed):
     diagonal = jnp.diagonal(cov, axis1=-2, axis2=-1)
     allowed = allowed & jnp.all(jnp.isfinite(cov)) & jnp.all(jnp.isfinite(diagonal.ravel() + mean * mean))
 
-    def average(running, value):
-        kept, taken = (jnp.asarray(v).astype(value.dtype) for v in momentum)
-        mixed = kept * running.astype(value.dtype) + taken * value
-        return jnp.where(allowed, jnp.where(kept == 0, value, mixed).astype(running.dtype), running)
-
+    average = partial(averaged, momentum, allowed)
     count = state.count + allowed.astype(state.count.dtype)
     return lax.stop_gradient(WhitenState(average(state.mean, mean), average(state.cov, cov), count))
 

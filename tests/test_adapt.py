@@ -79,8 +79,8 @@ def test_shapes_and_dtypes_stay():
 @pytest.mark.parametrize(
     ("state", "m", "weight", "kind", "words"),
     [
-        (STATE, TARGET, -1, ValueError, "from 0 to inf"),
-        (STATE, TARGET, np.nan, ValueError, "from 0 to inf"),
+        (STATE, TARGET, -1, ValueError, "at least 0"),
+        (STATE, TARGET, np.nan, ValueError, "at least 0"),
         (STATE, TARGET, None, TypeError, "source_weight"),
         (STATE, TARGET, "1", TypeError, "source_weight"),
         (STATE, TARGET, jnp.ones(3), TypeError, "source_weight"),

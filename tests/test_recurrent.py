@@ -603,7 +603,7 @@ MISTAKES = {
     "carry": (lambda: lstm_carry(STATE, BATCH), TypeError, "lstm_init"),
     "batch, a float": (lambda: lstm_carry(PARAMS, 2.0), TypeError, "int"),
     "max_steps": (lambda: lstm_init(jax.random.key(0), 2, 3, 0), ValueError, "max_steps"),
-    "num_hidden": (lambda: lstm_init(jax.random.key(0), 2, 3.0, 4), ValueError, "num_hidden"),
+    "num_hidden": (lambda: lstm_init(jax.random.key(0), 2, 3.0, 4), TypeError, "num_hidden"),
     "complex": (lambda: lstm_init(jax.random.key(0), 2, 3, 4, dtype=jnp.complex64), TypeError, "real"),
     "linen": (lambda: LinenCell(3, 0, True).init(jax.random.key(0), CARRY, XS[0]), ValueError, "max_steps"),
     "nnx": (lambda: NnxCell(2, 3, 0, rngs=nnx.Rngs(0)), ValueError, "max_steps"),

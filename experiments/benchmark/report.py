@@ -166,7 +166,7 @@ def _slower(results: Results, program: str, dtype: str, name: str) -> float | No
     return None if found is None else 1 / geometric_mean(found.values())
 
 
-def check_page(path: Path) -> None:
+def check_page(path: Path, marks: tuple[str, str] = MARKS) -> None:
     """Whether the table can be put there, asked before the work.
 
     Raises:
@@ -175,9 +175,9 @@ def check_page(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"`--readme` must be a file; there is none at {path}.")
     page = path.read_text(encoding="utf-8")
-    if not all(page.count(mark) == 1 for mark in MARKS) or page.index(MARKS[0]) > page.index(MARKS[1]):
+    if not all(page.count(mark) == 1 for mark in marks) or page.index(marks[0]) > page.index(marks[1]):
         raise ValueError(
-            f"`--readme` must hold the marks {MARKS[0]} and {MARKS[1]} once, in this order; {path} does not."
+            f"`--readme` must hold the marks {marks[0]} and {marks[1]} once, in this order; {path} does not."
         )
 
 
@@ -187,7 +187,7 @@ def write_page(path: Path, results: Results) -> None:
     put(path, f"{readme_table(results)}\n\n{described(results)} {words}")
 
 
-def put(path: Path, text: str) -> None:
+def put(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     """Put `text` between the marks."""
-    before, rest = path.read_text(encoding="utf-8").split(MARKS[0])
-    path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+    before, rest = path.read_text(encoding="utf-8").split(marks[0])
+    path.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}", encoding="utf-8")
