@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import figure, parallel, record, statistics, summary, train
+from experiments import figure, networks, parallel, record, statistics, summary, train
 from experiments.config import Config, Settings, changed, load, refusal
 from experiments.data import digits
 from experiments.interrupt import INTERRUPTED, Interrupt
@@ -74,7 +74,7 @@ def run(config: Config, folder: Path, interrupt: Interrupt) -> int:
     with Progress(TextColumn("{task.description}"), *columns, console=console) as progress:
         bar = progress.add_task("starting", total=s.steps * len(s.arms))
 
-        def log(norm: str, step: int, metrics: train.Metrics) -> None:
+        def log(norm: str, step: int, metrics: train.Metrics, _: train.Carry) -> None:
             record.append(folder / "metrics.jsonl", record.rows(norm, s.learning_rates, step, metrics))
             progress.advance(bar, s.log_every)
 
@@ -82,7 +82,7 @@ def run(config: Config, folder: Path, interrupt: Interrupt) -> int:
             if interrupt.requested:
                 break
             progress.update(bar, description=f"{summary.NAMES[norm]} (of {len(s.arms)} arms)")
-            arms[norm] = train.compile_arm(s, norm)
+            arms[norm] = train.compile_arm(s, networks.build(s, norm))
             trained[norm] = train.train(s, arms[norm], data, partial(log, norm), lambda: interrupt.requested)
 
     def test(norm: str, rate: float) -> list[float]:

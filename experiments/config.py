@@ -41,6 +41,9 @@ class Claim:
     cost: Annotated[str, Field(min_length=1)]
 
 
+WORDS = tuple(f.name for f in dataclasses.fields(Claim))
+
+
 @dataclass(frozen=True, config=STRICT)
 class Settings:
     """What a run does.
@@ -116,17 +119,21 @@ def load(path: Path) -> Config:
     Raises:
         ValueError, TypeError: what is wrong, naming the file and the key.
     """
-    own = _read(path)
-    known = [f.name for f in (*dataclasses.fields(Claim), *dataclasses.fields(Settings))]
-    words = {f.name for f in dataclasses.fields(Claim)}
-    values = {k: v for k, v in _merged(path, own, (path.resolve(),), known).items() if k not in words}
-    claim = {k: v for k, v in own.items() if k in words}
-    return Config(path.stem, _validated(Claim, claim, str(path)), settings(values, str(path)))
+    own = read(path)
+    claim = validated(Claim, {k: v for k, v in own.items() if k in WORDS}, str(path))
+    return Config(path.stem, claim, inherited(path, own))
+
+
+def inherited(path: Path, own: dict[str, Any]) -> Settings:
+    """The settings of the config at `path` that holds `own`, over those of its bases; words do not count."""
+    known = [*WORDS, *(f.name for f in dataclasses.fields(Settings))]
+    values = _merged(path, own, (path.resolve(),), known)
+    return settings({k: v for k, v in values.items() if k not in WORDS}, str(path))
 
 
 def settings(values: dict[str, Any], where: str) -> Settings:
     """`values` as settings, each of its type and range and all of them consistent; `where` is named in errors."""
-    s = _validated(Settings, values, where)
+    s = validated(Settings, values, where)
     for key in ("arms", "learning_rates", "evaluations"):
         if len(set(getattr(s, key))) != len(getattr(s, key)):
             raise ValueError(f"{where}: `{key}` must not hold a value twice; got {list(getattr(s, key))}.")
@@ -193,11 +200,11 @@ def _merged(path: Path, own: dict[str, Any], seen: tuple[Path, ...], known: list
         raise ValueError(f"{path}: `base` must not lead back to where it came from; got {own['base']!r}.")
     if not base.is_file():
         raise ValueError(f"{path}: `base` must name a config relative to this file; got {own['base']!r}, not a file.")
-    values = _merged(base, _read(base), (*seen, base.resolve()), known) | own
+    values = _merged(base, read(base), (*seen, base.resolve()), known) | own
     return {k: v for k, v in values.items() if k != "base"}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """What the TOML file holds, with tuples for lists."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -208,7 +215,7 @@ def _read(path: Path) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
-def _validated(kind: type, values: dict[str, Any], where: str) -> Any:
+def validated(kind: type, values: dict[str, Any], where: str) -> Any:
     """`values` as a `kind`."""
     try:
         return kind(**values)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import jaxbn
-from experiments import models
+from experiments import networks
 from experiments.config import Settings
-from experiments.data import Digits, Split
+from experiments.data import Data, Split
 from experiments.shapes import Tree
 from experiments.train import Arm, Carry, compile_arm
 
@@ -32,7 +32,7 @@ NAMES = {
 }
 
 
-def accuracies(settings: Settings, arm: Arm, carry: Carry, digits: Digits) -> dict[str, list[float]]:
+def accuracies(settings: Settings, arm: Arm, carry: Carry, digits: Data) -> dict[str, list[float]]:
     """Test accuracy of each seed by `NAMES`, of the runs in `carry` at their only learning rate."""
     far = shifted(digits.test)
     train = digits.train.images.reshape(BATCHES, -1, digits.train.images.shape[-1])
@@ -46,7 +46,8 @@ def accuracies(settings: Settings, arm: Arm, carry: Carry, digits: Digits) -> di
     found = {}
     for name in settings.evaluations:
         if name == "folded":
-            plain, changed = compile_arm(settings, "none"), jax.jit(jax.vmap(jax.vmap(_folded)))
+            plain = compile_arm(settings, networks.build(settings, "none"))
+            changed = jax.jit(jax.vmap(jax.vmap(_folded)))
             params = changed(carry.params, carry.state)
             found[name] = plain.evaluate(Carry(params, [None] * len(carry.state), None), digits.test)[1][:, 0].tolist()
             continue
@@ -71,7 +72,7 @@ def _folded(params: Tree, state: Tree) -> Tree:
 
 def _adapted(settings: Settings, batches: Any, source_weight: float | int, params: Tree, state: Tree) -> Tree:
     """The states of all layers, from what they get when `batches` pass."""
-    model = models.build(dataclasses.replace(settings, bn_momentum=0.0), "batch")
+    model = networks.build(dataclasses.replace(settings, bn_momentum=0.0), "batch")
 
     def moments_of(images: Array) -> list[jaxbn.Moments]:
         _, new = model.apply(params, state, images, True, None)

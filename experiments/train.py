@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,11 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
 
 from experiments import models, parallel
 from experiments.config import Settings
-from experiments.data import Digits, Split, batches
+from experiments.data import Data, Split, batches
 from experiments.shapes import Count, Indices, Labels, Logits, PerRun, Scalar, Tree
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -65,9 +67,10 @@ class Trained(NamedTuple):
 def train(
     settings: Settings,
     arm: Arm,
-    digits: Digits,
-    log: Callable[[int, Metrics], None],
+    digits: Data,
+    log: Callable[[int, Metrics, Carry], None],
     stopped: Callable[[], bool] = lambda: False,
+    start: Carry | None = None,
 ) -> Trained:
     """Train all runs of an arm to the end, or until `stopped` between two chunks.
 
@@ -75,26 +78,35 @@ def train(
         settings: of the run.
         arm: from `compile_arm`.
         digits: the data.
-        log: called after each chunk with the number of steps done and the metrics.
+        log: called after each chunk with the number of steps done, the metrics, and where training stands.
         stopped: whether to end here.
+        start: where to begin, in the place of what `arm.start` gives.
 
     Returns:
         The state of training. A run that diverges is trained to the end like the others: that is its result.
     """
-    carry, step, seconds = arm.start(), 0, []
+    carry, step, seconds = start or arm.start(), 0, []
     while step < settings.steps and not stopped():
         began = time.perf_counter()
         carry, metrics = arm.advance(carry, jnp.asarray(step, jnp.int32), digits)
         metrics = jax.device_get(metrics)
         seconds.append(time.perf_counter() - began)
         step += settings.log_every
-        log(step, metrics)
+        log(step, metrics, carry)
     return Trained(carry, step, seconds)
 
 
-def compile_arm(settings: Settings, norm: str) -> Arm:
-    """The compiled parts of training with the norm `norm`; compiled when first called."""
-    model, way = models.build(settings, norm), parallel.way(settings)
+def compile_arm(
+    settings: Settings, model: models.Model, optimizer: Callable[[Any], optax.GradientTransformation] | None = None
+) -> Arm:
+    """The compiled parts of training `model`; compiled when first called.
+
+    Args:
+        settings: of the run. Of the network only `model` counts, which `models.build` makes of the settings.
+        model: the network.
+        optimizer: of a learning rate; that of the settings by default.
+    """
+    way, optimizer = parallel.way(settings), optimizer or OPTIMIZERS[settings.optimizer]
     shared, divided = P(), P(None, None, parallel.AXIS)
     specs = Carry(shared, shared if way.shared else divided, shared)
     placed = jax.tree.map(lambda s: NamedSharding(way.mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
@@ -105,23 +117,26 @@ def compile_arm(settings: Settings, norm: str) -> Arm:
     def start() -> Carry:
         def one(seed, rate):
             params, state = model.init(jax.random.fold_in(jax.random.key(seed), 0))
-            optimizer = OPTIMIZERS[settings.optimizer](rate).init(params)
-            return Carry(params, parallel.replicated_state(way, state), optimizer)
+            return Carry(params, parallel.replicated_state(way, state), optimizer(rate).init(params))
 
         return _over_runs(one, (0, None), (None, 0))(seeds, rates)
 
-    def advance(carry: Carry, first: Count, digits: Digits) -> tuple[Carry, Metrics]:
+    def advance(carry: Carry, first: Count, digits: Data) -> tuple[Carry, Metrics]:
         def order(seed):
             sizes = {"steps": settings.log_every, "batch_size": settings.batch_size}
             return batches(seed, first, examples=len(digits.train.labels), **sizes)
 
-        def run(carry, rate, indices, split):
-            return lax.scan(lambda c, i: _step(settings, model, way, rate, split, c, i), carry, indices)
+        def keys(seed):
+            own = jax.random.fold_in(jax.random.key(seed), 2)  # 0 makes the weights, 1 the order
+            return jax.vmap(partial(jax.random.fold_in, own))(first + jnp.arange(settings.log_every, dtype=jnp.int32))
+
+        def run(carry, rate, steps, split):
+            return lax.scan(lambda c, now: _step(model, way, optimizer(rate), split, c, *now), carry, steps)
 
         # Each device gets its part of every batch by the sharding of the indices.
         runs = _over_runs(run, (0, None, 0, None), (0, 0, None, None))
-        spread = way.spread(runs, (specs, shared, divided, shared), (specs, shared))
-        carry, losses = spread(carry, rates, jax.vmap(order)(seeds), digits.train)
+        spread = way.spread(runs, (specs, shared, (divided, shared), shared), (specs, shared))
+        carry, losses = spread(carry, rates, (jax.vmap(order)(seeds), jax.vmap(keys)(seeds)), digits.train)
         return carry, Metrics(jnp.mean(losses, axis=-1), *evaluate(carry, digits.validation))
 
     def evaluate(carry: Carry, split: Split) -> tuple[PerRun, PerRun]:
@@ -129,7 +144,7 @@ def compile_arm(settings: Settings, norm: str) -> Arm:
 
         def one(params, state):
             logits, _ = model.apply(params, parallel.pooled_state(way, state), images, False, None)
-            return _loss(logits, labels), jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+            return loss_of(logits, labels), accuracy_of(logits, labels)
 
         return _over_runs(one, (0, 0), (0, 0))(carry.params, carry.state)
 
@@ -141,29 +156,38 @@ def compile_arm(settings: Settings, norm: str) -> Arm:
 
 
 def _step(
-    settings: Settings,
     model: models.Model,
     way: parallel.Way,
-    rate: Scalar,
+    optimizer: optax.GradientTransformation,
     split: Split,
     carry: Carry,
     indices: Indices,
+    key: Array,
 ) -> tuple[Carry, Scalar]:
     """One update of one run on the examples `indices`, and the loss over the whole batch before it."""
     images, labels = split.images[indices], split.labels[indices]
 
     def loss(params: Tree):
-        logits, state = way.forward(model.apply, params, carry.state, images)
-        return way.mean(_loss(logits, labels)), state
+        logits, state = way.forward(partial(model.apply, key=key), params, carry.state, images)
+        return way.mean(loss_of(logits, labels)), state
 
     (value, state), gradients = jax.value_and_grad(loss, has_aux=True)(carry.params)
-    updates, optimizer = OPTIMIZERS[settings.optimizer](rate).update(gradients, carry.optimizer, carry.params)
-    return Carry(optax.apply_updates(carry.params, updates), state, optimizer), value
+    updates, moved = optimizer.update(gradients, carry.optimizer, carry.params)
+    return Carry(optax.apply_updates(carry.params, updates), state, moved), value
 
 
-def _loss(logits: Logits, labels: Labels) -> Scalar:
-    """Mean cross-entropy."""
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+def loss_of(outputs: Logits, labels: Labels) -> Scalar:
+    """Mean cross-entropy; of real labels `[batch, outputs]` the mean squared distance."""
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return jnp.mean(jnp.sum((outputs - labels) ** 2, -1))
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, labels))
+
+
+def accuracy_of(outputs: Logits, labels: Labels) -> Scalar:
+    """The share of right classes; of real labels the share of their variance that is explained."""
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return 1 - loss_of(outputs, labels) / jnp.mean(jnp.sum(jnp.asarray(labels) ** 2, -1))
+    return jnp.mean((jnp.argmax(outputs, -1) == labels).astype(jnp.float32))
 
 
 def _over_runs(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import command, config, data, models, parallel, record, summary, train
+from experiments import command, config, data, networks, parallel, record, summary, train
 from experiments.interrupt import Interrupt
 from jaxbn import BatchNormState
 
@@ -40,7 +40,7 @@ def tiny(**changes) -> config.Settings:
 
 
 @cache
-def digits() -> data.Digits:
+def digits() -> data.Data:
     """The data, loaded once."""
     return data.digits()
 
@@ -49,8 +49,8 @@ def digits() -> data.Digits:
 def trajectory(norm="batch", **changes):
     """The metrics of each chunk of a tiny run, and the parameters and the evaluated state at its end."""
     settings, log = tiny(**changes), []
-    arm = train.compile_arm(settings, norm)
-    end = train.train(settings, arm, digits(), lambda step, metrics: log.append(metrics))
+    arm = train.compile_arm(settings, networks.build(settings, norm))
+    end = train.train(settings, arm, digits(), lambda step, metrics, carry: log.append(metrics))
     return jax.device_get((log, end.carry.params, end.carry.state))
 
 
@@ -216,7 +216,7 @@ def test_both_arms_start_from_the_same_weights(model):
     settings, key = tiny(model=model, widths=(4,)), jax.random.key(3)
     kernels = []
     for norm in ("batch", "none"):
-        params, _ = jax.jit(models.build(settings, norm).init)(key)
+        params, _ = jax.jit(networks.build(settings, norm).init)(key)
         kernels.append([leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1])
     assert len(kernels[0]) == 2
     chex.assert_trees_all_equal(*kernels)
@@ -238,7 +238,8 @@ def test_with_global_statistics_any_number_of_devices_trains_alike(way, devices)
 @pytest.mark.parametrize("way", ["jit", "shard_map"])
 def test_the_batch_is_really_divided(way):
     """The compiled program knows 37 examples, not all 74: else the agreement above would be that of copies."""
-    arm = train.compile_arm(tiny(way=way, devices=2, batch_size=74, seeds=3, learning_rates=(0.1,)), "batch")
+    settings = tiny(way=way, devices=2, batch_size=74, seeds=3, learning_rates=(0.1,))
+    arm = train.compile_arm(settings, networks.build(settings, "batch"))
     program = arm.advance.lower(arm.start(), jnp.asarray(0), digits()).compile().as_text() or ""
     assert re.search(r"f32\[[\d,]*\b37\b", program)
     assert not re.search(r"f32\[[\d,]*\b74\b", program)

@@ -4,11 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxbn
-from experiments import config, models, statistics, train
+from experiments import config, layers, networks, statistics, train
 from experiments.data import digits
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "variants"
@@ -24,7 +25,7 @@ def settings(name, **changes):
 def accuracies():
     """Of all evaluations of one short training."""
     s = settings("adapt", evaluations=tuple(statistics.NAMES))
-    arm = train.compile_arm(s, "batch")
+    arm = train.compile_arm(s, networks.build(s, "batch"))
     trained = train.train(s, arm, digits(), lambda *_: None)
     return statistics.accuracies(s, arm, trained.carry, digits())
 
@@ -41,8 +42,8 @@ def test_evaluations(accuracies):
 
 def layer(arm, x, **changes):
     s = settings("domains" if arm in ("domains", "conditional") else arm, **changes)
-    params, state = models.started(s, arm, x.shape[1])
-    return models.normalized(arm, params, state, x, True, **models.options(s, arm))
+    made = layers.of(s, arm)
+    return made.apply(*made.init(x.shape[1]), jnp.asarray(x), layers.Pass(train=True))
 
 
 @pytest.mark.parametrize("arm", ["ghost", "renorm", "conditional", "domains", "whiten"])
@@ -69,8 +70,8 @@ def test_an_arm_is_not_the_plain_layer(arm):
 def test_both_lstms_learn(arm):
     s = settings("lstm", steps=60, log_every=30, learning_rates=(0.03,))
     losses = []
-    compiled = train.compile_arm(s, arm)
-    train.train(s, compiled, digits(), lambda step, metrics: losses.append(np.mean(metrics.val_loss)))
+    compiled = train.compile_arm(s, networks.build(s, arm))
+    train.train(s, compiled, digits(), lambda step, metrics, carry: losses.append(np.mean(metrics.val_loss)))
     assert losses[1] < losses[0] < 2.4  # ln 10 is that of guessing
 
 

@@ -1,0 +1,12 @@
+"""The command line: `python -m experiments.claims [--only NAME] [--smoke]`; `--help` lists the rest."""
+
+import sys
+
+from experiments.interrupt import Interrupt
+
+if __name__ == "__main__":
+    # Before the slow imports: Ctrl-C is then understood from the first moment.
+    with Interrupt() as interrupt:
+        from experiments.claims.command import main
+
+        sys.exit(main(sys.argv[1:], interrupt))

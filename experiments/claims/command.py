@@ -1,0 +1,175 @@
+"""The command line of the claims: measure what is not measured yet, judge, draw, report."""
+
+import dataclasses
+import importlib
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib as mpl
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments import data, record
+from experiments.claims import report, study, verdict
+from experiments.claims.config import ClaimConfig, load_all
+from experiments.interrupt import INTERRUPTED, Interrupt
+
+CONFIGS = study.ROOT / "configs" / "claims"
+PUBLISHED, README = study.ROOT / "experiments", study.ROOT / "README.md"
+SMOKE_MINUTES = 0.2  # of a claim, for the bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Test the claims about batch normalization, and report. An interrupted run goes on where it stopped.
+
+    Attributes:
+        only: names of configs in `configs/claims/`; all by default.
+        smoke: everything as small as it can be, to see that it runs.
+        mnist: the folder of MNIST's four files, in the place of scikit-learn's digits.
+        cifar: the folder of CIFAR-10's batches, binary or for Python.
+        out: the folder to write to; `runs/claims...` by default.
+        publish: write the report that is kept in the repository, and the README's table, too.
+    """
+
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    smoke: bool = False
+    mnist: Path | None = None
+    cifar: Path | None = None
+    out: Path | None = None
+    publish: bool = False
+
+
+def main(arguments: list[str], interrupt: Interrupt) -> int:
+    """Run the command line `arguments`; the exit code."""
+    command = tyro.cli(Command, args=arguments, prog="python -m experiments.claims")
+    try:
+        configs = load_all(CONFIGS)
+        wanted = selected(configs, command.only)
+        if command.publish and (command.smoke or command.mnist or command.cifar):
+            raise ValueError("`--publish` is for a full run on the digits; it excludes --smoke, --mnist and --cifar.")
+        name, images = source(command)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    kind = "-smoke" if command.smoke else ""
+    out = command.out or Path("runs") / f"claims{'' if name == 'digits' else f'-{name}'}{kind}"
+    return run(
+        configs, wanted, study.Study(images, command.smoke, out / "parts"), name, out, command.publish, interrupt
+    )
+
+
+def selected(configs: list[ClaimConfig], names: tuple[str, ...]) -> list[ClaimConfig]:
+    """The claims of those names, all if there are none."""
+    known = [c.name for c in configs]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"`--only` must name claims; got {name!r}. They are {', '.join(known)}.")
+    return [c for c in configs if not names or c.name in names]
+
+
+def source(command: Command) -> tuple[str, data.Data]:
+    """The name of the data, and the data."""
+    if command.mnist and command.cifar:
+        raise ValueError("`--mnist` and `--cifar` exclude each other; run the command twice.")
+    if command.mnist:
+        return "mnist", data.mnist(command.mnist)
+    if command.cifar:
+        return "cifar", data.cifar10(command.cifar)
+    return "digits", data.digits()
+
+
+def run(
+    configs: list[ClaimConfig],
+    wanted: list[ClaimConfig],
+    conditions: study.Study,
+    name: str,
+    out: Path,
+    publish: bool,
+    interrupt: Interrupt,
+) -> int:
+    """Measure and judge the claims `wanted`, write each as it is done, and then the report; the exit code."""
+    console, folders = Console(), [out, *([PUBLISHED] if publish else [])]
+    for folder in folders:
+        (folder / "results").mkdir(parents=True, exist_ok=True)
+    minutes = [SMOKE_MINUTES if conditions.smoke else c.minutes for c in wanted]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
+        bar = progress.add_task("starting", total=sum(minutes))
+        for at, (config, expected) in enumerate(zip(wanted, minutes, strict=True)):
+            progress.update(bar, completed=sum(minutes[:at]), description=f"{at + 1}/{len(wanted)} {config.name}")
+            began = time.perf_counter()
+
+            def tick(at: int = at, began: float = began, expected: float = expected) -> None:
+                if interrupt.requested:
+                    raise study.StoppedError
+                # Never quite done before it is.
+                share = 1 - 1 / (1 + (time.perf_counter() - began) / 60 / expected * 3)
+                progress.update(bar, completed=sum(minutes[:at]) + expected * share)
+
+            here = dataclasses.replace(conditions, source=study.source_hash(config.name), tick=tick)
+            try:
+                measured = importlib.import_module(f"experiments.claims.measured.{config.name}").measure(
+                    here, config.settings
+                )
+            except study.StoppedError:
+                console.print(f"Interrupted: {out} holds what is done; the same command goes on from there.")
+                return INTERRUPTED
+            made = judged(config, measured, name, conditions.smoke, time.perf_counter() - began)
+            for folder in folders:
+                draw(config, measured, made, folder / "results" / f"{config.name}.png")
+                record.write_json(folder / "results" / f"{config.name}.json", made)
+            console.print(f"{config.number}. {config.name}: {made['verdict']}")
+        progress.update(bar, completed=sum(minutes))
+    for folder in folders:
+        report.write(folder, configs)
+    if publish:
+        report.readme(README, PUBLISHED, configs)
+    console.print(f"Written to {', '.join(str(f) for f in folders)}: RESULTS.md, RESULTS.html, results/.")
+    return 0
+
+
+def judged(config: ClaimConfig, measured: dict[str, Any], name: str, smoke: bool, seconds: float) -> dict[str, Any]:
+    """The record of a claim: what was asked, what was measured, on what, and what follows."""
+    estimates = importlib.import_module(f"experiments.claims.judged.{config.name}").estimates(measured)
+    missing = {c.key for c in config.criteria} ^ set(estimates)
+    if missing:
+        raise RuntimeError(f"{config.name}: criteria and estimates must have the same keys; not in both: {missing}.")
+    verdicts: list[verdict.Verdict | None] = [verdict.judged(c, estimates[c.key]) for c in config.criteria]
+    criteria = [
+        dataclasses.asdict(c) | {"estimate": estimates[c.key]._asdict(), "verdict": v}
+        for c, v in zip(config.criteria, verdicts, strict=True)
+    ]
+    words = dataclasses.asdict(config)
+    return study.plain(
+        {key: words[key] for key in ("number", "name", "claim", "question", "source", "command", "expected", "cost")}
+        | {"verdict": verdict.overall(config.criteria, verdicts, contested=config.contested), "criteria": criteria}
+        | {
+            "data": name,
+            "smoke": smoke,
+            "seconds": seconds,
+            "versions": record.versions(),
+            "hardware": record.hardware(),
+        }
+        | {"settings": words["settings"], "measured": measured}
+    )
+
+
+def draw(config: ClaimConfig, measured: dict[str, Any], made: dict[str, Any], path: Path) -> None:
+    """The figure at `path`, and its caption in the record `made`."""
+    mpl.use("Agg")
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    made["caption"] = importlib.import_module(f"experiments.claims.judged.{config.name}").draw(measured, figure)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", dpi=110)
+    partial.replace(path)

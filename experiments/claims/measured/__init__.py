@@ -1,0 +1,1 @@
+"""A module for each claim: train, and return the numbers of every seed."""

@@ -1,0 +1,123 @@
+"""What stands between two linear maps: a norm with its activation, or the activation alone."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+import jaxbn
+from experiments.config import Settings
+from experiments.shapes import Tree
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh, "relu": jax.nn.relu}
+
+
+class Pass(NamedTuple):
+    """How the network is run this time.
+
+    Attributes:
+        train: whether it learns.
+        axis_name: of the devices whose values batch statistics are made of, if they have to be named.
+        key: for what is random in training.
+    """
+
+    train: bool
+    axis_name: str | None = None
+    key: Array | None = None
+
+
+class Layer(NamedTuple):
+    """A pair of pure functions: `init(features) -> (params, state)` and `apply(params, state, x, run) -> (y, state)`.
+
+    `x` and `y` are `[*batch, features]`, `run` is a `Pass`; `state` is None where there is none.
+    """
+
+    init: Callable[[int], tuple[Any, Any]]
+    apply: Callable[[Any, Any, jax.Array, Pass], tuple[jax.Array, Any]]
+
+
+def plain(activation: Callable[[Array], Array]) -> Layer:
+    """A bias and the activation."""
+
+    def apply(bias: Tree, state: None, x: Array, run: Pass) -> tuple[Array, None]:
+        return activation(x + jnp.reshape(bias, (1,) * (x.ndim - 1) + (-1,))), state
+
+    return Layer(lambda features: (jnp.zeros(features), None), apply)
+
+
+def batch_norm(**options: Any) -> Layer:
+    """Batch norm through the functional core, with the options of `bn_apply`.
+
+    The activation goes inside: no memory for what lies between the two.
+    """
+
+    def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
+        return jaxbn.bn_apply(params, state, x, run.train, axis_name=run.axis_name, **options)
+
+    return Layer(jaxbn.bn_init, apply)
+
+
+def whitening(size: int, activation: Callable[[Array], Array], **options: Any) -> Layer:
+    """Whitening of `size` features at a time, with the options of `whiten_apply`."""
+
+    def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
+        y, state = jaxbn.whiten_apply(params, state, x, run.train, axis_name=run.axis_name, **options)
+        return activation(y), state
+
+    return Layer(lambda features: jaxbn.whiten_init(features, group_size=size), apply)
+
+
+def conditional(**options: Any) -> Layer:
+    """Batch norm with a scale and bias for every other row of x, the second domain."""
+
+    def init(features: int) -> tuple[Tree, Tree]:
+        return jaxbn.domain_init(2, features)[0], jaxbn.bn_init(features)[1]
+
+    def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
+        own = jax.tree.map(lambda v: v[jnp.arange(x.shape[0]) % 2], params)
+        return jaxbn.bn_apply(own, state, x, run.train, axis_name=run.axis_name, **options)
+
+    return Layer(init, apply)
+
+
+def domains(**options: Any) -> Layer:
+    """Batch norm with statistics, scale and bias of its own for every other row of x, the second domain."""
+
+    def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
+        parts = []
+        for domain in range(2):
+            y, state = jaxbn.domain_apply(
+                params, state, x[domain::2], run.train, domain, axis_name=run.axis_name, **options
+            )
+            parts.append(y)
+        return jnp.stack(parts, 1).reshape(x.shape), state
+
+    return Layer(lambda features: jaxbn.domain_init(2, features), apply)
+
+
+def of(settings: Settings, arm: str) -> Layer:
+    """The layer of the arm that `settings` describe."""
+    activation, momentum = ACTIVATIONS[settings.activation], settings.bn_momentum
+    match arm:
+        case "none":
+            return plain(activation)
+        case "whiten":
+            return whitening(settings.whiten_size, activation, momentum=momentum)
+        case "conditional":
+            return conditional(momentum=momentum, activation=activation)
+        case "domains":
+            return domains(momentum=momentum, activation=activation)
+        case _:
+            return batch_norm(**options(settings, arm))
+
+
+def options(settings: Settings, arm: str) -> dict[str, Any]:
+    """What the norms batch, ghost and renorm are given, as a function or as a module."""
+    given: dict[str, Any] = {"momentum": settings.bn_momentum, "activation": ACTIVATIONS[settings.activation]}
+    if arm == "ghost":
+        given["ghost_batches"] = settings.ghost_batches
+    if arm == "renorm":
+        given["renorm"] = jaxbn.Renorm(settings.r_max, settings.d_max)
+    return given

@@ -1,0 +1,130 @@
+"""LSTMs that read an image piece by piece: without norm, or with norms where the literature has put them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+import jaxbn
+from experiments.models import CLASSES, Model
+from experiments.shapes import Images, Logits, Tree
+
+
+class Recurrence(NamedTuple):
+    """How an LSTM is normalized.
+
+    Attributes:
+        norm: `batch`, with statistics for each step or shared by all; `input`, batch norm of the inputs' share of the
+            gates alone, over all steps at once (Laurent et al. 2016); `layer` (Ba et al. 2016); or `none`.
+        scale: where the scales start; 0.1 for `batch` by Cooijmans et al., 1 for others.
+        shared: whether all steps of `batch` share one record of running statistics.
+        noise: standard deviation of what `batch` starts from in training, in the place of zeros.
+        momentum: of the running statistics.
+    """
+
+    norm: str = "none"
+    scale: float = 0.1
+    shared: bool = False
+    noise: float = 0.0
+    momentum: float = 0.9
+
+
+def lstm(
+    how: Recurrence,
+    hidden: int,
+    steps: int,
+    head: Callable[..., Array],
+    pixels: int = 64,
+    order: Any = None,
+) -> Model:
+    """One LSTM over `steps` pieces of the image, its pixels in `order`, and a dense layer on its last output.
+
+    All ways to normalize it get the same kernels from the same key.
+    """
+
+    def init(key: Array) -> tuple[Tree, Tree]:
+        own, last = jax.random.split(key)
+        rows = 1 if how.shared else steps
+        params, state = jaxbn.lstm_init(own, pixels // steps, hidden, rows, scale=how.scale)
+        # The forget gate starts open, as LSTMs are made.
+        bias = jnp.asarray(params.recurrent_norm.bias).at[hidden : 2 * hidden].set(1.0)
+        params = params._replace(recurrent_norm=params.recurrent_norm._replace(bias=bias))
+        if how.norm == "input":
+            state = jaxbn.bn_init(4 * hidden)[1]
+        elif how.norm != "batch":
+            state = ()
+        return {"cell": params, "head": head(last, (hidden, CLASSES)), "last": jnp.zeros(CLASSES)}, state
+
+    def apply(
+        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
+    ) -> tuple[Logits, Tree]:
+        cell, xs = params["cell"], pieces(x, steps, order)
+        carry = jaxbn.lstm_carry(cell, x.shape[0])
+        options = {"momentum": how.momentum, "axis_name": axis_name}
+        if how.norm == "batch":
+            if train and how.noise and key is not None:
+                carry = carry._replace(h=how.noise * jax.random.normal(key, carry.h.shape))
+            carry, _, state = jaxbn.lstm_apply(cell, state, carry, xs, train, **options)
+            h = carry.h
+        else:
+            inputs, state = _project(how, cell, state, xs, train, options)
+            h = _recur(how, cell, carry, inputs)[-1]
+        return h @ params["head"] + params["last"][None], state
+
+    return Model(init, apply)
+
+
+def pieces(x: Images, steps: int, order: Any = None) -> Array:
+    """Images as sequences `[steps, batch, pixels / steps]`, their pixels in `order`."""
+    x = jnp.asarray(x) if order is None else jnp.asarray(x)[:, order]
+    return jnp.swapaxes(jnp.reshape(x, (x.shape[0], steps, -1)), 0, 1)
+
+
+def outputs(how: Recurrence, params: Tree, state: Tree, xs: Array, added: Array) -> Array:
+    """The outputs of all steps in training, `added` to the one that each step gets: to differentiate by."""
+    cell = params["cell"]
+    carry = jaxbn.lstm_carry(cell, xs.shape[1])
+    if how.norm != "batch":
+        return _recur(how, cell, carry, _project(how, cell, state, xs, True, {})[0], added)
+
+    def step(before: Any, given: Any) -> Any:
+        (carry, state), (x, more) = before, given
+        carry, y, state = jaxbn.lstm_step(cell, state, carry._replace(h=carry.h + more), x, True)
+        return (carry, state), y
+
+    return jax.lax.scan(step, (carry, state), (xs, added))[1]
+
+
+def _project(how: Recurrence, cell: Any, state: Any, xs: Array, train: bool, options: Any) -> tuple[Array, Any]:
+    """The inputs' share of the gates at all steps, normalized or not, and the new state."""
+    inputs = xs @ cell.input_kernel
+    if how.norm == "input":
+        return jaxbn.bn_apply(cell.input_norm, state, inputs, train, **options)
+    return inputs, state
+
+
+def _recur(how: Recurrence, cell: Any, carry: Any, inputs: Array, added: Array | None = None) -> Array:
+    """The outputs of all steps of an LSTM without norms across examples; `added` to the one that each step gets."""
+
+    def norm(params: Any, v: Array) -> Array:
+        if how.norm != "layer":
+            return v if params.bias is None else v + jnp.asarray(params.bias)[None]
+        mean, var = jnp.mean(v, -1, keepdims=True), jnp.var(v, -1, keepdims=True)
+        v = params.scale[None] * (v - mean) * jax.lax.rsqrt(var + 1e-5)
+        return v if params.bias is None else v + jnp.asarray(params.bias)[None]
+
+    def step(before: Any, given: Any) -> Any:
+        c, h = before
+        x, more = given
+        gates = norm(cell.input_norm, x) + norm(cell.recurrent_norm, (h + more) @ cell.recurrent_kernel)
+        i, f, g, o = jnp.split(gates, 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(norm(cell.cell_norm, c))
+        return (c, h), h
+
+    # As many zeros as x has devices: a loop must start on those that it goes on with.
+    start = jax.tree.map(lambda v: v + 0 * jnp.sum(inputs[0], -1, keepdims=True), (carry.c, carry.h))
+    none = jnp.zeros((inputs.shape[0], 1, 1), inputs.dtype)
+    return jax.lax.scan(step, start, (inputs, none if added is None else added))[1]
