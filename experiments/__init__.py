@@ -5,7 +5,7 @@
 How it is built, from the ground up:
 
 * `config`: what a run is; a TOML file and the command line, validated before anything runs.
-* `shapes`, `data`: the digits, their split, and which examples each step sees.
+* `shapes`, `files`, `data`: the digits or what a user has on disk, the split, and which examples each step sees.
 * `layers`, `models`, `recurrent`, `networks`: norms with their activations, and an MLP, an LSTM and a small CNN of
   them, as pairs of pure functions.
 * `parallel`: the ways to spread a step over devices, and the scope of its statistics.
