@@ -117,15 +117,13 @@ def run(
                 share = 1 - 1 / (1 + (time.perf_counter() - began) / 60 / expected * 3)
                 progress.update(bar, completed=sum(minutes[:at]) + expected * share)
 
-            here = dataclasses.replace(conditions, source=study.source_hash(config.name), tick=tick)
+            here = dataclasses.replace(conditions, source=study.source_hash(config.name), tick=tick, seconds=[])
             try:
-                measured = importlib.import_module(f"experiments.claims.measured.{config.name}").measure(
-                    here, config.settings
-                )
+                measured = module("measured", config).measure(here, config.settings)
             except study.StoppedError:
                 console.print(f"Interrupted: {out} holds what is done; the same command goes on from there.")
                 return INTERRUPTED
-            made = judged(config, measured, name, conditions.smoke, time.perf_counter() - began)
+            made = judged(config, measured, name, conditions.smoke, sum(here.seconds))
             for folder in folders:
                 draw(config, measured, made, folder / "results" / f"{config.name}.png")
                 record.write_json(folder / "results" / f"{config.name}.json", made)
@@ -139,9 +137,14 @@ def run(
     return 0
 
 
+def module(kind: str, config: ClaimConfig) -> Any:
+    """Of `measured` or `judged`, that of a claim."""
+    return importlib.import_module(f"experiments.claims.{kind}.{config.name}")
+
+
 def judged(config: ClaimConfig, measured: dict[str, Any], name: str, smoke: bool, seconds: float) -> dict[str, Any]:
     """The record of a claim: what was asked, what was measured, on what, and what follows."""
-    estimates = importlib.import_module(f"experiments.claims.judged.{config.name}").estimates(measured)
+    estimates = module("judged", config).estimates(measured)
     missing = {c.key for c in config.criteria} ^ set(estimates)
     if missing:
         raise RuntimeError(f"{config.name}: criteria and estimates must have the same keys; not in both: {missing}.")
@@ -169,7 +172,7 @@ def draw(config: ClaimConfig, measured: dict[str, Any], made: dict[str, Any], pa
     """The figure at `path`, and its caption in the record `made`."""
     mpl.use("Agg")
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    made["caption"] = importlib.import_module(f"experiments.claims.judged.{config.name}").draw(measured, figure)
+    made["caption"] = module("judged", config).draw(measured, figure)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=110)
     partial.replace(path)

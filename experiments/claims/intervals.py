@@ -1,7 +1,7 @@
 """From numbers of single seeds to a number with its interval; comparisons are made seed by seed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +51,7 @@ def sign_test(differences: Any) -> float:
     return float(stats.binomtest(up, moved).pvalue) if moved else 1.0
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> list[float]:
+def ratio(above: Any, below: Any) -> list[float]:
     """Pairs of numbers of steps, one over the other; a number that was never reached is infinite.
 
     If only `above` was never reached the ratio is infinite, if only `below`, it is 0: both on the side that is known.

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,7 @@ class Study:
         folder: where finished parts are kept.
         source: the hash of the program.
         tick: called often; raises `StoppedError` to end.
+        seconds: what the parts have taken, in this run or in the one that measured them.
     """
 
     data: Data
@@ -65,6 +67,7 @@ class Study:
     folder: Path
     source: str = ""
     tick: Callable[[], None] = lambda: None
+    seconds: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def pixels(self) -> int:
@@ -95,8 +98,12 @@ class Study:
         path = self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            record.write_json(path, plain(measure()))
-        return numbers(json.loads(path.read_text(encoding="utf-8")))
+            began = time.perf_counter()
+            found = plain(measure())
+            record.write_json(path, {"seconds": time.perf_counter() - began, "found": found})
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        self.seconds.append(kept["seconds"])
+        return numbers(kept["found"])
 
     def settings(self, given: config.Settings, **changes: Any) -> config.Settings:
         """`given` with `changes`, on one device, small if this is a smoke run."""
@@ -161,12 +168,14 @@ class Study:
         return Trained(Log(np.array(steps), *(np.stack(c, -1) for c in curves)), end.carry, arm)
 
 
-def chosen(log: Log) -> np.ndarray:
-    """The index of the learning rate with the best final validation accuracy, the mean over seeds; ties to the lower
-    loss. One for all seeds: whoever tunes a rate does so once."""
+def chosen(log: Log) -> int:
+    """The index of the learning rate with the best final validation accuracy, the mean over seeds.
+
+    Of equals the one with the lower loss. One for all seeds: whoever tunes a rate does so once.
+    """
     accuracy = log.val_accuracy[:, :, -1].mean(0)
     loss = np.where(np.isfinite(log.val_loss[:, :, -1]), log.val_loss[:, :, -1], np.inf).mean(0)
-    return np.lexsort((loss, -accuracy))[0]
+    return int(np.lexsort((loss, -accuracy))[0])
 
 
 def tested(log: Log, rate: int) -> np.ndarray:

@@ -57,9 +57,9 @@ def drift(study: Study, s: Settings, arm: str) -> dict[str, Any]:
     between = [layers.of(s, arm)] * len(s.widths)
     model = mlp(between, s.widths, gaussian(s.init_scale, he=False), study.pixels)
     probe = jnp.asarray(study.data.train.images[:PROBE])
-    assert model.hidden is not None
 
     def of_run(carry: Carry) -> tuple[jax.Array, jax.Array]:
+        assert model.hidden is not None
         entering, _ = model.hidden(carry.params, carry.state, probe, Pass(train=True))[-1]
         shift = carry.params["shifts"][-1]
         if arm == "none":
@@ -133,7 +133,7 @@ def watched(study: Study, s: Settings, model: Model, data: Data) -> tuple[Traine
 
 def summed(trained: Trained, seen: np.ndarray) -> dict[str, Any]:
     """Means over steps and layers, of each seed at each rate; what diverged has no gradient to compare."""
-    finite = np.isfinite(seen).all(axis=4).all(axis=3)  # [observed, seeds, rates]
+    finite = np.isfinite(np.sum(seen, (3, 4)))  # [observed, seeds, rates]
     kept = np.where(finite[..., None, None], seen, np.nan)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice")  # a rate at which all seeds diverged at once: NaN

@@ -1,0 +1,50 @@
+"""Claim 9: the estimates and the figure."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.claims import plots
+from experiments.claims.intervals import Estimate, extremes, mean, median, ratio, sign_test
+
+ACTIVATIONS = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "ReLU"}
+
+
+def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
+    """By the keys of the criteria."""
+    made = {"bias_gradient": extremes([found[name]["before"]["bias_gradient"] for name in ACTIVATIONS])}
+    for name in ACTIVATIONS:
+        part = found[name]
+        made |= {
+            f"{name}_steps": median(ratio(part["after"]["steps_to_target"], part["before"]["steps_to_target"])),
+            f"{name}_test": mean(_gain(part, "after"), "pp"),
+            f"{name}_none": mean(_gain(part, "none"), "pp"),
+            f"{name}_before_steps": median(part["before"]["steps_to_target"]),
+            f"{name}_none_steps": median(part["none"]["steps_to_target"]),
+        }
+    return made
+
+
+def draw(found: dict[str, Any], figure: Figure) -> str:
+    """Validation accuracy against steps for each activation; the caption."""
+    panels = figure.subplots(1, 3, sharey=True)
+    for panel, (name, title) in zip(panels, ACTIVATIONS.items(), strict=True):
+        for at, (place, label) in enumerate((("before", "before"), ("none", "no norm"), ("after", "after"))):
+            part = found[name][place]
+            plots.band(panel, part["steps"], part["val_accuracy"], at, f"{label}, rate {part['rate']:g}")
+        panel.axhline(found["target"], color="black", lw=1, ls=":")
+        panel.set_xscale("log")
+        plots.finish(panel, "training step", "validation accuracy", title)
+        panel.legend(loc="lower right", frameon=False, fontsize=8)
+    tests = [f"{sign_test(_gain(found[name], 'after')):.2g} ({title})" for name, title in ACTIVATIONS.items()]
+    n = len(found["relu"]["before"]["test_accuracy"])
+    return (
+        f"Batch norm before and after the activation, each at its best rate. Lines: median of n = {n} seeds; bands: "
+        f"quartiles; dotted: the target. Sign test of test accuracy, before against after: p = {', '.join(tests)}."
+    )
+
+
+def _gain(part: dict[str, Any], other: str) -> np.ndarray:
+    """Percentage points of test accuracy that batch norm before the activation has over another place."""
+    return 100 * (np.array(part["before"]["test_accuracy"]) - np.array(part[other]["test_accuracy"]))

@@ -1,0 +1,86 @@
+"""Claim 8: the estimates and the figure."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.claims import plots
+from experiments.claims.intervals import Estimate, mean, median, sign_test
+
+DROPS = ("0.2", "0.5")
+ROWS = {
+    "no norm": ("plain", "0"),
+    "dropout 0.2": ("plain", "0.2"),
+    "dropout 0.5": ("plain", "0.5"),
+    "batch norm": ("batch", "0"),
+    "and dropout 0.2 after": ("batch", "0.2"),
+    "and dropout 0.5 after": ("batch", "0.5"),
+    "and dropout 0.2 before": ("before", "0.2"),
+    "and dropout 0.5 before": ("before", "0.5"),
+    "statistics of all images": ("whole", "0"),
+    "ghost batches of 16": ("ghost_16", "0"),
+    "ghost batches of 8": ("ghost_8", "0"),
+}
+
+
+def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
+    """By the keys of the criteria."""
+
+    def percent(family: str, drop: str = "0", what: str = "test") -> np.ndarray:
+        return 100 * np.array(found[family][drop][what])
+
+    plain, batch, whole = (percent(family) for family in ("plain", "batch", "whole"))
+    dropped = {family: percent(family, _best(found, family)) for family in ("plain", "batch", "before")}
+    gaps = {family: percent(family, what="train") - percent(family) for family in ("plain", "batch")}
+    learned = [percent(family, drop, "train") for family, drop in ROWS.values()]
+    shift = found["before"]["0.5"]["shift"]
+    measured, over_law = np.array(shift["measured"]), np.array(shift["over_law"])
+    return {
+        "noise": mean(batch - whole, "pp"),
+        "dropout_extra": mean(dropped["batch"] - batch, "pp"),
+        "overfitting": mean(gaps["plain"] - gaps["batch"], "pp"),
+        "noise_population": mean(percent("batch", what="population") - percent("whole", what="population"), "pp"),
+        "dropout_before": mean(dropped["before"] - batch, "pp"),
+        "dropout_plain": mean(dropped["plain"] - plain, "pp"),
+        "norm_or_dropout": mean(batch - dropped["plain"], "pp"),
+        "ghost_8": mean(percent("ghost_8") - batch, "pp"),
+        "ghost_16": mean(percent("ghost_16") - batch, "pp"),
+        "plain": mean(plain, "%"),
+        "batch": mean(batch, "%"),
+        "fitted": mean(min(learned, key=np.mean), "%"),
+        "shift": median(measured[:, 0]),
+        "shift_second": median(measured[:, 1]),
+        "shift_law": median(over_law[:, 0]),
+        "shift_law_second": median(over_law[:, 1]),
+    }
+
+
+def draw(found: dict[str, Any], figure: Figure) -> str:
+    """Test accuracy of all arms, and the shift of variances unit by unit; the caption."""
+    left, right = figure.subplots(1, 2, width_ratios=[1.6, 1])
+    rows = {name: 100 * np.array(found[family][drop]["test"]) for name, (family, drop) in ROWS.items()}
+    plots.strip(left, rows)
+    left.axvline(np.median(rows["batch norm"]), color="black", lw=0.8, ls=":")
+    plots.finish(left, "test accuracy, %", "", "200 training images, all learned by heart")
+    for at, (layer, units) in enumerate(
+        zip(("first", "second"), found["before"]["0.5"]["shift"]["units"], strict=True)
+    ):
+        measured, law = units
+        style = {"color": plots.STYLES[at][0], "marker": plots.MARKERS[at], "ls": "", "ms": 4, "alpha": 0.7}
+        right.plot(law, measured, label=f"{layer} layer", **style)
+    ends = right.get_xlim()
+    right.plot(ends, ends, color="black", lw=0.8, ls=":")
+    right.legend(frameon=False, fontsize=8)
+    plots.finish(right, "closed form", "measured", "variance in test / in training, dropout 0.5 before")
+    arms = [np.array(found[family]["0"]["test"]) for family in ("batch", "whole")]
+    return (
+        f"Left: a dot is a seed, a bar the median, n = {len(arms[0])} seeds, each arm at its best rate; dotted: the "
+        f"median of batch norm. Sign test of batch norm against statistics of all images: "
+        f"p = {sign_test(arms[0] - arms[1]):.2g}. Right: a dot is a unit of the first seed; dotted: equality."
+    )
+
+
+def _best(found: dict[str, Any], family: str) -> str:
+    """The rate of dropout that validation chooses, as it does learning rates."""
+    return max(DROPS, key=lambda drop: np.mean(found[family][drop]["validation"]))

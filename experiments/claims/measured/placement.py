@@ -1,0 +1,99 @@
+"""Claim 9: batch norm before the activation, after it, and nowhere."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from experiments import layers, networks
+from experiments.claims.intervals import first_step
+from experiments.claims.study import Study, at_rate, chosen, tested
+from experiments.config import Settings
+from experiments.layers import Layer, Pass
+from experiments.models import Model, mlp
+from experiments.shapes import Tree
+from experiments.train import Carry, loss_of
+
+PLACES = ("before", "after", "none")
+# 1 / fan_in for units that saturate, 2 / fan_in for ReLU, which halves the power.
+GAINS = {"sigmoid": math.sqrt(0.5), "tanh": math.sqrt(0.5), "relu": 1.0}
+
+
+def measure(study: Study, given: Settings) -> dict[str, Any]:
+    """Of each activation and place: steps to the target, test accuracy, and the curve, at the best rate."""
+    found: dict[str, Any] = {"target": given.target_accuracy}
+    for activation, gain in GAINS.items():
+        s = study.settings(given, activation=activation, init_scale=gain)
+        found[activation] = {
+            place: study.part(
+                f"placement-{activation}-{place}",
+                {"settings": s, "place": place},
+                partial(_trained, study, s, place),
+            )
+            for place in PLACES
+        }
+    return found
+
+
+def both(first: Layer, second: Layer) -> Layer:
+    """One layer and then the other."""
+
+    def init(features: int) -> tuple[Tree, Tree]:
+        (a, before), (b, after) = first.init(features), second.init(features)
+        return (a, b), (before, after)
+
+    def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
+        y, before = first.apply(params[0], state[0], x, run)
+        y, after = second.apply(params[1], state[1], y, run)
+        return y, (before, after)
+
+    return Layer(init, apply)
+
+
+def _model(study: Study, s: Settings, layer: Layer) -> Model:
+    return mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.pixels)
+
+
+def _layer(s: Settings, place: str) -> Layer:
+    """After the activation batch norm does not take the bias out, so there each unit has one."""
+    if place == "after":
+        return both(layers.of(s, "none"), layers.batch_norm(momentum=s.bn_momentum))
+    return layers.of(s, "none" if place == "none" else "batch")
+
+
+def _trained(study: Study, s: Settings, place: str) -> dict[str, Any]:
+    """The numbers of one arm at the rate that validation chooses."""
+    trained = study.fit(s, _model(study, s, _layer(s, place)))
+    rate = chosen(trained.log)
+    curve = trained.log.val_accuracy[:, rate]
+    found = {
+        "rate": s.learning_rates[rate],
+        "steps": trained.log.steps,
+        "val_accuracy": curve,
+        "steps_to_target": first_step(trained.log.steps, curve, s.target_accuracy),
+        "test_accuracy": tested(trained.log, rate),
+    }
+    if place == "before":
+        found["bias_gradient"] = _bias_gradients(study, s, at_rate(trained.carry, rate))
+    return found
+
+
+def _bias_gradients(study: Study, s: Settings, carry: Carry) -> Array:
+    """The largest |dL/db| of a bias in front of batch norm, of each seed, where training ended."""
+    model = _model(study, s, both(layers.plain(lambda x: x), layers.of(s, "batch")))
+    images, labels = (jnp.asarray(part[: s.batch_size]) for part in study.data.train)
+
+    def largest(params: Tree, state: Tree) -> Array:
+        def loss(biases: list[Array]) -> Array:
+            shifts = list(zip(biases, params["shifts"], strict=True))
+            logits, _ = model.apply(params | {"shifts": shifts}, [(None, v) for v in state], images, True, None)
+            return loss_of(logits, labels)
+
+        gradients = jax.grad(loss)([jnp.zeros(n) for n in s.widths])
+        return jnp.max(jnp.abs(jnp.concatenate(gradients)))
+
+    over_runs = jax.vmap(jax.vmap(largest))
+    return jax.jit(over_runs)(carry.params, carry.state)[:, 0]
