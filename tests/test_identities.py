@@ -25,11 +25,11 @@ LAWS = settings(deadline=None, max_examples=25, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)
 # Few values of what is compiled in, so that there are few programs.
 EPSILONS = st.sampled_from([VANISHING, 0.3])
-SHAPES = st.sampled_from([(3, 1), (8, 3), (40, 2)])
+SHAPES = st.sampled_from([(3, 1), (8, 3), (200, 2)])
 STDS = st.floats(-3, 3).map(lambda decades: 10.0**decades)
 RATIOS = st.floats(-100, 100)
 NONE = BatchNormParams(None, None)
-MOMENTS = jax.jit(jaxbn.moments)
+MOMENTS, POOL = jax.jit(jaxbn.moments), jax.jit(jaxbn.pool)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -442,7 +442,7 @@ def test_equal_batches(seed, sizes, std, ratio, kept):
     batches = whole.reshape(k, m, 2)
     means, variances = batches.mean(1), batches.var(1)
     found, plain, exponential, once = over_batches(batches, kept)
-    for pooled in (jaxbn.pool(found), jaxbn.pool_batches(MOMENTS, batches), once):
+    for pooled in (POOL(found), jaxbn.pool_batches(MOMENTS, batches), once):
         near(pooled.mean, np.full(2, ratio * std), std)
         near(pooled.var, std**2, std**2)
     near(plain.mean, np.full(2, ratio * std), std)
@@ -490,14 +490,14 @@ def test_variance_shift_of_dropout(seed, keep, std, ratio):
 
 
 @LAWS
-@given(SEEDS, EPSILONS, STDS, RATIOS)
-def test_variants_that_change_nothing(seed, epsilon, std, ratio):
+@given(SEEDS, STDS, RATIOS)
+def test_variants_that_change_nothing(seed, std, ratio):
     """One ghost batch, a mask of ones, closed renormalization: in value, gradient and state."""
-    given = example(seed, (8, 3), std, ratio)
-    y, (dx, *rest), state = passes(*given, epsilon)
+    given = *example(seed, (8, 3), std, ratio), 0.3
+    y, (dx, *rest), state = passes(*given)
     closed = Renorm(jnp.ones(()), jnp.zeros(()))
     for options in ({"ghost_batches": 1}, {"mask": np.ones((8, 1), bool)}, {"renorm": closed}):
-        other, (other_dx, *other_rest), other_state = passes(*given, epsilon, **options)
+        other, (other_dx, *other_rest), other_state = passes(*given, **options)
         near(other, y, 10)
         near(other_dx, dx, 10 * np.abs(dx).max(0) + 1 / std)
         all_near(other_rest, rest, 100)
@@ -546,11 +546,16 @@ def test_group_norm_is_the_layer_by_example_and_group(groups):
         kinds += [linen.LayerNorm(reduction_axes=(1, 2), feature_axes=-1, **plain)]
     if groups == 6:
         kinds += [linen.InstanceNorm(**plain)]
-    y, pull = jax.vjp(ours, x)
-    for kind in kinds:
-        other, other_pull = jax.vjp(lambda x, kind=kind: kind.apply({}, x), x)
-        near(y, other, 10)
-        near(pull(dy)[0], other_pull(dy)[0], 10)
+
+    @compiled()
+    def pairs(x, dy):
+        """`(y, dx)` of ours and of the others."""
+        pulled = [jax.vjp(f, x) for f in (ours, *(partial(kind.apply, {}) for kind in kinds))]
+        return [(y, pull(dy)[0]) for y, pull in pulled]
+
+    own, *others = pairs(x, dy)
+    for other in others:
+        all_near(own, other, 10)
 
 
 @compiled("steps", "epsilon")
@@ -588,13 +593,13 @@ def test_limits_of_whitening(seed, decades):
 
 
 @LAWS
-@given(SEEDS, st.sampled_from([0, 3]), st.sampled_from([0.05, -7.0]))
-def test_scale_of_what_is_whitened(seed, steps, a):
-    """At any number of iterations: with a^2 epsilon the same but for the sign of `a`, and 1 / |a| of the gradient."""
+@given(SEEDS, st.sampled_from([0.05, -7.0]))
+def test_scale_of_what_is_whitened(seed, a):
+    """After few iterations too: with a^2 epsilon the same but for the sign of `a`, and 1 / |a| of the gradient."""
     rng = np.random.default_rng(seed)
     x, dy = rng.normal(1, 2, (2, 8, 3))
-    y, dx = whitened(x, dy, steps, 0.3)
-    other, other_dx = whitened(a * x, dy, steps, a * a * 0.3)
+    y, dx = whitened(x, dy, 3, 0.3)
+    other, other_dx = whitened(a * x, dy, 3, a * a * 0.3)
     near(other, np.sign(a) * y, 10)
     near(other_dx, dx / abs(a), 10 / abs(a))
 

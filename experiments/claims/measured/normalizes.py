@@ -16,7 +16,7 @@ from experiments.models import Model, mlp
 from experiments.train import Carry
 
 ROWS, ITERATIONS, EPSILON = 1024, 10, 1e-5
-UNITS = 40  # that are drawn in the figure
+UNITS = 32  # whose correlations are drawn in the figure
 
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _watched(study: Study, s: Settings, arm: str) -> dict[str, Any]:
     else:
         layer = layers.batch_norm(activation=activation, momentum=momentum, epsilon=EPSILON)
     model = mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.pixels)
-    look = jax.jit(jax.vmap(partial(_look, model, s.whiten_size), (0, 0, None)))
+    look = jax.jit(jax.vmap(partial(_look, model, s.whiten_size, arm), (0, 0, None)))
     images = study.data.train.images
     probes: dict[int, dict[str, Any]] = {}
 
@@ -50,21 +50,25 @@ def _watched(study: Study, s: Settings, arm: str) -> dict[str, Any]:
     trained = study.fit(s, model, watch=watch)
     found = {"steps": list(probes), "val_accuracy": trained.log.val_accuracy[:, 0, -1]}
     last = probes[s.steps]
-    names = [name for name in last if name not in ("units", "matrix")]
+    drawn = {"units", "matrix"} & set(last)
+    names = [name for name in last if name not in drawn]
     found |= {name: np.stack([p[name] for p in probes.values()]) for name in names}
-    return found | {"units": last["units"], "matrix": last["matrix"]}
+    return found | {name: last[name] for name in drawn}
 
 
-def _look(model: Model, size: int, params: Any, state: Any, images: Any) -> list[dict[str, jax.Array]]:
+def _look(model: Model, size: int, arm: str, params: Any, state: Any, images: Any) -> list[dict[str, jax.Array]]:
     """Of each hidden layer what enters it, what it makes of that before scale and bias, and what the next one gets."""
     assert model.hidden is not None
     seen = []
     for entering, leaving in model.hidden(params, state, jnp.asarray(images), Pass(True)):
         features = entering.shape[-1]
-        normal, _ = jaxbn.bn_apply(*jaxbn.bn_init(features), entering, True, epsilon=EPSILON)
-        start = jaxbn.whiten_init(features, group_size=size)
-        white, _ = jaxbn.whiten_apply(*start, entering, True, iterations=ITERATIONS, epsilon=EPSILON)
-        seen.append({"entering": entering, "batch": normal, "whiten": white, "leaving": leaving})
+        made = {"entering": entering, "leaving": leaving}
+        if arm == "batch":
+            made["batch"], _ = jaxbn.bn_apply(*jaxbn.bn_init(features), entering, True, epsilon=EPSILON)
+        if arm == "whiten" or len(images) == ROWS:
+            start = jaxbn.whiten_init(features, group_size=size)
+            made["whiten"], _ = jaxbn.whiten_apply(*start, entering, True, iterations=ITERATIONS, epsilon=EPSILON)
+        seen.append(made)
     return seen
 
 
@@ -78,8 +82,7 @@ def _numbers(
 
     off = [[deviations(s["entering"], s[arm]) for s in seen] for seen in (large, small)]
     worst = np.max(off, axis=0)  # of both batches: [layers, 2, seeds]
-    matrices = {name: [correlations(layer[name][0])[:UNITS, :UNITS] for layer in large] for name in (arm,)}
-    return {
+    found: dict[str, Any] = {
         "mean": worst[:, 0].T,
         "var": worst[:, 1].T,
         "before": each(lambda v: pairs(v["entering"])),
@@ -88,16 +91,17 @@ def _numbers(
         "same_whitened": each(lambda v: pairs(v["whiten"], size)),
         "next_mean": each(lambda v: np.median(v["leaving"].mean(1, dtype=np.float64), -1)),
         "next_var": each(lambda v: np.median(v["leaving"].var(1, dtype=np.float64), -1)),
-        # Of the first seed, and of the layer in the middle.
-        "matrix": matrices[arm][len(large) // 2],
-        "units": {
+    }
+    if arm == "batch":  # of the first seed, for the figure: the layer in the middle, and all units
+        found["matrix"] = np.round(correlations(large[len(large) // 2][arm][0])[:UNITS, :UNITS], 3)
+        found["units"] = {
             name: [
-                np.concatenate([moment(v[name][0].astype(np.float64), 0) for v in large])
+                np.round(np.concatenate([moment(v[name][0], 0, dtype=np.float64) for v in large]), 3)
                 for moment in (np.mean, np.std)
             ]
             for name in ("entering", arm, "leaving")
-        },
-    }
+        }
+    return found
 
 
 def deviations(x: np.ndarray, normal: np.ndarray) -> np.ndarray:

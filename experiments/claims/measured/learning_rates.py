@@ -1,0 +1,79 @@
+"""Claim 5: at which learning rates networks of several depths learn, stay finite, and how good they become."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from experiments import layers, networks
+from experiments.claims.networks import stack
+from experiments.claims.study import Study
+from experiments.config import Settings
+from experiments.data import MOST, Split
+
+WIDTH, ARMS = 64, ("none", "batch")
+HEAD, HEAD_RATE = ("head", "last"), 0.1  # what no norm stands behind
+
+
+class Network(NamedTuple):
+    """What is trained at which of the rates; all of them everywhere would cost too much."""
+
+    depth: int = 10
+    rates: slice = slice(None)
+    batch_size: int | None = None
+    head_fixed: bool = False
+
+
+NETWORKS = {
+    "depth_10": Network(),
+    "depth_2": Network(2, slice(4, 17)),
+    "depth_5": Network(5, slice(4, 17)),
+    "depth_20": Network(20, slice(3, 13)),
+    "small": Network(rates=slice(4, 12), batch_size=16),
+    "head_fixed": Network(rates=slice(5, 17), head_fixed=True),
+}
+
+
+def measure(study: Study, given: Settings) -> dict[str, Any]:
+    """For each network, arm, seed and rate: whether the loss is finite, and the accuracies at the end."""
+    found = {}
+    for name in study.few(tuple(NETWORKS)):
+        network = NETWORKS[name]
+        changes: dict[str, Any] = {"learning_rates": given.learning_rates[network.rates]}
+        if network.batch_size:
+            # As many examples as with the larger batches.
+            steps = given.steps * given.batch_size // network.batch_size
+            changes |= {"batch_size": network.batch_size, "steps": steps, "log_every": steps // 4}
+        s = study.settings(given, **changes)
+        asked = {"settings": s, "network": network}
+        found[name] = study.part(f"learning_rates-{name}", asked, lambda s=s, n=network: _arms(study, s, n))
+    return found
+
+
+def _arms(study: Study, s: Settings, network: Network) -> dict[str, Any]:
+    """Of both arms, each `[seeds, rates]`."""
+    images, labels = study.data.train
+    learned, found = Split(images[:MOST], labels[:MOST]), {"rates": s.learning_rates}
+    for arm in ARMS:
+        model = stack(layers.of(s, arm), network.depth, WIDTH, networks.weights(s), study.pixels)
+        trained = study.fit(s, model, optimizer=head_fixed if network.head_fixed else None)
+        log = trained.log
+        best = np.argmax(log.val_accuracy, -1)[..., None]
+        found[arm] = {
+            "finite": np.isfinite(log.train_loss[..., -1]) & np.isfinite(log.val_loss[..., -1]),
+            "train_accuracy": trained.arm.evaluate(trained.carry, learned)[1],
+            "val_accuracy": log.val_accuracy[..., -1],
+            "test_accuracy": np.take_along_axis(log.test_accuracy, best, -1)[..., 0],
+        }
+    return found
+
+
+def head_fixed(rate: Any) -> optax.GradientTransformation:
+    """SGD at `rate`, but for the last layer, whose rate is always the same."""
+
+    def update(gradients: Any, _: Any) -> Any:
+        rates = {name: HEAD_RATE if name in HEAD else rate for name in gradients}
+        return {name: jax.tree.map(lambda g, r=rates[name]: -r * g, own) for name, own in gradients.items()}
+
+    return optax.stateless(update)
