@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow check bench clean
+.PHONY: demo test slow check bench claims clean
 
 demo: $(VENV)/experiments
 	$(BIN)/python -m experiments configs/quickstart.toml
@@ -22,6 +22,10 @@ check: $(VENV)/checks
 # Beside the libraries that the package is compared with; PyTorch too if it is installed.
 bench: $(VENV)/experiments $(VENV)/neighbours
 	$(BIN)/python -m experiments.benchmark
+
+# The report in experiments/, and README's table; with SMOKE=1 everything as small as it can be, in runs/.
+claims: $(VENV)/experiments
+	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish)
 
 # One file for each extra of pyproject.toml that is installed; older than what it was installed from, it is made again.
 $(VENV)/%: pyproject.toml constraints.txt

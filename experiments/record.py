@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -79,9 +80,11 @@ def read(path: Path) -> list[Row]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to a file that is there in full or not at all."""
+    """Write `value` to a file that is there in full or not at all; lists of numbers are a line each."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=2, allow_nan=False)
+    text = re.sub(r"\[\s+([-\d][^\[\]{}\"]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
 
 

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import command, statistics, summary
-from experiments.benchmark import report
+from experiments import command, statistics, summary, tables
 from experiments.interrupt import Interrupt
 
 README, MARKS = Path("README.md"), ("<!-- variants -->", "<!-- /variants -->")
@@ -111,15 +110,15 @@ def told(found: dict[str, list[float]]) -> str:
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     """All variants as Markdown."""
     head = ["variant", "call", "source", "test accuracy on the digits, %: median (quartiles)"]
-    return report.markdown(head, [[v.name, v.call, v.source, told(found[v.config])] for v in VARIANTS])
+    return tables.markdown(head, [[v.name, v.call, v.source, told(found[v.config])] for v in VARIANTS])
 
 
 def main() -> None:
     """Run all configs, write the record and the table."""
-    report.check_page(README, MARKS)
+    tables.check_page(README, MARKS)
     found = {config: results(config) for config in dict.fromkeys(v.config for v in VARIANTS)}
     RECORD.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    report.put(README, table(found), MARKS)
+    tables.put(README, table(found), MARKS)
 
 
 if __name__ == "__main__":

@@ -239,8 +239,9 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
             figure.subplots().plot(found["first"]["values"])
             return "a caption"
 
-    claim = dataclasses.replace(CONFIGS[0], criteria=(Criterion("number", "a number", at_least=1.0),))
+    claim = dataclasses.replace(CONFIGS[0], name="made_up", criteria=(Criterion("number", "a number", at_least=1.0),))
     monkeypatch.setattr(command, "module", lambda kind, claim: Module)
+    monkeypatch.setattr(study, "source_hash", lambda name: name)
     here = study.Study(data.digits(), smoke=True, folder=tmp_path / "parts")
     given = ([claim], [claim], here, "digits", tmp_path, False, interrupt)
     assert command.run(*given) == 130

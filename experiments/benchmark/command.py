@@ -19,6 +19,7 @@ from experiments.benchmark.bars import Results, bars
 from experiments.benchmark.layers import ABSENT
 from experiments.benchmark.networks import NORMS
 from experiments.record import write_json
+from experiments.tables import check_page
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 PACKAGES = {
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"`--output` must be a folder; {folder} is a file.")
         if command.readme is not None:
-            report.check_page(command.readme)
+            check_page(command.readme, report.MARKS)
         folder.mkdir(parents=True, exist_ok=True)
         for path in (folder, command.readme):
             if path is not None and not os.access(path, os.W_OK):

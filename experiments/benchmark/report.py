@@ -1,12 +1,13 @@
 """The tables: everything for `table.md`, and the few rows that the README shows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmark.bars import Results, geometric_mean, ratios, resnet, value
 from experiments.benchmark.layers import PROGRAMS
 from experiments.benchmark.sizes import OURS
+from experiments.tables import markdown, put
 
 MARKS = ("<!-- measured -->", "<!-- /measured -->")
 NOT_MEASURED = "not measured"
@@ -54,12 +55,6 @@ def described(results: Results) -> str:
         f"Measured with {names} on {machine}, load {hardware['load_before']:.1f} before), by `{results['command']}`: "
         f"{results['plan']['rounds']} interleaved rounds in one process{kept}.{absent}"
     )
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *body)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def bars_table(results: Results) -> str:
@@ -166,28 +161,7 @@ def _slower(results: Results, program: str, dtype: str, name: str) -> float | No
     return None if found is None else 1 / geometric_mean(found.values())
 
 
-def check_page(path: Path, marks: tuple[str, str] = MARKS) -> None:
-    """Whether the table can be put there, asked before the work.
-
-    Raises:
-        ValueError: the page is not there, or has no marks.
-    """
-    if not path.is_file():
-        raise ValueError(f"`--readme` must be a file; there is none at {path}.")
-    page = path.read_text(encoding="utf-8")
-    if not all(page.count(mark) == 1 for mark in marks) or page.index(marks[0]) > page.index(marks[1]):
-        raise ValueError(
-            f"`--readme` must hold the marks {marks[0]} and {marks[1]} once, in this order; {path} does not."
-        )
-
-
 def write_page(path: Path, results: Results) -> None:
     """Put the README's table between the marks."""
     words = "Times, and what networks take, are relative to ours; times of one layer the geometric mean over the sizes."
-    put(path, f"{readme_table(results)}\n\n{described(results)} {words}")
-
-
-def put(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
-    """Put `text` between the marks."""
-    before, rest = path.read_text(encoding="utf-8").split(marks[0])
-    path.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{rest.split(marks[1])[1]}", encoding="utf-8")
+    put(path, f"{readme_table(results)}\n\n{described(results)} {words}", MARKS)

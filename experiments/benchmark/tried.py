@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments import tables
 from experiments.benchmark import accuracy, passes, report, steady
 from experiments.benchmark.bars import geometric_mean
 from experiments.benchmark.clock import Call, interleaved
@@ -163,21 +164,21 @@ def table(found: list[dict[str, Any]]) -> str:
         moved, wrong = here["relu"]["arrays_moved"], here["relu"]["error_far"]
         times = [f"{here[e]['over_flax']:.2f}" for e in ("none", "relu")]
         body.append([name, *times, "" if moved is None else str(moved), "" if wrong is None else f"{wrong:.0e}"])
-    return report.markdown(
+    return tables.markdown(
         ["way", "time / flax", "with ReLU", "arrays moved with ReLU", f"error of y at mean/std {FAR:g}"], body
     )
 
 
 def main() -> None:
     """Measure, write, and put the table on the page."""
-    report.check_page(PAGE)
+    tables.check_page(PAGE, report.MARKS)
     found = []
     for row in rows():
         found.append(row)
         print(row, flush=True)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     write_json(RECORD, {"command": "python -m experiments.benchmark.tried", "rows": found})
-    report.put(PAGE, table(found))
+    tables.put(PAGE, table(found), report.MARKS)
 
 
 if __name__ == "__main__":

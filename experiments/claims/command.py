@@ -17,6 +17,7 @@ from experiments import data, record
 from experiments.claims import report, study, verdict
 from experiments.claims.config import ClaimConfig, load_all
 from experiments.interrupt import INTERRUPTED, Interrupt
+from experiments.tables import check_page
 
 CONFIGS = study.ROOT / "configs" / "claims"
 PUBLISHED, README = study.ROOT / "experiments", study.ROOT / "README.md"
@@ -52,6 +53,8 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
         wanted = selected(configs, command.only)
         if command.publish and (command.smoke or command.mnist or command.cifar):
             raise ValueError("`--publish` is for a full run on the digits; it excludes --smoke, --mnist and --cifar.")
+        if command.publish:
+            check_page(README, report.MARKS)
         name, images = source(command)
     except (ValueError, TypeError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)

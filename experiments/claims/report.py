@@ -13,8 +13,8 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from experiments.benchmark.report import markdown, put
 from experiments.claims.config import ClaimConfig
+from experiments.tables import markdown, put
 
 PAGES = Path(__file__).parent / "pages"
 MARKS = ("<!-- claims -->", "<!-- /claims -->")

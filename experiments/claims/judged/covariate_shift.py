@@ -52,7 +52,7 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
         part = found[f"drift_{arm}"]
         unit = np.array(part["inputs_unit"])[:, part["best"]]
         color, dashes = plots.STYLES[at]
-        steps = np.linspace(0, found["every"] * len(unit), len(unit))
+        steps = np.linspace(0, found["steps"], len(unit))
         for quantile in range(3):
             label = f"{name}, rate {found['rates'][part['best']]:g}" if quantile == 1 else None
             left.plot(steps, unit[:, quantile], color=color, ls=dashes, lw=2 if quantile == 1 else 1, label=label)

@@ -60,8 +60,8 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
         apart = steps * 1.035 ** (at - len(NAMES) / 2)
         plots.points(over, apart, 100 * np.asarray(large["seen"][name]["accuracy"]), at, label)
     over.set_xscale("log")
-    plots.finish(over, "training step", "test accuracy, %", f"by the statistics of, batches of {large['batch_size']}")
-    over.legend(loc="lower right", frameon=False, fontsize=8)
+    plots.finish(over, "training step", "test accuracy, %", f"during training, batches of {large['batch_size']}")
+    over.legend(loc="center right", bbox_to_anchor=(1, 0.68), title="statistics of", frameon=False, fontsize=8)
     cases = {
         "none": "as in\ntraining",
         "contrast": "half the\ncontrast",
@@ -72,10 +72,10 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
     for at, (kind, label) in enumerate((("batch", "test batch"), ("running", "average, 0.99"))):
         values = np.stack([100 * np.asarray(large["shifted"][case][kind]) for case in cases], 1)
         plots.points(other, np.arange(len(cases)) + 0.1 * (2 * at - 1), values, 3 * at, label)
-        other.lines[-1].set_linestyle("")
+        other.containers[-1][0].set_linestyle("")  # cases have no order
     other.set_xticks(range(len(cases)), list(cases.values()), fontsize=8)
-    plots.finish(other, "images of the finished network", "test accuracy, %", "other images, by the statistics of")
-    other.legend(loc="lower left", frameon=False, fontsize=8)
+    plots.finish(other, "test images", "test accuracy, %", "the finished network on other images")
+    other.legend(loc="lower left", title="statistics of", frameon=False, fontsize=8)
     n = len(large["shifted"]["none"]["batch"])
     return (
         f"Learning rate {large['rate']:g}, the best by validation. Markers: median of n = {n} seeds; bars: quartiles."

@@ -37,7 +37,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
     deep = 4 if study.smoke else DEEP
     linear = {"widths": (WIDE,) * (deep - 1), "log_every": 100, "steps": 2000, "batch_size": SAMPLES}
     d = study.settings(given, **linear, learning_rates=rates)
-    found: dict[str, Any] = {"rates": list(s.learning_rates), "every": s.log_every}
+    found: dict[str, Any] = {"rates": list(s.learning_rates), "steps": s.steps}
     for arm in ("none", "batch"):
         found[f"drift_{arm}"] = study.part(
             f"shift-drift-{arm}", {"settings": s, "arm": arm}, partial(drift, study, s, arm)
