@@ -21,7 +21,7 @@ def test_each_average_is_that_of_its_momentum():
     both = averages(AVERAGES, jnp.tanh)
     params, states = both.init(PIXELS)
     alone = dict.fromkeys(AVERAGES, jaxbn.bn_init(PIXELS)[1])
-    for x in IMAGES:
+    for x in jnp.asarray(IMAGES):
         y, states = both.apply(params, states, x, Pass(train=True))
         for name, momentum in AVERAGES.items():
             expected, alone[name] = jaxbn.bn_apply(params, alone[name], x, True, momentum=momentum, activation=jnp.tanh)
@@ -48,7 +48,7 @@ def test_pooled_at_once_and_layer_by_layer():
     by_batch = [hidden(x.astype(np.float64), params, lambda v, _: (v.mean(0), v.var(0))) for x in IMAGES]
     everything = IMAGES.reshape(-1, PIXELS).astype(np.float64)
     in_order = hidden(everything, params, lambda v, _: (v.mean(0), v.var(0)))
-    one, other = precise(MODEL, params, state, IMAGES), layerwise(MODEL, params, state, IMAGES)
+    one, other = jax.jit(lambda *given: [f(MODEL, *given) for f in (precise, layerwise)])(params, state, IMAGES)
     for at in range(len(WIDTHS)):
         pooled = np.concatenate([found[at] for found in by_batch])
         for made, x in ((one[at], pooled), (other[at], in_order[at])):

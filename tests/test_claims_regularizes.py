@@ -33,6 +33,6 @@ def test_shift_of_variances(keep):
     rng = np.random.default_rng(0)
     x = rng.normal([0.0, 1.0, 3.0], 1.0, size=(200_000, 3))
     dropped = np.where(rng.random(x.shape) < keep, x / keep, 0)
-    found = shift(x.mean(0), x.var(0), keep)
+    found = shift(*(jnp.asarray(v, jnp.float32) for v in (x.mean(0), x.var(0), keep)))
     np.testing.assert_allclose(found, x.var(0) / dropped.var(0), rtol=0.03)
     assert np.all(np.diff(found) < 0)  # the larger the mean, the larger the shift

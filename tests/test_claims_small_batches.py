@@ -31,7 +31,7 @@ def test_moving_averages_in_both_directions():
 
     squares, running, q = [], np.ones(FEATURES), np.zeros((PARTS, FEATURES))
     for t, x in enumerate(XS):
-        y, dx, moved, state = step(params, state, x)
+        y, dx, moved, state = step(params, state, jnp.asarray(x))
         parts, dy = (v.astype(np.float64).reshape(PARTS, ROWS, FEATURES) for v in (x, DY))
         squares.append((parts**2).mean(1))
         weights = KEEP ** np.arange(t, -1, -1)
@@ -48,7 +48,7 @@ def test_moving_averages_in_both_directions():
         params["q"] = params["q"] - RATE * moved["q"]
         np.testing.assert_allclose(params["q"], q, atol=1e-5)
         np.testing.assert_allclose(state["running"], running, rtol=1e-5)
-    evaluated, same = made.apply(params, state, XS[0][:1], Pass(train=False))
+    evaluated, same = made.apply(params, state, jnp.asarray(XS[0][:1]), Pass(train=False))
     np.testing.assert_allclose(evaluated, SCALE * XS[0][:1] / np.sqrt(running + EPSILON), rtol=1e-5, atol=1e-6)
     assert same is state
 

@@ -116,10 +116,9 @@ def stack(
     def init(key: Array) -> tuple[Tree, Tree]:
         keys = jax.random.split(key, depth + 1)
         params, state = jax.tree.map(lambda v: jnp.broadcast_to(v, (depth, *v.shape)), layer.init(width))
-        kernels = [kernel(k, (width, width)) for k in keys[1:-1]]
         return {
             "first": kernel(keys[0], (inputs, width)),
-            "kernels": jnp.stack(kernels) if kernels else jnp.zeros((0, width, width)),
+            "kernels": jax.vmap(lambda k: kernel(k, (width, width)))(keys[1:-1]),
             "shifts": params,
             "head": kernel(keys[-1], (width, CLASSES)),
             "last": jnp.zeros(CLASSES),

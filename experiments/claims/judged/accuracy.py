@@ -21,6 +21,7 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
     made = {kind: mean(_gain(found, kind), "pp") for kind in KINDS}
     for kind in KINDS:
         made |= {f"{kind}_{arm}": mean(100 * np.array(found[kind][arm]), "%") for arm in ("none", "batch")}
+        made[f"{kind}_late"] = mean(100 * np.array(found[kind]["none_late"]), "pp")
     return made
 
 

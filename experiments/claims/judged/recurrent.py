@@ -32,8 +32,10 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
     def cost(arm: str) -> Estimate:
         return median(np.array(found["cost"][arm]) / np.array(found["cost"]["none"]))
 
-    def decay(one: str, other: str) -> Estimate:
-        return mean(_decay(arms[one]["gradients_before"]) - _decay(arms[other]["gradients_before"]))
+    def decay(one: str, other: str, when: str = "before") -> Estimate:
+        return mean(_decay(arms[one][f"gradients_{when}"]) - _decay(arms[other][f"gradients_{when}"]))
+
+    with_norm, without = arms["batch"]["tuned"], arms["none"]["tuned"]
 
     return {
         "gain": gain("batch", "none"),
@@ -44,6 +46,9 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
         "shared": gain("batch", "shared"),
         "decay": decay("scale_1", "batch"),
         "decay_plain": decay("none", "batch"),
+        "decay_trained": decay("scale_1", "batch", "after"),
+        "gain_tuned": mean(100 * (np.asarray(with_norm["test_accuracy"]) - np.asarray(without["test_accuracy"])), "pp"),
+        "sooner_tuned": median(ratio(without["steps_to_target"], with_norm["steps_to_target"])),
         "scale_1": gain("scale_1", "batch"),
         "input": gain("input", "none"),
         "input_sooner": sooner("input"),

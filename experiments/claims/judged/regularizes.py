@@ -34,12 +34,14 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
     dropped = {family: percent(family, _best(found, family)) for family in ("plain", "batch", "before")}
     gaps = {family: percent(family, what="train") - percent(family) for family in ("plain", "batch")}
     learned = [percent(family, drop, "train") for family, drop in ROWS.values()]
+    same = 100 * np.array(found["batch"]["0"]["test_by_rate"][f"{found['whole']['0']['rate']:g}"])
     shift = found["before"]["0.5"]["shift"]
     measured, over_law = np.array(shift["measured"]), np.array(shift["over_law"])
     return {
         "noise": mean(batch - whole, "pp"),
         "dropout_extra": mean(dropped["batch"] - batch, "pp"),
         "overfitting": mean(gaps["plain"] - gaps["batch"], "pp"),
+        "noise_same_rate": mean(same - whole, "pp"),
         "noise_population": mean(percent("batch", what="population") - percent("whole", what="population"), "pp"),
         "dropout_before": mean(dropped["before"] - batch, "pp"),
         "dropout_plain": mean(dropped["plain"] - plain, "pp"),
@@ -72,7 +74,9 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
     ends = right.get_xlim()
     right.plot(ends, ends, color="black", lw=0.8, ls=":")
     right.legend(frameon=False, fontsize=8)
-    plots.finish(right, "closed form", "measured", "variance in test / in training, dropout 0.5 before")
+    plots.finish(
+        right, "closed form: variance in test / in training", "measured", "shift of variance, dropout 0.5 before"
+    )
     arms = [np.array(found[family]["0"]["test"]) for family in ("batch", "whole")]
     return (
         f"Left: a dot is a seed, a bar the median, n = {len(arms[0])} seeds, each arm at its best rate; dotted: the "

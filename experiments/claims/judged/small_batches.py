@@ -43,7 +43,7 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
 
 def draw(found: dict[str, Any], figure: Figure) -> str:
     """Test error against the size of the normalization batch, of all norms and by other statistics; the caption."""
-    panels = figure.subplots(1, 3)
+    panels = figure.subplots(1, 3, sharey=True)
     arms = {
         "batch": "batch norm",
         "renorm": "batch renorm",
@@ -62,7 +62,12 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
             panels[2].containers[-1][0].set(
                 linestyle="-" if at else "--", marker=plots.MARKERS[style], fillstyle="full" if at else "none"
             )
-    _sizes(panels[2], "batch norm, by the statistics of")
+    _sizes(panels[2], "batch norm, by other statistics")
+    # Last: the panels share this axis, and to set the scale of one sets its marks anew.
+    panels[0].set_ylabel("test error, %")
+    for panel in panels:
+        panel.set_yticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
+        panel.minorticks_off()
     n = len(found["mlp"]["batch"]["2"]["running"])
     return (
         f"The training batch, the learning rate and the steps are the same everywhere. Lines: median of n = {n} seeds; "
@@ -83,6 +88,6 @@ def _curve(panel: Any, parts: dict[str, Any], kind: str, at: int, name: str) -> 
 def _sizes(panel: Any, title: str) -> None:
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
-    plots.finish(panel, "images that are normalized together", "test error, %", title)
+    plots.finish(panel, "images normalized together", "", title)
     panel.set_xticks([2, 4, 8, 16, 32, 64], ["2", "4", "8", "16", "32", "64"])
     panel.legend(frameon=False, fontsize=8)

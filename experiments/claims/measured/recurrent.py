@@ -1,5 +1,6 @@
 """Claim 12: LSTMs with norms where the literature has put them: accuracy, gradients through time, cost."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Array
 
 from experiments import networks
 from experiments.claims.intervals import first_step
-from experiments.claims.study import Study, tested
+from experiments.claims.study import Study, chosen, tested
 from experiments.config import Settings
 from experiments.data import Split
 from experiments.models import Model
@@ -19,6 +20,7 @@ from experiments.recurrent import Recurrence, lstm, outputs, pieces
 from experiments.shapes import Images, Labels, Tree
 from experiments.train import compile_arm, loss_of
 
+TUNED = ("none", "batch")  # these get all rates; the first is that of the comparison of all arms
 STEPS, NOISE, TARGET = 16, 0.1, 0.9  # pieces of an image, deviation of the first h, validation accuracy to reach
 WARM, TIMED, AT_ONCE = 2, 15, 5  # calls before, calls measured, steps in a call
 ARMS = {
@@ -34,14 +36,16 @@ ARMS = {
 def measure(study: Study, given: Settings) -> dict[str, Any]:
     """Curves, test accuracy and gradients through time of each arm, and seconds a step."""
     s = study.settings(given)
-    trained = study.few(tuple(ARMS))
-    arms = {
-        arm: study.part(f"recurrent-{arm}", {"settings": s, "arm": arm}, lambda arm=arm: _trained(study, s, arm))
-        for arm in trained
-    }
-    timed = study.settings(given, seeds=1, log_every=AT_ONCE)
+    one_rate = dataclasses.replace(s, learning_rates=s.learning_rates[:1])
+    # A smoke run has one arm, which stands for all: to compile an LSTM takes longer than to train it.
+    trained = TUNED[-1:] if study.smoke else tuple(ARMS)
+    arms = {}
+    for arm in trained:
+        own = s if arm in TUNED else one_rate
+        asked = {"settings": own, "arm": arm}
+        arms[arm] = study.part(f"recurrent-{arm}", asked, lambda arm=arm, own=own: _trained(study, own, arm))
+    timed = study.settings(given, seeds=1, log_every=AT_ONCE, learning_rates=given.learning_rates[:1])
     cost = study.part("recurrent-cost", {"settings": timed, "arms": trained}, lambda: _cost(study, timed, trained))
-    # A smoke run has two arms, and the last of them stands for those that are left out.
     of = {arm: arm if arm in trained else trained[-1] for arm in ARMS}
     return {"arms": {arm: arms[of[arm]] for arm in ARMS}, "cost": {arm: cost[of[arm]] for arm in ARMS}}
 
@@ -59,7 +63,7 @@ def clipped(rate: Any) -> optax.GradientTransformation:
 def gradients(how: Recurrence, params: Tree, state: Tree, images: Images, labels: Labels, first: Array) -> Array:
     """The norm of the loss's gradient by the h that enters each step, `[steps]`; `first` is what the first one gets.
 
-    Without `first` the h of step 0 would be zero for all examples, where batch norm's derivative is that of epsilon.
+    Were it zero, batch norm and layer norm would divide by the root of epsilon alone, and the gradient would be theirs.
     """
     xs = pieces(images, STEPS, order(images.shape[1]))
 
@@ -77,13 +81,17 @@ def _model(study: Study, s: Settings, arm: str) -> Model:
 
 
 def _trained(study: Study, s: Settings, arm: str) -> dict[str, Any]:
-    """One arm from all seeds: curves, and gradients through time on the first training images, before and after."""
+    """One arm from all seeds: curves, and gradients through time on the first training images, before and after.
+
+    All at the first learning rate, but for what is `tuned`.
+    """
     some = Split(*(v[: s.batch_size] for v in study.data.train))
-    first = ARMS[arm].noise * jax.random.normal(jax.random.key(0), (s.batch_size, s.widths[0]))
+    first = NOISE * jax.random.normal(jax.random.key(0), (s.batch_size, s.widths[0]))
 
     @jax.jit
     def through_time(params: Tree, state: Tree) -> Array:
-        return jax.vmap(jax.vmap(lambda p, n: gradients(ARMS[arm], p, n, *some, first)))(params, state)[:, 0]
+        params, state = jax.tree.map(lambda v: v[:, 0], (params, state))
+        return jax.vmap(lambda p, n: gradients(ARMS[arm], p, n, *some, first))(params, state)
 
     norms = {}
 
@@ -93,6 +101,7 @@ def _trained(study: Study, s: Settings, arm: str) -> dict[str, Any]:
 
     done = study.fit(s, _model(study, s, arm), optimizer=clipped, watch=watch)
     curve = done.log.val_accuracy[:, 0]
+    best = chosen(done.log)
     kept = [v for v in jax.tree.leaves(done.carry.state) if jnp.issubdtype(v.dtype, jnp.floating)]
     return {
         "steps": done.log.steps,
@@ -103,6 +112,11 @@ def _trained(study: Study, s: Settings, arm: str) -> dict[str, Any]:
         "gradients_before": norms[0],
         "gradients_after": norms[s.steps],
         "stored": sum(v[0, 0].size for v in kept),
+        "tuned": {
+            "rate": s.learning_rates[best],
+            "steps_to_target": first_step(done.log.steps, done.log.val_accuracy[:, best], TARGET),
+            "test_accuracy": tested(done.log, best),
+        },
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from experiments import layers, networks
-from experiments.claims.networks import behind, dropout, whole
+from experiments.claims.networks import behind, whole
 from experiments.claims.study import Log, Study, chosen
 from experiments.config import Settings
 from experiments.data import Data, Split
@@ -56,9 +56,15 @@ def adjustable(layer: Layer, *, before: bool = False) -> Layer:
         params, state = layer.init(features)
         return params, (state, jnp.zeros(()))
 
+    def dropped(x: Array, rate: Array, run: Pass) -> Array:
+        if not run.train or run.key is None:
+            return x
+        return jnp.where(jax.random.bernoulli(run.key, 1 - rate, x.shape), x / (1 - rate), 0.0)
+
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
-        y, own = dropout(layer, state[1], before=before).apply(params, state[0], x, run)
-        return y, (own, state[1])
+        own, rate = state
+        y, own = layer.apply(params, own, dropped(x, rate, run) if before else x, run)
+        return y if before else dropped(y, rate, run), (own, rate)
 
     return Layer(init, apply)
 
@@ -114,6 +120,7 @@ def _trained(study: Study, s: Settings, data: Data, family: str, drops: tuple[fl
         found[f"{drop:g}"] = {
             "rate": rates[rate],
             "validation": log.val_accuracy[:, rate, -1],
+            "test_by_rate": {f"{r:g}": log.test_accuracy[:, i, -1] for i, r in enumerate(rates)},
             **{name: np.asarray(v)[:, columns][:, rate] for name, v in accuracies.items()},
         }
         if family == "before":

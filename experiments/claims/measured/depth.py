@@ -1,0 +1,112 @@
+"""Claim 7: gradients of deep stacks before training, and how deep a stack still learns."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import layers
+from experiments.claims.networks import stack
+from experiments.claims.study import Study, chosen
+from experiments.config import Settings
+from experiments.data import MOST, Split
+from experiments.layers import ACTIVATIONS, Layer, Pass
+from experiments.models import gaussian
+
+WIDE, GAINS = 128, (0.1, 1.0, 2**0.5, 3.0)  # for ReLU the third is that of He et al. 2015
+BATCHES = (8, 32, 64, 256)
+TRAINED = (5, 10, 20, 40, 60, 100)
+FAILS = 2  # so many depths in a row at which no run learns end the series
+LEARNS = 0.9
+
+
+def linear(v: jax.Array) -> jax.Array:
+    """No activation."""
+    return v
+
+
+def layer_of(norm: str, activation: str) -> Layer:
+    """The activation with batch norm in front, or alone."""
+    act = ACTIVATIONS.get(activation, linear)
+    return layers.batch_norm(activation=act) if norm == "batch" else layers.plain(act)
+
+
+def measure(study: Study, given: Settings) -> dict[str, Any]:
+    """Norms of gradients in each layer before training, and training accuracy for each depth, of each seed."""
+    seeds = study.seeds(given.seeds)
+    found: dict[str, Any] = {"gains": GAINS, "gradients": {}, "growth": {}, "trained": {}}
+    for depth in (30,) if study.smoke else (30, 50):
+        for activation in study.few(("sigmoid", "tanh", "relu")):
+            for norm in ("none", "batch"):
+                asked = {"depth": depth, "activation": activation, "norm": norm, "seeds": seeds, "batch": 64}
+                name = f"{activation}-{norm}-{depth}"
+                found["gradients"][name] = study.part(f"depth-gradients-{name}", asked, partial(_of, study, **asked))
+    for activation in ("relu", "linear"):
+        for batch in study.few(BATCHES[:3]) if study.smoke else BATCHES:
+            asked = {"depth": 30, "activation": activation, "norm": "batch", "seeds": seeds, "batch": batch}
+            name = f"{activation}-{batch}"
+            found["growth"][name] = study.part(f"depth-growth-{name}", asked, partial(_of, study, **asked))
+    for activation in ("sigmoid", "relu"):
+        for arm in ("none", "batch", "residual"):
+            fails, by_depth = 0, {}
+            for depth in TRAINED[:1] if study.smoke else TRAINED:
+                if fails == FAILS:
+                    break
+                s = study.settings(given, activation=activation)
+                asked = {"settings": s, "depth": depth, "arm": arm}
+                part = study.part(
+                    f"depth-trained-{activation}-{arm}-{depth}", asked, partial(_trained, study, s, arm, depth)
+                )
+                by_depth[str(depth)] = part
+                fails = 0 if np.max(part["train_accuracy"]) >= LEARNS else fails + 1
+            found["trained"][f"{activation}-{arm}"] = by_depth
+    return found
+
+
+def _of(study: Study, depth: int, activation: str, norm: str, seeds: int, batch: int) -> dict[str, Any]:
+    """The logarithm of the norm of the gradient by what enters each layer's norm, `[seeds, gains, layers]`.
+
+    From Gaussian inputs, as the theory has them: images are so alike that their small variance in the first layer would
+    be counted as growth.
+    """
+    layer = layer_of(norm, activation)
+
+    def one(seed: Any, gain: Any) -> jax.Array:
+        keys = jax.random.split(jax.random.key(seed), 3)
+        inputs = jax.random.normal(keys[0], (batch, WIDE))
+        kernels = jax.random.normal(keys[1], (depth, WIDE, WIDE)) * WIDE**-0.5
+        params, state = layer.init(WIDE)
+
+        def loss(added: jax.Array) -> jax.Array:
+            def step(x: jax.Array, now: Any) -> tuple[jax.Array, None]:
+                kernel, more = now
+                return layer.apply(params, state, gain * (x @ kernel) + more, Pass(train=True))[0], None
+
+            out, _ = jax.lax.scan(step, inputs, (kernels, added))
+            return jnp.sum(out * jax.random.normal(keys[2], out.shape))
+
+        gradient = jax.grad(loss)(jnp.zeros((depth, batch, WIDE)))
+        # Far below the least float32 where nothing is left: the norm of the scaled array, scaled back in logarithms.
+        largest = jnp.max(jnp.abs(gradient), (1, 2))
+        scaled = gradient / jnp.where(largest > 0, largest, 1)[:, None, None]
+        return jnp.log(largest) + 0.5 * jnp.log(jnp.sum(scaled**2, (1, 2)))
+
+    gains = jnp.asarray(GAINS, jnp.float32)
+    each = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
+    # Sigmoid's vanish below float32's range within 50 layers.
+    with jax.enable_x64(True):
+        logs = each(jnp.arange(seeds), gains.astype(jnp.float64))
+    return {"log_norm": np.asarray(logs)}
+
+
+def _trained(study: Study, s: Settings, arm: str, depth: int) -> dict[str, Any]:
+    """Accuracy on training images of each seed, at the rate that validation chooses."""
+    layer = layer_of("none" if arm == "none" else "batch", s.activation)
+    model = stack(layer, depth, s.widths[0], gaussian(1.0, he=True), study.pixels, residual=arm == "residual")
+    done = study.fit(s, model)
+    best = chosen(done.log)
+    images, labels = study.data.train
+    accuracy = done.arm.evaluate(done.carry, Split(images[:MOST], labels[:MOST]))[1]
+    return {"rate": s.learning_rates[best], "train_accuracy": accuracy[:, best], "steps": done.log.steps}
