@@ -69,7 +69,8 @@ class Settings:
         steps: training steps.
         log_every: steps between two lines of the log, which is also the length of one compiled loop.
         target_accuracy: the table tells how many steps it took to reach this validation accuracy.
-        evaluations: with which statistics, and on which images, the arm `batch` is tested; see `statistics`.
+        evaluations: with which statistics, and on which images, the arm `batch` is tested or reported on; see
+            `statistics`.
         devices: how many devices share each batch.
         way: `jit` shards arrays and lets the compiler find the communication, `shard_map` says it.
         statistics: batch statistics of the whole batch (`global`) or of each device's part of it (`per_device`).
@@ -97,7 +98,10 @@ class Settings:
     log_every: Positive
     target_accuracy: Annotated[float, Field(gt=0, le=1)]
     evaluations: Annotated[
-        tuple[Literal["running", "recalibrated", "shifted", "adapted", "shrunk", "folded"], ...], Field(min_length=1)
+        tuple[
+            Literal["running", "recalibrated", "shifted", "adapted", "shrunk", "weighed", "folded", "ill", "cured"], ...
+        ],
+        Field(min_length=1),
     ]
     devices: Positive
     way: Literal["jit", "shard_map"]

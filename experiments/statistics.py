@@ -14,13 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import jaxbn
-from experiments import networks
+from experiments import layers, networks
 from experiments.config import Settings
 from experiments.data import Data, Split
+from experiments.models import Model, mlp
 from experiments.shapes import Tree
 from experiments.train import Arm, Carry, compile_arm
 
 BATCHES = 3  # in which the training images are seen; they divide 1,149
+OWN = 0.1  # the share of an example's own statistics, where it has a say in them
 SOURCE = 64  # examples that the source's statistics count for, where the target's are mixed in
 NAMES = {
     "running": "running statistics",
@@ -28,33 +30,41 @@ NAMES = {
     "shifted": "darker and noisy images",
     "adapted": "the same, adapted",
     "shrunk": f"the same, mixed with {SOURCE} of the source",
+    "weighed": f"the same, each image with {OWN:.0%} of its own",
     "folded": "folded into the layers, no norm left",
+    "ill": "layers that the health report finds fault with",
+    "cured": "layers after recalibration that it does",
 }
 
 
 def accuracies(settings: Settings, arm: Arm, carry: Carry, digits: Data) -> dict[str, list[float]]:
-    """Test accuracy of each seed by `NAMES`, of the runs in `carry` at their only learning rate."""
+    """Test accuracy of each seed by `NAMES`, or a share of its layers, of the runs in `carry` at their only rate."""
     far = shifted(digits.test)
     train = digits.train.images.reshape(BATCHES, -1, digits.train.images.shape[-1])
-    cases: dict[str, tuple[Split, Callable[[Tree, Tree], Tree]]] = {
-        "running": (digits.test, lambda params, state: state),
-        "recalibrated": (digits.test, partial(_adapted, settings, train, 0.0)),
-        "shifted": (far, lambda params, state: state),
-        "adapted": (far, partial(_adapted, settings, far.images[None], 0.0)),
-        "shrunk": (far, partial(_adapted, settings, far.images[None], SOURCE)),
+
+    def moved(*given: Any) -> Carry:
+        change = jax.jit(jax.vmap(jax.vmap(partial(_adapted, settings, *given))))
+        return carry._replace(state=change(carry.params, carry.state))
+
+    def tested(by: Arm, carry: Carry, split: Split) -> list[float]:
+        return by.evaluate(carry, split)[1][:, 0].tolist()
+
+    def folded() -> Carry:
+        params = jax.jit(jax.vmap(jax.vmap(_folded)))(carry.params, carry.state)
+        return Carry(params, [None] * len(carry.state), None)
+
+    ways: dict[str, Callable[[], list[float]]] = {
+        "running": lambda: tested(arm, carry, digits.test),
+        "recalibrated": lambda: tested(arm, moved(train, 0.0), digits.test),
+        "shifted": lambda: tested(arm, carry, far),
+        "adapted": lambda: tested(arm, moved(far.images[None], 0.0), far),
+        "shrunk": lambda: tested(arm, moved(far.images[None], SOURCE), far),
+        "weighed": lambda: tested(compile_arm(settings, _weighed(settings)), carry, far),
+        "folded": lambda: tested(compile_arm(settings, networks.build(settings, "none")), folded(), digits.test),
+        "ill": lambda: _ill(settings, carry, digits.train),
+        "cured": lambda: _ill(settings, moved(train, 0.0), digits.train),
     }
-    found = {}
-    for name in settings.evaluations:
-        if name == "folded":
-            plain = compile_arm(settings, networks.build(settings, "none"))
-            changed = jax.jit(jax.vmap(jax.vmap(_folded)))
-            params = changed(carry.params, carry.state)
-            found[name] = plain.evaluate(Carry(params, [None] * len(carry.state), None), digits.test)[1][:, 0].tolist()
-            continue
-        split, change = cases[name]
-        state = jax.jit(jax.vmap(jax.vmap(change)))(carry.params, carry.state)
-        found[name] = arm.evaluate(carry._replace(state=state), split)[1][:, 0].tolist()
-    return found
+    return {name: ways[name]() for name in settings.evaluations}
 
 
 def shifted(split: Split) -> Split:
@@ -80,3 +90,28 @@ def _adapted(settings: Settings, batches: Any, source_weight: float | int, param
 
     pooled = [jaxbn.pool(m) for m in jax.lax.map(moments_of, jnp.asarray(batches))]
     return [jaxbn.adapt(s, m, source_weight=source_weight) for s, m in zip(state, pooled, strict=True)]
+
+
+def _weighed(settings: Settings) -> Model:
+    """The network in which each example has a say in the statistics that normalize it; for evaluation."""
+
+    def apply(params: Tree, state: Tree, x: Array, run: layers.Pass) -> tuple[Array, Tree]:
+        return layers.ACTIVATIONS[settings.activation](jaxbn.weighed_apply(params, state, x, OWN)), state
+
+    layer = layers.Layer(jaxbn.bn_init, apply)
+    return mlp([layer] * len(settings.widths), settings.widths, networks.weights(settings))
+
+
+def _ill(settings: Settings, carry: Carry, split: Split) -> list[float]:
+    """The share of each seed's layers that the health report finds fault with, given the training images."""
+    model = networks.build(settings, "batch")
+    assert model.hidden is not None
+    shares = []
+    for seed in range(settings.seeds):
+        params, state = jax.tree.map(lambda v, at=seed: v[at, 0], (carry.params, carry.state))
+        seen = model.hidden(params, state, jnp.asarray(split.images), layers.Pass(train=False))
+        reports = [
+            jaxbn.health(p, s, entering) for p, s, (entering, _) in zip(params["shifts"], state, seen, strict=True)
+        ]
+        shares.append(sum(bool(r.problems) for (r,) in reports) / len(reports))
+    return shares

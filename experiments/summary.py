@@ -136,7 +136,7 @@ def table(records: Sequence[dict[str, Any]], caption: str) -> Table:
 def evaluations(records: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each other way to evaluate."""
     return [
-        f"{name}: {spread(quartiles(np.array(accuracy, float)), lambda v: f'{100 * v:.1f}')} % test accuracy"
+        f"{name}: {spread(quartiles(np.array(accuracy, float)), lambda v: f'{100 * v:.1f}')} %"
         for r in records
         for name, accuracy in r.get("evaluations", {}).items()
     ]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *body)]
+    """A table; a bar in a cell is escaped."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *body)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 

@@ -73,6 +73,12 @@ VARIANTS = (
         "adapt",
     ),
     Variant(
+        "health report: what is wrong with the layers of a model, and what to do",
+        "`health`, `linen.health`, `nnx.health`",
+        "here",
+        "health",
+    ),
+    Variant(
         "folding for inference: into the layer before or behind, exact or refused; whole models",
         "`fold`, `fold_into_next`, `linen.fold`, `nnx.fold`",
         "Jacob et al. 2018",

@@ -1,5 +1,6 @@
 """Floor 2: running statistics moved towards other data, and towards each example."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -76,8 +77,9 @@ def weighed_apply(
     x: ArrayLike,
     weight: ArrayLike,
     *,
-    axis: int = -1,
+    axis: int | Sequence[int] = -1,
     epsilon: float = 1e-5,
+    mask: ArrayLike | None = None,
 ) -> jax.Array:
     """Evaluation in which each example has a say in the statistics that normalize it.
 
@@ -92,8 +94,10 @@ def weighed_apply(
         x: `[batch, *positions, features]`, any floating dtype; the features along `axis`. Without positions an example
             has mean x and variance 0.
         weight: in [0, 1], a number or a scalar array. The paper chooses it on a validation set.
-        axis: the feature axis, not 0.
+        axis: the feature axis or axes, without 0.
         epsilon: added to the variance.
+        mask: True where a value counts, broadcastable to `x`. The rest is normalized too, but enters no example's
+            moments and may be anything, NaN too; an example without any value is normalized as if `weight` were 0.
 
     Returns:
         An array of x's shape and dtype, differentiable with respect to everything.
@@ -119,17 +123,19 @@ def weighed_apply(
         raise ValueError(f"`axis` must leave axis 0 of `x` to the examples; got {axis} for x of shape {x.shape}.")
     _check.parameters(x, params, state, features, ())
     weight = jnp.asarray(_check.number("weight", weight, 0, 1), float)
-    return _weighed(features, _check.epsilon(epsilon, x.dtype), params, state.mean, state.var, x, weight)
+    mask = None if mask is None else _check.mask(mask, x.shape)
+    return _weighed(features, _check.epsilon(epsilon, x.dtype), params, state.mean, state.var, x, weight, mask)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _weighed(features, epsilon, params, mean, var, x, weight):
+def _weighed(features, epsilon, params, mean, var, x, weight, mask):
     dtype, shape = _check.working(x.dtype), x.dtype
     x, a = x.astype(dtype), weight.astype(dtype)
     mean, var = (to_layout(v.astype(dtype), features, x.ndim) for v in (mean, var))
     scale, bias = (None if v is None else to_layout(v.astype(dtype), features, x.ndim) for v in params)
     positions = tuple(i for i in range(1, x.ndim) if i not in features)
-    own, _ = moments_over(Scope(positions), x, None)
+    own, _ = moments_over(Scope(positions), x, mask)
+    a = a if mask is None else jnp.where(own.count > 0, a, 0)
     # The difference of raw moments, without the squares that cancel in it.
     var = (1 - a) * var + a * own.var + a * (1 - a) * jnp.square((own.mean - mean) + own.tail)
     # Each mean is subtracted before the mixing: nothing cancels at either end.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.nnx.nn.dtypes import canonicalize_dtype
 
 from jaxbn import _check
+from jaxbn._adapt import weighed_apply
 from jaxbn._batch_norm import bn_apply
 from jaxbn._domains import domain_apply
 
@@ -59,11 +60,34 @@ def leading(num_domains: int | None) -> tuple[int, ...]:
     return () if num_domains is None else (_check.positive("num_domains", num_domains),)
 
 
-def applied(num_domains: int | None, domain: Any) -> Callable[..., Any]:
-    """`bn_apply`, or `domain_apply` for a layer of several domains."""
+def applied(num_domains: int | None, domain: Any, example_weight: Any) -> Callable[..., Any]:
+    """`bn_apply`, `domain_apply` for a layer of several domains, or `weighed_apply` in evaluation with a weight."""
     if (num_domains is None) != (domain is None):
         raise ValueError(
             "`domain` must be given to the call exactly where the layer has several; got "
             f"num_domains={num_domains} and domain={domain}."
         )
-    return bn_apply if num_domains is None else partial(domain_apply, domain=domain)
+    if example_weight is None:
+        return bn_apply if num_domains is None else partial(domain_apply, domain=domain)
+    if num_domains is not None:
+        raise ValueError(
+            "`example_weight` must be None for a layer of several domains, whose evaluation takes no part of an "
+            f"example's own statistics; got {example_weight} and num_domains={num_domains}."
+        )
+    return partial(_weighing, example_weight)
+
+
+def _weighing(weight, params, state, x, train, *, axis, epsilon, mask, activation, residual, **training):
+    """As `bn_apply`, with evaluation by `weighed_apply`."""
+    shared = {"axis": axis, "epsilon": epsilon, "mask": mask}
+    if train is True:
+        return bn_apply(params, state, x, train, activation=activation, residual=residual, **shared, **training)
+    if train is not False:
+        raise TypeError(
+            "`use_running_average` must be a Python bool in a layer with `example_weight`, which has two programs; got "
+            "a traced one."
+        )
+    y = weighed_apply(params, state, x, weight, **shared)
+    if residual is not None:
+        y = y + _check.floating("residual", residual).astype(y.dtype)
+    return (y if activation is None else activation(y)), state

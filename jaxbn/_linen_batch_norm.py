@@ -44,6 +44,8 @@ class BatchNorm(nn.Module):
         mean_init, var_init: initializers of the running statistics; with `nn.with_partitioning` they are sharded.
         ghost_batches: into how many parts the batch is divided, each normalized by its own statistics.
         renorm: batch renormalization, `jaxbn.Renorm`.
+        example_weight: in evaluation, the share of each example's own statistics in those that normalize it, in [0, 1];
+            see `jaxbn.weighed_apply`.
         num_domains: so many sets of all variables, on a leading axis; the call says which (`jaxbn.domain_apply`).
 
     Raises:
@@ -84,6 +86,7 @@ class BatchNorm(nn.Module):
     ghost_batches: int = 1
     renorm: Renorm | None = None
     num_domains: int | None = None
+    example_weight: float | None = None
 
     @nn.compact
     def __call__(
@@ -117,7 +120,7 @@ class BatchNorm(nn.Module):
             evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         axes = tuple(sorted(_check.axes(self.axis, x.ndim)))
         domains = leading(self.num_domains)
-        apply = applied(self.num_domains, domain)
+        apply = applied(self.num_domains, domain, self.example_weight)
         shape = (*domains, *(x.shape[a] for a in axes))
         kept = jnp.float32 if self.force_float32_reductions else self.param_dtype
 

@@ -50,6 +50,8 @@ class BatchNorm(nnx.Module):
         mean_metadata, var_metadata: for their variables.
         ghost_batches: into how many parts the batch is divided, each normalized by its own statistics.
         renorm: batch renormalization, `jaxbn.Renorm`.
+        example_weight: in evaluation, the share of each example's own statistics in those that normalize it, in [0, 1];
+            see `jaxbn.weighed_apply`.
         num_domains: so many sets of all variables, on a leading axis; the call says which (`jaxbn.domain_apply`).
 
     Raises:
@@ -99,6 +101,7 @@ class BatchNorm(nnx.Module):
         ghost_batches: int = 1,
         renorm: Renorm | None = None,
         num_domains: int | None = None,
+        example_weight: float | None = None,
     ):
         domains = leading(num_domains)
         shape = (*domains, *_check.sizes(num_features))
@@ -132,6 +135,7 @@ class BatchNorm(nnx.Module):
         plain = isinstance(renorm, Renorm)
         self.renorm = Renorm(*(float(v) if isinstance(v, jax.Array) else v for v in renorm)) if plain else renorm
         self.num_domains = num_domains
+        self.example_weight = example_weight
 
     def __call__(
         self,
@@ -179,7 +183,7 @@ class BatchNorm(nnx.Module):
             promoted, _, _, gamma, beta = self.promote_dtype((x, mean, var, gamma, beta), dtype=self.dtype)
         dtype = output_dtype(promoted, gamma, beta, dtype=self.dtype)
         count = jnp.zeros(mean.shape[: 0 if self.num_domains is None else 1], jnp.int32)
-        y, new = applied(self.num_domains, domain)(
+        y, new = applied(self.num_domains, domain, self.example_weight)(
             BatchNormParams(gamma, beta),
             BatchNormState(mean_for(x, mean), var, count if self.count is None else self.count[...]),
             widened(x, dtype),

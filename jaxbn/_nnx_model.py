@@ -18,6 +18,7 @@ _OURS = {
     "ghost_batches": 1,
     "renorm": None,
     "num_domains": None,
+    "example_weight": None,
 }
 
 

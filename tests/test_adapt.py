@@ -185,6 +185,56 @@ def test_gradient(weight):
             np.testing.assert_allclose(gradient[i][at], slope, rtol=1e-4, atol=1e-4)
 
 
+def test_a_mask_leaves_out_what_it_hides():
+    """Each example's moments are of what counts, NaN elsewhere or not; without anything it is plain evaluation."""
+    counted = rng.random((*IMAGES.shape[:-1], 1)) < 0.6
+    counted[0], counted[1] = False, True
+    x = np.where(counted, IMAGES, np.nan).astype(np.float32)
+    y = np.asarray(weighed_apply(PARAMS, STATE, x, 0.3, mask=counted))
+    assert np.array_equal(np.isnan(y), np.broadcast_to(~counted, y.shape))
+    for one, kept, whole in zip(y[1:], counted[1:], IMAGES[1:], strict=True):
+        rows = whole[kept[..., 0]][None]
+        np.testing.assert_allclose(one[kept[..., 0]], exact(rows, PARAMS, STATE, 0.3)[0], rtol=0, atol=5e-6)
+    finite = np.asarray(weighed_apply(PARAMS, STATE, IMAGES, 0.3, mask=counted))
+    np.testing.assert_allclose(finite[0], jaxbn.bn_apply(PARAMS, STATE, IMAGES[:1], False)[0][0], rtol=0, atol=5e-6)
+
+    def loss(x):
+        return jnp.sum(jnp.where(counted, jnp.sin(weighed_apply(PARAMS, STATE, x, 0.3, mask=counted)), 0))
+
+    assert np.all(np.isfinite(jax.grad(loss)(jnp.asarray(np.where(counted, IMAGES, 7.0), jnp.float32))))
+
+
+def test_both_modules_weigh_in_evaluation_only():
+    from flax import nnx
+
+    import jaxbn.linen
+    import jaxbn.nnx
+
+    mask = np.ones((*IMAGES.shape[:-1], 1), bool)
+    mask[0, 0] = False
+    wanted = np.tanh(weighed_apply(PARAMS, STATE, IMAGES, 0.3, mask=mask) + IMAGES)
+    trained = np.tanh(jaxbn.bn_apply(PARAMS, STATE, IMAGES, True, mask=mask)[0] + IMAGES)
+    given = {"activation": jnp.tanh, "example_weight": 0.3}
+    variables = {
+        "params": {"scale": PARAMS.scale, "bias": PARAMS.bias},
+        "batch_stats": {"mean": STATE.mean, "var": STATE.var},
+    }
+    layer = jaxbn.linen.BatchNorm(**given)
+    y = layer.apply(variables, IMAGES, True, mask=mask, residual=IMAGES)
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-6)
+    y, _ = layer.apply(variables, IMAGES, False, mask=mask, residual=IMAGES, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, trained, rtol=0, atol=1e-6)
+    other = jaxbn.nnx.BatchNorm(len(STATE.mean), rngs=nnx.Rngs(0), **given)
+    for name, value in (variables["params"] | variables["batch_stats"]).items():
+        getattr(other, name).set_value(value)
+    np.testing.assert_allclose(other(IMAGES, True, mask=mask, residual=IMAGES), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(other(IMAGES, False, mask=mask, residual=IMAGES), trained, rtol=0, atol=1e-6)
+    with pytest.raises(TypeError, match="use_running_average"):
+        jax.jit(lambda flag: layer.apply(variables, IMAGES, flag))(True)
+    with pytest.raises(ValueError, match="several domains"):
+        jaxbn.nnx.BatchNorm(3, num_domains=2, example_weight=0.3, rngs=nnx.Rngs(0))(IMAGES, True, domain=0)
+
+
 @pytest.mark.parametrize(
     ("x", "weight", "options", "kind", "words"),
     [
@@ -192,6 +242,7 @@ def test_gradient(weight):
         (IMAGES, -0.1, {}, ValueError, "from 0 to 1"),
         (IMAGES, True, {}, TypeError, "weight"),
         (IMAGES, 0.1, {"axis": 0}, ValueError, "axis 0"),
+        (IMAGES, 0.1, {"mask": np.ones((2, 1), bool)}, ValueError, "mask"),
         (IMAGES, 0.1, {"axis": 1.0}, TypeError, "axis"),
         (IMAGES[..., :2], 0.1, {}, ValueError, "scale"),
         (IMAGES, 0.1, {"epsilon": 0.0}, ValueError, "epsilon"),

@@ -41,7 +41,7 @@ def test_fields_are_flax_s_and_then_ours():
     theirs, ours = fields(nn.BatchNorm), fields(BatchNorm)
     assert list(ours)[: len(theirs)] == list(theirs)
     assert {name: ours[name] for name in theirs} == theirs
-    variants = {"ghost_batches", "renorm", "num_domains"}
+    variants = {"ghost_batches", "renorm", "num_domains", "example_weight"}
     rest = {"unbiased_running_var", "activation", "frozen", "mean_init", "var_init"}
     assert set(ours) - set(theirs) == rest | variants
     call = list(inspect.signature(nn.BatchNorm.__call__).parameters.values())

@@ -53,7 +53,7 @@ def test_arguments_are_flax_s_and_then_ours():
     assert [a[:2] for a in ours[: len(theirs)]] == [a[:2] for a in theirs]
     assert [a for a in ours[: len(theirs)] if a[0] not in inits] == [a for a in theirs if a[0] not in inits]
     new = ["unbiased_running_var", "activation", "frozen", "mean_init", "var_init", "mean_metadata", "var_metadata"]
-    new += ["ghost_batches", "renorm", "num_domains"]
+    new += ["ghost_batches", "renorm", "num_domains", "example_weight"]
     assert [a[0] for a in ours[len(theirs) :]] == new
     call = arguments(nnx.BatchNorm.__call__)
     assert arguments(BatchNorm.__call__)[: len(call)] == call

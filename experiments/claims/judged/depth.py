@@ -96,9 +96,7 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
             parts = found["trained"][f"{activation}-{arm}"]
             depths = [int(d) for d in parts]
             plots.points(panel, depths, np.array([p["train_accuracy"] for p in parts.values()]).T, at, name)
-        plots.finish(
-            panel, "hidden layers", "accuracy on training images", {"relu": "ReLU"}.get(activation, activation)
-        )
+        plots.finish(panel, "hidden layers", "accuracy on training images", activation.replace("relu", "ReLU"))
         panel.set(xscale="log", ylim=(0, 1.03))
         panel.axhline(LEARNS, color="0.4", lw=0.8, ls=":")
         panel.legend(frameon=False, fontsize=8, loc="lower left")

@@ -127,6 +127,6 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
             panel.legend(loc="best", frameon=False, fontsize=8)
     n = len(main["none"]["finite"])
     return (
-        f"Left and right: median and quartiles of n = {n} seeds. Middle: the largest rate at which seven of eight seeds "
-        "learn; no marker where none does."
+        f"Left and right: median and quartiles of n = {n} seeds. Middle: the largest rate at which seven of eight "
+        "seeds learn; no marker where none does."
     )

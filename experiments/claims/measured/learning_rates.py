@@ -54,7 +54,8 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
 def _arms(study: Study, s: Settings, network: Network) -> dict[str, Any]:
     """Of both arms, each `[seeds, rates]`."""
     images, labels = study.data.train
-    learned, found = Split(images[:MOST], labels[:MOST]), {"rates": s.learning_rates}
+    learned = Split(images[:MOST], labels[:MOST])
+    found: dict[str, Any] = {"rates": s.learning_rates}
     for arm in ARMS:
         model = stack(layers.of(s, arm), network.depth, WIDTH, networks.weights(s), study.pixels)
         trained = study.fit(s, model, optimizer=head_fixed if network.head_fixed else None)
