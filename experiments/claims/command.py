@@ -120,13 +120,13 @@ def run(
                 share = 1 - 1 / (1 + (time.perf_counter() - began) / 60 / expected * 3)
                 progress.update(bar, completed=sum(minutes[:at]) + expected * share)
 
-            here = dataclasses.replace(conditions, source=study.source_hash(config.name), tick=tick, seconds=[])
+            here = dataclasses.replace(conditions, source=study.source_hash(config.name), tick=tick, seconds={})
             try:
                 measured = module("measured", config).measure(here, config.settings)
             except study.StoppedError:
                 console.print(f"Interrupted: {out} holds what is done; the same command goes on from there.")
                 return INTERRUPTED
-            made = judged(config, measured, name, conditions.smoke, sum(here.seconds))
+            made = judged(config, measured, name, conditions.smoke, sum(here.seconds.values()))
             for folder in folders:
                 draw(config, measured, made, folder / "results" / f"{config.name}.png")
                 record.write_json(folder / "results" / f"{config.name}.json", made)

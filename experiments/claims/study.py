@@ -67,7 +67,7 @@ class Study:
     folder: Path
     source: str = ""
     tick: Callable[[], None] = lambda: None
-    seconds: list[float] = dataclasses.field(default_factory=list)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def pixels(self) -> int:
@@ -102,7 +102,7 @@ class Study:
             found = plain(measure())
             record.write_json(path, {"seconds": time.perf_counter() - began, "found": found})
         kept = json.loads(path.read_text(encoding="utf-8"))
-        self.seconds.append(kept["seconds"])
+        self.seconds[path.name] = kept["seconds"]
         return numbers(kept["found"])
 
     def settings(self, given: config.Settings, **changes: Any) -> config.Settings:

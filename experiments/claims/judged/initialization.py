@@ -63,6 +63,4 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
     plots.points(left, scales, small, 2, "batch norm, epsilon 1e-12")
     for panel in (left, right):
         panel.legend(frameon=False, fontsize=8, loc="lower center")
-    return (
-        f"After training from each start; medians and quartiles of n = {len(small)} seeds. Dotted: what counts."
-    )
+    return f"After training from each start; medians and quartiles of n = {len(small)} seeds. Dotted: what counts."
