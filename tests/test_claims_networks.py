@@ -1,0 +1,186 @@
+"""What only the claims use: layers against their formulas, networks against plain ones, closed forms against tables."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxbn
+from experiments import layers
+from experiments.claims import networks
+from experiments.claims.judged import depth, initialization
+from experiments.claims.measured import covariate_shift
+from experiments.layers import Layer, Pass
+from experiments.models import gaussian, mlp
+from experiments.train import loss_of
+
+pytestmark = pytest.mark.usefixtures("ordinary_promotion")
+
+rng = np.random.default_rng(0)
+X = jnp.asarray(rng.standard_normal((12, 8)) * 2 + 1, jnp.float32)
+TRAIN, EVALUATE = Pass(train=True, key=jax.random.key(0)), Pass(train=False)
+NOTHING = Layer(lambda features: (None, None), lambda params, state, x, run: (x, state))
+ROUNDING = {"rtol": 0, "atol": 2e-6}  # outputs below 10 after a few float32 operations
+kernel = gaussian(0.4, he=False)
+
+
+def run(layer, x=X, how=TRAIN):
+    return layer.apply(*layer.init(x.shape[-1]), x, how)[0]
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_group_norm_is_flax_s(groups):
+    images = jnp.asarray(rng.standard_normal((3, 5, 5, 8)), jnp.float32)
+    for x in (X, images):
+        theirs = nn.GroupNorm(num_groups=groups, epsilon=1e-5)
+        wanted = jnp.tanh(theirs.apply(theirs.init(jax.random.key(0), x), x))
+        # A group of one feature and one position is 0: flax's variance by squares leaves rounding there.
+        np.testing.assert_allclose(run(networks.group_norm(groups, jnp.tanh), x), wanted, rtol=0, atol=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_is_off_in_evaluation():
+    wide = jnp.ones((400, 50))
+    y = np.asarray(run(networks.dropout(NOTHING, 0.2), wide))
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1.25)}
+    assert np.mean(y == 0) == pytest.approx(0.2, abs=5 * np.sqrt(0.16 / y.size))  # five standard deviations
+    assert np.array_equal(run(networks.dropout(NOTHING, 0.2), wide, EVALUATE), wide)
+    squared = Layer(NOTHING.init, lambda params, state, x, run: (x**2, state))
+    before, after = (run(networks.dropout(squared, 0.2, before=b), wide) for b in (True, False))
+    assert np.max(before) == pytest.approx(1.25**2)
+    assert np.max(after) == pytest.approx(1.25)
+
+
+def test_noise_has_the_moments_of_the_paper():
+    """Of zeros, uniform shifts; of large values, the deviation too. None in evaluation."""
+    layer = networks.noisy(NOTHING, lambda v: v)
+    shift = np.asarray(run(layer, jnp.zeros((2000, 200))))
+    assert np.max(np.abs(shift)) <= 0.6
+    means = shift.mean(0)  # of each unit, uniform in [-0.5, 0.5]
+    assert np.std(means) == pytest.approx(1 / np.sqrt(12), rel=0.15)
+    assert np.std(shift - means) == pytest.approx(0.2 / np.sqrt(12), rel=0.02)
+    factor = np.asarray(run(layer, jnp.full((2000, 200), 1e4))) / 1e4
+    assert 0.99 < factor.mean(0).min() < 1.02 < 1.22 < factor.mean(0).max() < 1.26  # uniform in [1, 1.25]
+    assert np.std(factor - factor.mean(0)) == pytest.approx(0.1, rel=0.02)
+    assert np.array_equal(run(layer, X, EVALUATE), X)
+
+
+def test_after_is_the_activation_first():
+    norm = layers.batch_norm()
+    np.testing.assert_array_equal(run(networks.after(norm, jnp.tanh)), run(norm, jnp.tanh(X)))
+
+
+def test_statistics_of_the_whole_set():
+    """The batch is normalized by all images and enters no statistic; and its gradient flows through them."""
+    images = jnp.asarray(rng.standard_normal((30, 6)), jnp.float32)
+
+    def made(layer):
+        return mlp([layer], (4,), kernel, 6, 3)
+
+    plain = made(layers.batch_norm(momentum=0.0, activation=jnp.tanh))
+    whole = networks.whole(plain, images, lambda n: networks.behind(n, momentum=0.0, activation=jnp.tanh), made)
+    params, state = whole.init(jax.random.key(0))
+    batch = images[:5] + 1
+
+    def by_hand(params):
+        entering, own = images @ params["kernels"][0], batch @ params["kernels"][0]
+        mean, var = jnp.mean(entering, 0), jnp.var(entering, 0)
+        shift = params["shifts"][0]
+        hidden = jnp.tanh((own - mean) / jnp.sqrt(var + 1e-5) * shift.scale + shift.bias)
+        return hidden @ params["kernels"][1] + params["last"]
+
+    logits, new = whole.apply(params, state, batch, True, None)
+    np.testing.assert_allclose(logits, by_hand(params), **ROUNDING)
+    np.testing.assert_allclose(new[0].mean, jnp.mean(images @ params["kernels"][0], 0), **ROUNDING)
+
+    def loss(apply):
+        return jax.grad(lambda p: jnp.sum(jnp.sin(apply(p))))(params)
+
+    ours, theirs = loss(lambda p: whole.apply(p, state, batch, True, None)[0]), loss(by_hand)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), ours, theirs)
+    evaluated = whole.apply(params, new, batch, False, None)[0]
+    np.testing.assert_allclose(evaluated, plain.apply(params, new, batch, False, None)[0], **ROUNDING)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_stack_is_an_mlp(residual):
+    layer = layers.batch_norm(activation=jnp.tanh)
+    stack = networks.stack(layer, 3, 5, kernel, 8, residual=residual)
+    params, state = stack.init(jax.random.key(1))
+    y, new = stack.apply(params, state, X, True, None)
+    x, states = X, []
+    for at, weight in enumerate([params["first"], *params["kernels"]]):
+        own = jax.tree.map(lambda v, at=at: v[at], (params["shifts"], state))
+        out, after = layer.apply(*own, x @ weight, TRAIN)
+        x = x + out if residual and at else out
+        states.append(after)
+    np.testing.assert_allclose(y, x @ params["head"] + params["last"], **ROUNDING)
+    for at, wanted in enumerate(states):
+        np.testing.assert_allclose(new.mean[at], wanted.mean, **ROUNDING)
+    spread = np.std(params["kernels"], axis=(1, 2))
+    assert np.all(np.abs(spread / 0.4 - 1) < 0.5)
+    assert len(set(spread.tolist())) == 2  # drawn anew for each layer
+
+
+def test_conv_is_a_convolution():
+    """Against XLA's, with the same kernels laid out as it wants them."""
+    layer = layers.batch_norm(activation=jax.nn.relu)
+    model = networks.conv([layer] * 2, (3, 4), kernel, 64)
+    params, state = model.init(jax.random.key(2))
+    images = jnp.asarray(rng.random((6, 64)), jnp.float32)
+    y, _ = model.apply(params, state, images, True, None)
+    x = images.reshape(6, 8, 8, 1)
+    for weight, shift, running in zip(params["kernels"], params["shifts"], state, strict=True):
+        square = weight.reshape(3, 3, x.shape[-1], -1)
+        x = lax.conv_general_dilated(x, square, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x, _ = jaxbn.bn_apply(shift, running, x, True, activation=jax.nn.relu)
+        x = nn.max_pool(x, (2, 2), (2, 2))
+    np.testing.assert_allclose(y, x.reshape(6, -1) @ params["head"] + params["last"], rtol=0, atol=1e-5)
+
+
+def test_alignment_by_hand():
+    """Of each layer, with only the layers before it moved; and 1 where nothing moves."""
+    model = mlp([layers.plain(jnp.tanh)] * 2, (5, 4), kernel, 8, 3)
+    params, state = model.init(jax.random.key(3))
+    labels, rate = jnp.asarray(rng.integers(0, 3, 12), jnp.int32), 0.5
+
+    def gradient(p):
+        return jax.grad(lambda p: loss_of(model.apply(p, state, X, True, None)[0], labels))(p)
+
+    before = gradient(params)
+    moved = jax.tree.map(lambda p, g: p - rate * g, params, before)
+    found = np.asarray(covariate_shift.alignment(model, rate, params, state, X, labels))
+    assert found.shape == (3, 2)
+    for layer in (1, 2):
+        mixed = params | {
+            kind: [moved[kind][at] if at < layer else old for at, old in enumerate(params[kind])]
+            for kind in ("kernels", "shifts")
+        }
+        g, h = (np.asarray(v["kernels"][layer], np.float64).ravel() for v in (before, gradient(mixed)))
+        wanted = g @ h / np.linalg.norm(g) / np.linalg.norm(h), np.linalg.norm(h - g) / np.linalg.norm(g)
+        np.testing.assert_allclose(found[:2, layer - 1], wanted, rtol=1e-4)
+        assert found[0, layer - 1] < 0.999
+    still = np.asarray(covariate_shift.alignment(model, 0.0, params, state, X, labels))
+    np.testing.assert_allclose(still, [[1, 1], [0, 0], [0, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "relu", "linear"), [(8, 1.788, 1.200), (32, 1.522, 1.035), (64, 1.493, 1.016), (256, 1.473, 1.004)]
+)
+def test_growth_of_gradients_in_closed_form(batch, relu, linear):
+    """To the printed digits; and pi / (pi - 1) in the limit."""
+    assert depth.growth_of(batch) == pytest.approx(relu, abs=6e-4)
+    assert depth.linear_growth_of(batch) == pytest.approx(linear, abs=6e-4)
+    assert depth.growth_of(10**6) == pytest.approx(np.pi / (np.pi - 1), abs=1e-4)
+
+
+def test_spans_have_no_gaps():
+    scales = [0.01, 0.1, 1.0, 10.0]
+    runs = [[1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 1], [0, 0, 1, 0], [0, 1, 1, 0]]
+    assert initialization.spans(runs, scales).tolist() == [3.0, 1.0, 0.0, 0.0, 1.0]
+
+
+def test_the_deepest_that_learns():
+    trained = {"5": {"train_accuracy": [1.0, 0.5, 0.95]}, "20": {"train_accuracy": [0.9, 0.5, 0.1]}}
+    assert depth.deepest({"trained": {"arm": trained}}, "arm").tolist() == [20, 5, 5]
