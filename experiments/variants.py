@@ -68,7 +68,7 @@ VARIANTS = (
     ),
     Variant(
         "adaptation to other data: replaced or mixed statistics, example weighing",
-        "`adapt(state, moments, source_weight=64)`, `weighed_apply`",
+        "`adapt(state, moments, source_weight=64)`, `weighed_apply`, `BatchNorm(example_weight=0.1)`",
         "Li et al. 2016, Schneider et al. 2020, Summers and Dinneen 2020",
         "adapt",
     ),

@@ -33,9 +33,9 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
     s = study.settings(given)
     relu = {"widths": (64,) * 5, "activation": "relu", "init": "he", "init_scale": 1.0, "log_every": 50, "steps": 1000}
     r = study.settings(given, **relu, learning_rates=(0.03, 0.1, 0.3, 1.0))
-    rates = (PAPERS_RATE, 1e-4, 1e-3, 1e-2, 1e-1)
+    rates = (PAPERS_RATE, 1e-3, 1e-2, 1e-1)
     deep = 4 if study.smoke else DEEP
-    linear = {"widths": (WIDE,) * (deep - 1), "log_every": 100, "steps": 2000, "batch_size": SAMPLES}
+    linear = {"widths": (WIDE,) * (deep - 1), "log_every": 100, "steps": 1000, "batch_size": SAMPLES}
     d = study.settings(given, **linear, learning_rates=rates)
     found: dict[str, Any] = {"rates": list(s.learning_rates), "steps": s.steps}
     for arm in ("none", "batch"):
