@@ -82,6 +82,7 @@ def test_an_activation_that_reads_a_changing_number_is_seen():
     np.testing.assert_allclose(f(X), 2 * one, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_second_derivatives_at_zero_variance():
     with jax.enable_x64(True):
         x = jnp.ones((4, 1))

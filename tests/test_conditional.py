@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 from flax import nnx
-from ways import WAYS, assert_close
+from ways import assert_close, each_way
 
 import jaxbn
 import jaxbn.linen
@@ -112,7 +112,7 @@ def test_nothing_of_the_size_of_x_is_kept_besides_x():
     assert x.nbytes <= kept <= x.nbytes * (1 + 3 / 16)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@each_way
 def test_on_many_devices(way):
     mask = np.ones((32, 1), bool)
     mask[4:6], mask[31] = False, False
@@ -209,7 +209,7 @@ def test_domains_under_vmap_and_in_evaluation():
         assert_close(jax.tree.map(lambda v, i=i: v[i], new), state, atol=0.0)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@each_way
 def test_domains_on_many_devices(way):
     params, state = domains()
     x = rng.standard_normal((32, FEATURES)).astype(np.float32)

@@ -227,7 +227,7 @@ def test_both_arms_start_from_the_same_weights(model):
 
 
 @pytest.mark.parametrize("devices", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)), 8])
-@pytest.mark.parametrize("way", ["jit", "shard_map"])
+@pytest.mark.parametrize("way", [pytest.param("jit", marks=pytest.mark.slow), "shard_map"])
 def test_with_global_statistics_any_number_of_devices_trains_alike(way, devices):
     """The losses, the accuracies, the parameters and the running statistics are those of one device under jit."""
     one, many = trajectory(way="jit", devices=1), trajectory(way=way, devices=devices)

@@ -93,7 +93,7 @@ def near(got, wanted, tolerance=1e-5):
 
 
 @BOTH
-@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("use_bias", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_linen(norm, use_bias):
     """Every kind of layer: same outputs; the normalizations are the identity, or a shift where layers have no bias."""
     model = Net(norm, use_bias)
@@ -290,7 +290,7 @@ NNX_PAIRS = {"conv": "norms/0", "up": "norms/1", "last": "norms/2"}
 
 @pytest.mark.slow
 @NNX
-@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("use_bias", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_nnx(norm, use_bias):
     model = aged(Model(norm, use_bias))
     before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(nnx.clone(model), (nnx.Param, nnx.BatchStat))))

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_collectives import collectives
-from ways import MEMBERS, NAMED, WAYS, assert_close, mesh_of
+from ways import MEMBERS, NAMED, assert_close, each_way, mesh_of
 
 import jaxbn
 
@@ -79,7 +79,7 @@ def test_a_traced_flag_is_training_too():
     )
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@each_way
 def test_on_many_devices_parts_are_local_and_the_state_is_shared(way):
     """Two parts a device; 16 on one device. Masks differ, NaN under them."""
     x = rng.standard_normal((ROWS, FEATURES)).astype(np.float32) + np.arange(ROWS)[:, None].astype(np.float32)

@@ -125,7 +125,7 @@ def test_float64_stays():
         np.testing.assert_allclose(m.var, x.var(0), rtol=1e-9)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_moments_and_pool_have_the_right_derivatives(masked):
     """Of mean and variance by float64 differences of the definition, with NaN under the mask."""
     with jax.enable_x64(True):

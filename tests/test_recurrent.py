@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from flax import linen, nnx
-from ways import MEMBERS, SHARDED, WAYS, assert_close, shard_map_way, vmap_way
+from ways import MEMBERS, SHARDED, assert_close, each_way, shard_map_way, vmap_way
 
 import jaxbn
 from jaxbn._linen_lstm import BatchNormLSTMCell as LinenCell
@@ -118,8 +118,14 @@ def test_values_against_float64(dtype, tolerance, lengths):
         assert_close(same, after, atol=0.0)
 
 
+# Without lengths the loop is the same with less in it.
+FULL_IS_SLOW = pytest.mark.parametrize(
+    "lengths", [pytest.param(None, id="full", marks=pytest.mark.slow), pytest.param(LENGTHS, id="ragged")]
+)
+
+
 @pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
+@FULL_IS_SLOW
 def test_gradients_against_float64_differences(train, lengths):
     """Of every parameter and input, by differences of the NumPy loop; and float32 against those in float64."""
     gradients = {}
@@ -354,7 +360,7 @@ def one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@each_way
 def test_eight_devices_equal_one(way, one_device):
     """Outputs, states and gradients, with sequences that have ended on whole devices and NaN after them."""
     params, state = model()
@@ -416,7 +422,7 @@ def of_nnx(cell):
     return params, LSTMState(*(parts(norm, jaxbn.BatchNormState) for norm in norms))
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
+@FULL_IS_SLOW
 def test_linen_cell_is_the_function(lengths):
     variables = linen_rnn(True).init(jax.random.key(0), BATCH_MAJOR)
     assert_close(linen_rnn(False).init(jax.random.key(0), BATCH_MAJOR), variables, atol=0.0)
@@ -469,7 +475,7 @@ def test_linen_cell_alone_and_in_its_ways():
     assert jax.tree.structure(cell.init(jax.random.key(0), carry, XS[0])) == jax.tree.structure(single)
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
+@FULL_IS_SLOW
 def test_nnx_cell_is_the_function(lengths):
     rnn = nnx_rnn()
     params, state = of_nnx(rnn.cell)

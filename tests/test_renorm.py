@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ways import WAYS, assert_close
+from ways import assert_close, each_way
 
 import jaxbn
 import jaxbn.linen
@@ -110,7 +110,7 @@ def test_schedules_of_the_count():
     assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@each_way
 def test_on_many_devices(way):
     """With unequal masks, NaN under them: as on one device."""
     x = rng.standard_normal((32, FEATURES)).astype(np.float32) * 3

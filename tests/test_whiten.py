@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ways import WAYS, assert_close
+from ways import assert_close, each_way
 
 import jaxbn
 import jaxbn.linen
@@ -189,7 +189,7 @@ def test_nothing_to_whiten_changes_nothing():
         chex.assert_tree_all_finite(gradient)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@each_way
 def test_on_many_devices(way):
     """Unequal masks, NaN under them: outputs, state and gradients are those of one device."""
     mask = np.ones((ROWS, 1), bool)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -111,6 +112,14 @@ ONE = Way("one", None, True, jax.jit, members=1)
 NAMED = [shard_map_way(True), shard_map_way(False), _pmap_way(), vmap_way()]
 SHARDED = [_jit_way(AxisType.Auto), _jit_way(AxisType.Explicit)]
 WAYS = NAMED + SHARDED
+
+# What a variant adds is the same in all ways: two of them in `make test`, the others with what is slow. The layer
+# itself is tested in all of them always.
+QUICK = ("shard_map-vma", "jit-explicit")
+each_way = pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=() if way.name in QUICK else pytest.mark.slow, id=way.name) for way in WAYS],
+)
 
 
 def assert_replicated(tree: Tree) -> None:

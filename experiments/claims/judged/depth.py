@@ -99,7 +99,7 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
         plots.finish(panel, "hidden layers", "accuracy on training images", activation.replace("relu", "ReLU"))
         panel.set(xscale="log", ylim=(0, 1.03))
         panel.axhline(LEARNS, color="0.4", lw=0.8, ls=":")
-        panel.legend(frameon=False, fontsize=8, loc="lower left")
+        panel.legend(frameon=False, fontsize=8, loc="center left")
     n = len(found["gradients"]["relu-batch-30"]["log_norm"])
     return (
         f"Medians and quartiles of n = {n} seeds. Left: weights of He's gain, batch of 64. Middle, right: after "

@@ -44,6 +44,6 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
             plots.band(panel, part["steps"], curve["val_accuracy"], at, label)
         plots.finish(panel, "training step", "validation accuracy", title)
         panel.set_xscale("log")
-        panel.legend(loc="lower right", frameon=False, fontsize=8)
+        panel.legend(frameon=False, fontsize=8)
     n = len(found["sigmoid"]["target"])
     return f"Each arm at its best learning rate by validation. Lines: median of n = {n} seeds; bands: quartiles."

@@ -62,5 +62,5 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
     small = np.array(found["small_epsilon"])[:, : len(scales)]
     plots.points(left, scales, small, 2, "batch norm, epsilon 1e-12")
     for panel in (left, right):
-        panel.legend(frameon=False, fontsize=8, loc="lower center")
+        panel.legend(frameon=False, fontsize=8, loc="center left")
     return f"After training from each start; medians and quartiles of n = {len(small)} seeds. Dotted: what counts."
