@@ -97,7 +97,8 @@ def _trained(study: Study, s: Settings, arm: str) -> dict[str, Any]:
 
     def watch(step: int, carry: Any) -> None:
         if step in (0, s.steps):
-            norms[step] = through_time(carry.params, carry.state)
+            # Waited for: two programs with loops at the same time have been seen to wait for each other for ever.
+            norms[step] = jax.device_get(through_time(carry.params, carry.state))
 
     done = study.fit(s, _model(study, s, arm), optimizer=clipped, watch=watch)
     curve = done.log.val_accuracy[:, 0]
