@@ -97,10 +97,11 @@ def _trained(study: Study, s: Settings, arm: str) -> dict[str, Any]:
 
     def watch(step: int, carry: Any) -> None:
         if step in (0, s.steps):
-            # Waited for: two programs with loops at the same time have been seen to wait for each other for ever.
             norms[step] = jax.device_get(through_time(carry.params, carry.state))
 
-    done = study.fit(s, _model(study, s, arm), optimizer=clipped, watch=watch)
+    # Waited for: on two cores the program that makes orthogonal weights, and those that are started before it has
+    # ended, have been seen to wait for each other for ever.
+    done = study.fit(s, _model(study, s, arm), optimizer=clipped, start=jax.block_until_ready, watch=watch)
     curve = done.log.val_accuracy[:, 0]
     best = chosen(done.log)
     kept = [v for v in jax.tree.leaves(done.carry.state) if jnp.issubdtype(v.dtype, jnp.floating)]
