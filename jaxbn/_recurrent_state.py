@@ -163,10 +163,11 @@ def by_gate(init: Initializer) -> Initializer:
 
     def blocks(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         block = (shape[0], shape[1] // 4)
-        # No orthogonal matrix can be computed in half precision.
-        parts = [init(k, block, _check.working(dtype)) for k in jax.random.split(key, 4)]
+        # No orthogonal matrix can be computed in half precision. And all gates in one: several batches of QR
+        # decompositions at the same time can wait for each other for ever on a CPU of two cores.
+        parts = jax.vmap(lambda k: init(k, block, _check.working(dtype)))(jax.random.split(key, 4))
         # A block may be a box with the names of its axes.
-        return jax.tree.map(lambda *v: jnp.concatenate(v, -1).astype(dtype), *parts)
+        return jax.tree.map(lambda v: jnp.moveaxis(v, 0, 1).reshape(shape).astype(dtype), parts)
 
     return blocks
 

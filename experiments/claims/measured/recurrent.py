@@ -99,9 +99,7 @@ def _trained(study: Study, s: Settings, arm: str) -> dict[str, Any]:
         if step in (0, s.steps):
             norms[step] = jax.device_get(through_time(carry.params, carry.state))
 
-    # Waited for: on two cores the program that makes orthogonal weights, and those that are started before it has
-    # ended, have been seen to wait for each other for ever.
-    done = study.fit(s, _model(study, s, arm), optimizer=clipped, start=jax.block_until_ready, watch=watch)
+    done = study.fit(s, _model(study, s, arm), optimizer=clipped, watch=watch)
     curve = done.log.val_accuracy[:, 0]
     best = chosen(done.log)
     kept = [v for v in jax.tree.leaves(done.carry.state) if jnp.issubdtype(v.dtype, jnp.floating)]
