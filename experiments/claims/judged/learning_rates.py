@@ -33,20 +33,20 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
     }
 
 
-def largest(rates: Any, works: Any) -> np.ndarray:
+def largest(rates: Any, works: Any) -> Any:
     """The largest of `rates` that works for 7 of 8 seeds, or 0; `works` is `[..., seeds, rates]`."""
     enough = np.mean(np.asarray(works, float), -2) >= SHARE
     return np.max(np.where(enough, np.asarray(rates, float), 0.0), -1)
 
 
-def quotient(above: Any, below: Any) -> np.ndarray:
+def quotient(above: Any, below: Any) -> Any:
     """One largest rate over another: infinite or 0 where only one of the two has any, 1 where neither has."""
     above, below = np.asarray(above, float), np.asarray(below, float)
     known = np.where(below > 0, above / np.where(below > 0, below, 1.0), np.inf)
     return np.where((above == 0) & (below == 0), 1.0, known)
 
 
-def slope(ratios: Any) -> np.ndarray:
+def slope(ratios: Any) -> Any:
     """Doublings of the ratio for each doubling of the depth, by least squares over `ratios [..., depths]`."""
     x = np.log2(DEPTHS) - np.mean(np.log2(DEPTHS))
     with np.errstate(divide="ignore", invalid="ignore"):
