@@ -154,7 +154,8 @@ HEAD = """# Twelve claims about batch normalization, measured
 
 What is said of batch normalization, in the words in which it is usually said, and what came out when each sentence was
 tested on real images. Each claim has a config in `configs/claims/` with its question, its source, and its criteria,
-which were written before the run. `make claims` repeats all of it.
+which were written before the run; where anything was changed after a first try, its page says so. `make claims` repeats
+all of it.
 
 How to read it: *supported* means that the whole 95% interval of every number that decides meets its criterion, *not
 supported* that none of it does, *inconclusive* that an interval lies across, and *contested* that some parts hold and
