@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import re
+import struct
 from pathlib import Path
 
 import jax
@@ -257,6 +258,49 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     shown = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
     assert shown == (tmp_path / "results" / f"{claim.name}.png").read_bytes()
     assert 'src="results' not in page
+
+
+# Other images
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    """A folder with files in MNIST's format: 600 and 200 images that are noise around their digit's own."""
+    folder, rng = tmp_path_factory.mktemp("mnist"), np.random.default_rng(0)
+    own = rng.integers(0, 256, (10, 28 * 28))
+    for name, count in (("train", 600), ("t10k", 200)):
+        labels = np.arange(count) % 10
+        images = (0.8 * own[labels] + rng.integers(0, 50, (count, 28 * 28))).astype(np.uint8)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
+        head = struct.pack(">2i", 2049, count)
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(head + labels.astype(np.uint8).tobytes())
+    return folder
+
+
+def test_files_become_three_parts(mnist):
+    """A fifth of small files to validate and to test with, in the classes' proportions; nothing in two parts."""
+    name, images = command.source(command.Command(mnist=mnist))
+    assert name == "mnist"
+    assert [len(part.labels) for part in images] == [480, 120, 40]
+    for part in images:
+        assert np.array_equal(np.bincount(part.labels), np.full(10, len(part.labels) / 10))
+        assert part.images.shape[1] == 784
+        assert part.images.dtype == np.float32
+        assert 0 <= part.images.min() < part.images.max() <= 1
+    rows = [{row.tobytes() for row in part.images} for part in images]
+    assert not rows[0] & rows[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["faster", "small_batches"])
+def test_a_claim_is_measured_on_other_images(name, mnist, tmp_path):
+    assert command.main(["--only", name, "--smoke", "--mnist", str(mnist), "--out", str(tmp_path)], Interrupt()) == 0
+    record = json.loads((tmp_path / "results" / f"{name}.json").read_text())
+    assert (record["data"], record["smoke"]) == ("mnist", True)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "Data: mnist" in page
+    assert "its numbers mean nothing" in page
+    assert "were written for the digits" in page
 
 
 # What is refused

@@ -9,6 +9,7 @@ from experiments.claims import plots
 from experiments.claims.intervals import Estimate, extremes, mean
 
 USUAL = "32"  # the size that small ones are compared with
+LEAST = 0.1  # percent
 
 
 def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
@@ -77,6 +78,8 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
 
 def _curve(panel: Any, parts: dict[str, Any], kind: str, at: int, name: str) -> None:
     """Error against size; a band over all sizes for a norm that has none."""
+    # The axis is logarithmic: no error at all is drawn as the least that it shows.
+    parts = {size: {kind: np.maximum(np.asarray(p[kind], float), LEAST)} for size, p in parts.items()}
     if list(parts) == ["0"]:
         errors = np.asarray(parts["0"][kind])
         plots.band(panel, [2, 64], np.stack([errors, errors], 1), at, name)
