@@ -20,8 +20,12 @@ from jaxbn._nnx_fold import fold as nnx_fold
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = np.asarray(RNG.normal(size=(3, 6, 5, 2)), np.float32)
-BOTH = pytest.mark.parametrize("norm", [nn.BatchNorm, jaxbn.linen.BatchNorm], ids=["flax", "ours"])
-NNX = pytest.mark.parametrize("norm", [nnx.BatchNorm, jaxbn.nnx.BatchNorm], ids=["flax", "ours"])
+BOTH = pytest.mark.parametrize(
+    "norm", [pytest.param(nn.BatchNorm, marks=pytest.mark.slow), jaxbn.linen.BatchNorm], ids=["flax", "ours"]
+)
+NNX = pytest.mark.parametrize(
+    "norm", [pytest.param(nnx.BatchNorm, marks=pytest.mark.slow), jaxbn.nnx.BatchNorm], ids=["flax", "ours"]
+)
 
 # flax's layers need JAX's usual promotion.
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")

@@ -30,6 +30,7 @@ def accuracies():
     return statistics.accuracies(s, arm, trained.carry, digits())
 
 
+@pytest.mark.slow
 def test_evaluations(accuracies):
     assert list(accuracies) == list(statistics.NAMES)
     # A network without norms that classifies every image as the one with them does.
