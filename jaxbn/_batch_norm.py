@@ -178,10 +178,9 @@ def _apply(
     if run is complex_layer:
         batch = own = moments_of_parts(rule, x.astype(dtype), mask)
     elif rule.groups is not None:
-        wide = lax.stop_gradient(split(x, *rule.groups)).astype(dtype)
-        batch, own = moments_of_groups(shared, rule.groups[0], wide, mask)
+        batch, own = moments_of_groups(shared, rule.groups[0], lax.stop_gradient(split(x, *rule.groups)), mask)
     else:
-        batch, own = moments_over(shared, lax.stop_gradient(x).astype(dtype), mask)
+        batch, own = moments_over(shared, lax.stop_gradient(x), mask)
     own = jax.tree.map(saved, own)
     frame = Frame(own, mask)
     if rule.follows is None:

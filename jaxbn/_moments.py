@@ -12,6 +12,8 @@ from jax.sharding import AxisType
 
 from jaxbn import _check
 
+LARGE = 2**20  # entries; in float32 they are what the caches of a few CPU cores hold, 4 MB
+
 
 class Moments(NamedTuple):
     """Count, mean and biased variance of a group of values, one entry per feature.
@@ -89,19 +91,33 @@ def joined(x: jax.Array, like: jax.Array) -> jax.Array:
     return lax.reshape(x, like.shape, out_sharding=sharding if AxisType.Explicit in sharding.mesh.axis_types else None)
 
 
+def difference(x: jax.Array, v: jax.Array, apart: int = 0) -> jax.Array:
+    """`x - v` in the dtype of v; to a compiler for CPUs, one that is `apart` is not that of another number.
+
+    XLA for CPU fuses a difference into the sum of it only if nothing else takes the same difference; what several take
+    is an array, and if that outgrows the cache, writing it takes longer than the sums. On accelerators one fused pass
+    makes all sums of one difference, which must then be the same.
+    """
+    if isinstance(x.size, int) and x.size >= LARGE and jax.default_backend() == "cpu":
+        for _ in range(apart):
+            x, v = lax.optimization_barrier((x, v))
+    return x.astype(v.dtype) - v
+
+
 def local(reduced: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> Moments:
     """Moments over the axes `reduced` of what this device holds, about a pivot."""
+    dtype = _check.working(x.dtype)
     size = math.prod(x.shape[a] for a in reduced)
     shape = [1 if a in reduced else x.shape[a] for a in range(x.ndim)]
     if mask is None:
-        count = jnp.full(shape, size, x.dtype)
+        count = jnp.full(shape, size, dtype)
     else:
         # Axes that the mask does not vary along are not summed but counted. A float32 sum of ones is exact below 2^24,
         # and under sharded `jit` shares its collective with the sums of x; above, it might stop growing.
         repeats = math.prod(x.shape[a] for a in reduced if mask.shape[a] == 1)
         varying = math.prod(mask.shape[a] for a in reduced)
-        ones = mask.astype(jnp.int32 if isinstance(varying, int) and varying > 2**24 else x.dtype)
-        count = jnp.sum(ones, reduced, keepdims=True).astype(x.dtype) * jnp.full((), repeats, x.dtype)
+        ones = mask.astype(jnp.int32 if isinstance(varying, int) and varying > 2**24 else dtype)
+        count = jnp.sum(ones, reduced, keepdims=True).astype(dtype) * jnp.full((), repeats, dtype)
         count = jnp.broadcast_to(count, shape)
 
     def counted(values):
@@ -111,10 +127,12 @@ def local(reduced: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> Mom
         return jnp.sum(values, reduced, keepdims=True) / jnp.maximum(count, 1)
 
     pivot = _mean_of_sample(reduced, x) if mask is None else None
-    pivot = lax.stop_gradient(rounded(mean(counted(x))) if pivot is None else pivot)
-    d = counted(x - pivot)
+    pivot = lax.stop_gradient(rounded(mean(counted(x.astype(dtype)))) if pivot is None else pivot)
+    # What a mask leaves is an array anyway, and both sums had better share it.
+    shift = counted(difference(x, pivot, 1))
+    square = shift if mask is not None else difference(x, pivot, 2)
     # Where the mesh is explicit, features may be spread over devices: the count as well, then.
-    return about(pivot, count + jnp.zeros_like(pivot), mean(d), mean(d * d))
+    return about(pivot, count + jnp.zeros_like(pivot), mean(shift), mean(square * square))
 
 
 def _mean_of_sample(reduced: tuple[int, ...], x: jax.Array) -> jax.Array | None:
@@ -138,7 +156,7 @@ def _mean_of_sample(reduced: tuple[int, ...], x: jax.Array) -> jax.Array | None:
         keep[a] //= 2
     for a in reduced:
         x = lax.slice_in_dim(x, 0, keep[a], axis=a)
-    return jnp.sum(x, reduced, keepdims=True) * (1 / math.prod(keep.values()))
+    return jnp.sum(x.astype(_check.working(x.dtype)), reduced, keepdims=True) * (1 / math.prod(keep.values()))
 
 
 def pooled(m: Moments, axes: tuple[int, ...]) -> Moments:

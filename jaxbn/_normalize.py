@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxbn._moments import Moments, joined, split
+from jaxbn._moments import Moments, difference, joined, split
 from jaxbn._scope import Scope, group_sum
 
 # Standard deviations from the mean, beyond which a masked entry is read as the mean. NaN is beyond too.
@@ -75,8 +75,7 @@ def layer(
     # to store than to make. `prevent_cse=False` lets XLA share the work where forward and backward are one program.
     @partial(jax.checkpoint, prevent_cse=False)
     def recomputed(x, scale, bias, frame, affine, residual, closed_over):
-        y = x.astype(frame.m.mean.dtype)
-        y = normalize(rule, y if rule.groups is None else split(y, *rule.groups), scale, bias, frame)
+        y = normalize(rule, x if rule.groups is None else split(x, *rule.groups), scale, bias, frame)
         y = scaled(y if rule.groups is None else joined(y, x), *affine)
         if residual is not None:
             y = y + residual.astype(y.dtype)
@@ -111,10 +110,10 @@ def _normalize_jvp(rule, primals, tangents):
     near, rest = lax.stop_gradient(frame.m.mean), rest_of_mean(rule, x, frame)
 
     # The tangent is `u + offset + x^ slope + dbias`, with an offset and a slope for each feature.
-    offset, slope = jnp.zeros((2, *frame.m.mean.shape), x.dtype)
-    y_dot = jnp.zeros_like(x)
+    offset, slope = jnp.zeros((2, *frame.m.mean.shape), near.dtype)
+    y_dot = jnp.zeros_like(unit)
     if not _is_zero(x_dot):
-        y_dot = _where_counted(rule, frame, x, gain * x_dot)
+        y_dot = _where_counted(rule, frame, x, gain * x_dot.astype(gain.dtype))
         offset, slope = (-v for v in _means(rule, frame, y_dot, unit))
     if not _is_zero(frame_dot.m.mean):
         offset = offset - gain * frame_dot.m.mean
@@ -123,7 +122,9 @@ def _normalize_jvp(rule, primals, tangents):
     if not _is_zero(scale_dot):
         slope = slope + scale_dot
     slope = slope * factor
-    y_dot = y_dot + (offset - rest * slope) + _where_counted(rule, frame, x, x - near) * slope
+    # The moments took the first two; the third is for the backward pass, whose sum this line becomes.
+    centred = difference(x, near, 3 if frame.mask is None else 0)
+    y_dot = y_dot + (offset - rest * slope) + _where_counted(rule, frame, x, centred) * slope
     # Where x^ is 0 by decree, it does not move.
     y_dot = _where_counted(rule, frame, x, y_dot)
     if not _is_zero(bias_dot):
@@ -144,7 +145,7 @@ def _rest_of_mean_jvp(rule, primals, tangents):
     rest_dot = jnp.zeros_like(frame.m.tail)
     if not _is_zero(x_dot):
         unit = normalize(rule, x, None, None, frame)
-        rest_dot = rest_dot + _means(rule, frame, _where_counted(rule, frame, x, x_dot), unit)[0]
+        rest_dot = rest_dot + _means(rule, frame, _where_counted(rule, frame, x, x_dot.astype(unit.dtype)), unit)[0]
     if not _is_zero(frame_dot.m.mean):
         rest_dot = rest_dot + frame_dot.m.mean
     return rest_of_mean(rule, x, frame), rest_dot
@@ -164,7 +165,7 @@ def _inverse_std_jvp(rule, primals, tangents):
     factor_dot = jnp.zeros_like(factor)
     if not _is_zero(x_dot):
         unit = normalize(rule, x, None, None, frame)
-        factor_dot = -factor * _means(rule, frame, _where_counted(rule, frame, x, factor * x_dot), unit)[1]
+        factor_dot = -factor * _means(rule, frame, _where_counted(rule, frame, x, factor * x_dot.astype(factor.dtype)), unit)[1]
     if not _is_zero(frame_dot.m.var):
         factor_dot = factor_dot - factor**3 * frame_dot.m.var / 2
     return factor, factor_dot
@@ -185,7 +186,7 @@ def _means(rule: Rule, frame: Frame, u: jax.Array, unit: jax.Array) -> list[jax.
 
 def _centred(rule: Rule, frame: Frame, x: jax.Array) -> jax.Array:
     """`x - mean`, subtracted in two steps: the first is exact where x is near the mean, the second is small."""
-    return _where_counted(rule, frame, x, (x - frame.m.mean) - frame.m.tail)
+    return _where_counted(rule, frame, x, difference(x, frame.m.mean) - frame.m.tail)
 
 
 def _where_counted(rule: Rule, frame: Frame, x: jax.Array, values: jax.Array) -> jax.Array:
@@ -193,7 +194,7 @@ def _where_counted(rule: Rule, frame: Frame, x: jax.Array, values: jax.Array) ->
     if frame.mask is None:
         return values
     # Not merely finite: an activation may cube x^, and its derivative would be infinite.
-    near = jnp.abs(x - frame.m.mean) < FAR * lax.sqrt(frame.m.var + rule.epsilon)
+    near = jnp.abs(difference(x, frame.m.mean)) < FAR * lax.sqrt(frame.m.var + rule.epsilon)
     return jnp.where(frame.mask | near, values, 0)
 
 

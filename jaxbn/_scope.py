@@ -57,7 +57,6 @@ def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | N
     x = _check.floating("x", x)
     features = _check.axes(axis, x.ndim)
     keep = None if mask is None else _check.mask(mask, x.shape)
-    x = x.astype(_check.working(x.dtype))
     reduced = tuple(a for a in range(x.ndim) if a not in features)
     m, _ = moments_over(Scope(reduced), x, keep)
     return jax.tree.map(lambda v: from_layout(v, features), m)
@@ -97,7 +96,7 @@ def pool_named(
 
 
 def moments_over(scope: Scope, x: jax.Array, mask: jax.Array | None) -> tuple[Moments, Moments]:
-    """Moments of float32 or float64 `x` over `scope`, in two forms; the reduced axes stay, of size 1.
+    """Moments of `x` over `scope`, in two forms; the reduced axes stay, of size 1.
 
     First as they are. Then with the pivot that they were computed about in the place of the mean, and with the whole
     rest of the mean as tail: what subtracts that pivot from x next shares the work with the statistics.

@@ -70,6 +70,16 @@ def _shared(pivot: jax.Array, x: jax.Array) -> About:
     return About(pivot, rest, _sum(d * d) / _rows(x) - rest * rest, d)
 
 
+def _barred(pivot: jax.Array, x: jax.Array) -> About:
+    """Each sum subtracts for itself, behind barriers that the compiler finds the same subtraction too late to share."""
+    first = lax.optimization_barrier((x, pivot))
+    second = lax.optimization_barrier(first)
+    third = lax.optimization_barrier(second)
+    rest = _sum(first[0] - first[1]) / _rows(x)
+    var = _sum(jnp.square(second[0] - second[1])) / _rows(x) - rest * rest
+    return About(pivot, rest, var, third[0] - third[1])
+
+
 def _apart(pivot: jax.Array, x: jax.Array) -> About:
     """Each sum subtracts for itself: expressions that no compiler finds to be the same."""
     rest = -_sum(pivot - x) / _rows(x)
@@ -94,11 +104,12 @@ def _one_reduction(x: jax.Array) -> About:
 
 
 WAYS: dict[str, Callable[[Any, jax.Array], About]] = {
-    "deviations from the mean of a 64th, shared by all sums": lambda state, x: _shared(_sample(x), x),
-    "the same of a 16th": lambda state, x: _shared(_sample(x, 16), x),
-    "the same from the mean of all, a pass more": lambda state, x: _shared(_sum(x) / _rows(x), x),
-    "the same from the running mean": lambda state, x: _shared(state.mean, x),
-    "each sum subtracts the pivot for itself": lambda state, x: _apart(_sample(x), x),
+    "deviations from the mean of a 64th, each sum's own, behind barriers": lambda state, x: _barred(_sample(x), x),
+    "the same, an array that all sums share": lambda state, x: _shared(_sample(x), x),
+    "the same array, from the mean of a 16th": lambda state, x: _shared(_sample(x, 16), x),
+    "the same array, from the mean of all, a pass more": lambda state, x: _shared(_sum(x) / _rows(x), x),
+    "the same array, from the running mean": lambda state, x: _shared(state.mean, x),
+    "each sum's own, without barriers": lambda state, x: _apart(_sample(x), x),
     "mean first, then squares about it": lambda state, x: _two_passes(x),
     "both sums in one reduction": lambda state, x: _one_reduction(x),
 }
