@@ -106,7 +106,7 @@ def _normalize_jvp(rule, primals, tangents):
     unit = normalize(rule, x, None, None, frame)
     factor = inverse_std(rule, x, frame)
     gain = factor if scale is None else scale * factor
-    # x^ is `(x - near - rest) factor`, and its products are summed as those of `x - near`, which is at hand.
+    # x^ is `(x - near - rest) factor`, and its products are summed as those of `x - near`.
     near, rest = lax.stop_gradient(frame.m.mean), rest_of_mean(rule, x, frame)
 
     # The tangent is `u + offset + x^ slope + dbias`, with an offset and a slope for each feature.
@@ -165,7 +165,8 @@ def _inverse_std_jvp(rule, primals, tangents):
     factor_dot = jnp.zeros_like(factor)
     if not _is_zero(x_dot):
         unit = normalize(rule, x, None, None, frame)
-        factor_dot = -factor * _means(rule, frame, _where_counted(rule, frame, x, factor * x_dot.astype(factor.dtype)), unit)[1]
+        u = _where_counted(rule, frame, x, factor * x_dot.astype(factor.dtype))
+        factor_dot = -factor * _means(rule, frame, u, unit)[1]
     if not _is_zero(frame_dot.m.var):
         factor_dot = factor_dot - factor**3 * frame_dot.m.var / 2
     return factor, factor_dot

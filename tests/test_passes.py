@@ -13,9 +13,9 @@ from jaxbn import _moments
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
-# Forward: the sample, the two sums of deviations from it, and the output read x. Backward: a ReLU's gradient is an array
-# of its own; two sums read it, one of them x too; then it and x make dx. In bfloat16 both sums share a gradient that is
-# computed in float32, so that there is an array of it in either case.
+# Forward: the sample, the two sums of deviations from it, and the output read x. Backward: a ReLU's gradient is an
+# array of its own; two sums read it, one of them x too; then it and x make dx. In bfloat16 both sums share a gradient
+# that is computed in float32, so that there is an array of it in either case.
 COUNTS = {
     ("float32", "none"): 11,
     ("float32", "relu"): 14,

@@ -1,10 +1,10 @@
 """Nobody's layer: the fewest passes over memory that XLA can be asked for, whatever the numbers come to.
 
 It takes `E[x^2] - E[x]^2` for the variance and `E[g x] - E[g] E[x]` for the covariance in float32, as they are: two
-sums and one pass forward, two sums and one pass backward. Each sum widens its arrays for itself, and the gradient behind
-a ReLU is written in the dtype of x, so that no pass reads or writes more bytes than it must. What an exact layer takes
-more is the price of being exact; what this takes more than another library is the price of XLA's passes, whatever the
-layer.
+sums and one pass forward, two sums and one pass backward. Each sum widens its arrays for itself, and the gradient
+behind a ReLU is written in the dtype of x, so that no pass reads or writes more bytes than it must. What an exact layer
+takes more is the price of being exact; what this takes more than another library is the price of XLA's passes, whatever
+the layer.
 """
 
 from functools import partial

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.benchmark.bars import Results, geometric_mean, ratios, resnet, value
 from experiments.benchmark.layers import PROGRAMS
-from experiments.benchmark.sizes import OURS
+from experiments.benchmark.sizes import FEWEST, OURS
 from experiments.tables import markdown, put
 
 MARKS = ("<!-- measured -->", "<!-- /measured -->")
@@ -25,6 +25,8 @@ def tables(results: Results) -> str:
         f"# Benchmark\n\n{described(results)}",
         "## Bars",
         bars_table(results),
+        "## What bounds the time",
+        f"{BOUNDS.strip()}\n\n{bounds_table(results)}",
         "## Overview",
         readme_table(results),
     ]
@@ -36,6 +38,14 @@ def tables(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+# The peer that is fastest where it is at hand; its own kernels, not XLA's.
+FASTEST = "torch, channels_last"
+BOUNDS = """
+Over the time of PyTorch, channels_last, the geometric mean over the sizes: our time; that of `fewest passes`, the
+least that XLA can be asked for, whatever the layer (`experiments/benchmark/fewest.py`); and the floor, the least time
+in which this machine can read and write what must be. No layer made of JAX operations can be expected below the second,
+and none at all below the third, but for arrays that a cache holds from one pass to the next.
+"""
 LEGEND = """
 Milliseconds, the median over the rounds, and in parentheses our time over theirs, the median over the rounds of the
 ratio within each. Beside them the largest error of y at mean/std 1 and 1000 and, where there is a backward pass, the
@@ -64,6 +74,26 @@ def bars_table(results: Results) -> str:
         shown = "" if row["value"] is None else f"{row['value']:.2f}"
         body.append([row["bar"], row["limit"], shown, row["where"], row["verdict"]])
     return markdown(["bar", "limit", "measured", "worst at", "verdict"], body)
+
+
+def bounds_table(results: Results) -> str:
+    """Of each program our time, the fewest passes' and the floor, over the time of the fastest peer."""
+    body = []
+    for program in PROGRAMS:
+        peer, fewest = (ratios(results, program, name) for name in (FASTEST, FEWEST))
+        share = ratios(results, program, FASTEST, "floor_to_time")
+        rows = [(f"{dtype}, {epilogue}", [(dtype, epilogue)]) for dtype, epilogue in peer]
+        for label, groups in [*rows, ("all", list(peer))]:
+            sizes = [(group, size) for group in groups for size in peer[group]]
+            if not sizes or not all(fewest.get(group) for group in groups):
+                continue
+            values = (
+                geometric_mean(peer[g][size] for g, size in sizes),
+                geometric_mean(peer[g][size] / fewest[g][size] for g, size in sizes),
+                geometric_mean(share[g][size] for g, size in sizes),
+            )
+            body.append([program, label, *(f"{v:.2f}" for v in values)])
+    return markdown(["program", "dtype, epilogue", "jaxbn", "fewest passes", "floor"], body)
 
 
 def written(v: float | int | str, form: str = ".0e") -> str:
