@@ -42,6 +42,11 @@ class Claim:
 
 
 WORDS = tuple(f.name for f in dataclasses.fields(Claim))
+EVALUATIONS = {  # that each model has
+    "mlp": ("running", "recalibrated", "shifted", "adapted", "shrunk", "folded", "ill", "cured"),
+    "cnn": ("running", "own", "shifted", "weighed"),
+    "lstm": ("running",),
+}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -99,7 +104,10 @@ class Settings:
     target_accuracy: Annotated[float, Field(gt=0, le=1)]
     evaluations: Annotated[
         tuple[
-            Literal["running", "recalibrated", "shifted", "adapted", "shrunk", "weighed", "folded", "ill", "cured"], ...
+            Literal[
+                "running", "recalibrated", "shifted", "adapted", "shrunk", "own", "weighed", "folded", "ill", "cured"
+            ],
+            ...,
         ],
         Field(min_length=1),
     ]
@@ -154,10 +162,16 @@ def settings(values: dict[str, Any], where: str) -> Settings:
         )
     if s.domains == "digits" and {"domains", "conditional"} & set(s.arms):
         raise ValueError(f'{where}: `arms` domains and conditional need `domains = "inverted"`; got {list(s.arms)}.')
-    if s.evaluations != ("running",) and (s.arms != ("batch",) or s.model != "mlp" or s.devices != 1):
+    if s.evaluations != ("running",) and (s.arms != ("batch",) or s.devices != 1):
         raise ValueError(
-            f"{where}: `evaluations` other than running are for the one arm batch of the MLP on one device; got "
-            f"{list(s.arms)}, {s.model} and {s.devices}."
+            f"{where}: `evaluations` other than running are for the one arm batch on one device; got {list(s.arms)} "
+            f"and {s.devices}."
+        )
+    if unfit := [e for e in s.evaluations if e not in EVALUATIONS[s.model]]:
+        raise ValueError(
+            f"{where}: `evaluations` must be among {', '.join(EVALUATIONS[s.model])} for model {s.model}; got "
+            f"{', '.join(unfit)}. Own and weighed need images that have positions, those of the CNN; the others see "
+            "the layers of the MLP one by one."
         )
     if "whiten" in s.arms and (s.model != "mlp" or any(n % s.whiten_size for n in s.widths)):
         raise ValueError(

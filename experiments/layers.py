@@ -12,6 +12,7 @@ from experiments.config import Settings
 from experiments.shapes import Tree
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh, "relu": jax.nn.relu}
+OWN = 0.1  # the share of an example's own statistics, where it has a say in them
 
 
 class Pass(NamedTuple):
@@ -114,10 +115,15 @@ def of(settings: Settings, arm: str) -> Layer:
 
 
 def options(settings: Settings, arm: str) -> dict[str, Any]:
-    """What the norms batch, ghost and renorm are given, as a function or as a module."""
+    """What the norms batch, ghost and renorm are given, as a function or as a module; or weighed, a module.
+
+    The last is batch in which, in evaluation, each example has a say in the statistics that normalize it.
+    """
     given: dict[str, Any] = {"momentum": settings.bn_momentum, "activation": ACTIVATIONS[settings.activation]}
     if arm == "ghost":
         given["ghost_batches"] = settings.ghost_batches
     if arm == "renorm":
         given["renorm"] = jaxbn.Renorm(settings.r_max, settings.d_max)
+    if arm == "weighed":
+        given["example_weight"] = OWN
     return given

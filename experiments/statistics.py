@@ -17,12 +17,10 @@ import jaxbn
 from experiments import layers, networks
 from experiments.config import Settings
 from experiments.data import Data, Split
-from experiments.models import Model, mlp
 from experiments.shapes import Tree
 from experiments.train import Arm, Carry, compile_arm
 
 BATCHES = 3  # in which the training images are seen; they divide 1,149
-OWN = 0.1  # the share of an example's own statistics, where it has a say in them
 SOURCE = 64  # examples that the source's statistics count for, where the target's are mixed in
 NAMES = {
     "running": "running statistics",
@@ -30,7 +28,8 @@ NAMES = {
     "shifted": "darker and noisy images",
     "adapted": "the same, adapted",
     "shrunk": f"the same, mixed with {SOURCE} of the source",
-    "weighed": f"the same, each image with {OWN:.0%} of its own",
+    "own": f"each image with {layers.OWN:.0%} of its own",
+    "weighed": f"the same, each image with {layers.OWN:.0%} of its own",
     "folded": "folded into the layers, no norm left",
     "ill": "layers that the health report finds fault with",
     "cured": "layers after recalibration that it does",
@@ -49,6 +48,9 @@ def accuracies(settings: Settings, arm: Arm, carry: Carry, digits: Data) -> dict
     def tested(by: Arm, carry: Carry, split: Split) -> list[float]:
         return by.evaluate(carry, split)[1][:, 0].tolist()
 
+    def weighing() -> Arm:
+        return compile_arm(settings, networks.build(settings, "weighed"))
+
     def folded() -> Carry:
         params = jax.jit(jax.vmap(jax.vmap(_folded)))(carry.params, carry.state)
         return Carry(params, [None] * len(carry.state), None)
@@ -59,7 +61,8 @@ def accuracies(settings: Settings, arm: Arm, carry: Carry, digits: Data) -> dict
         "shifted": lambda: tested(arm, carry, far),
         "adapted": lambda: tested(arm, moved(far.images[None], 0.0), far),
         "shrunk": lambda: tested(arm, moved(far.images[None], SOURCE), far),
-        "weighed": lambda: tested(compile_arm(settings, _weighed(settings)), carry, far),
+        "own": lambda: tested(weighing(), carry, digits.test),
+        "weighed": lambda: tested(weighing(), carry, far),
         "folded": lambda: tested(compile_arm(settings, networks.build(settings, "none")), folded(), digits.test),
         "ill": lambda: _ill(settings, carry, digits.train),
         "cured": lambda: _ill(settings, moved(train, 0.0), digits.train),
@@ -90,16 +93,6 @@ def _adapted(settings: Settings, batches: Any, source_weight: float | int, param
 
     pooled = [jaxbn.pool(m) for m in jax.lax.map(moments_of, jnp.asarray(batches))]
     return [jaxbn.adapt(s, m, source_weight=source_weight) for s, m in zip(state, pooled, strict=True)]
-
-
-def _weighed(settings: Settings) -> Model:
-    """The network in which each example has a say in the statistics that normalize it; for evaluation."""
-
-    def apply(params: Tree, state: Tree, x: Array, run: layers.Pass) -> tuple[Array, Tree]:
-        return layers.ACTIVATIONS[settings.activation](jaxbn.weighed_apply(params, state, x, OWN)), state
-
-    layer = layers.Layer(jaxbn.bn_init, apply)
-    return mlp([layer] * len(settings.widths), settings.widths, networks.weights(settings))
 
 
 def _ill(settings: Settings, carry: Carry, split: Split) -> list[float]:

@@ -1,13 +1,15 @@
 """What each variant does on the digits: runs its config and puts the results into the README's table.
 
-    python -m experiments.variants
+    python -m experiments.variants [CONFIG ...]
 
 The table's words stand here, its numbers come from the runs: the median and quartiles over the seeds of test accuracy,
-each arm at its best learning rate by validation.
+each arm at its best learning rate by validation. With names of configs only these run, and what the record has of the
+others stays.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,10 +69,16 @@ VARIANTS = (
         "recalibrate",
     ),
     Variant(
-        "adaptation to other data: replaced or mixed statistics, example weighing",
-        "`adapt(state, moments, source_weight=64)`, `weighed_apply`, `BatchNorm(example_weight=0.1)`",
-        "Li et al. 2016, Schneider et al. 2020, Summers and Dinneen 2020",
+        "adaptation to other data: replaced or mixed statistics",
+        "`adapt(state, moments, source_weight=64)`",
+        "Li et al. 2016, Schneider et al. 2020",
         "adapt",
+    ),
+    Variant(
+        "example weighing: in evaluation each example has a say in the statistics that normalize it",
+        "`weighed_apply(params, state, x, 0.1)`, `BatchNorm(example_weight=0.1)`",
+        "Summers and Dinneen 2020",
+        "weigh",
     ),
     Variant(
         "health report: what is wrong with the layers of a model, and what to do",
@@ -119,13 +127,17 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
     return tables.markdown(head, [[v.name, v.call, v.source, told(found[v.config])] for v in VARIANTS])
 
 
-def main() -> None:
-    """Run all configs, write the record and the table."""
+def main(named: Sequence[str]) -> None:
+    """Run the configs `named`, or all, and those that the record lacks; write the record and the table."""
     tables.check_page(README, MARKS)
-    found = {config: results(config) for config in dict.fromkeys(v.config for v in VARIANTS)}
+    known = list(dict.fromkeys(v.config for v in VARIANTS))
+    if unknown := [config for config in named if config not in known]:
+        sys.exit(f"Error: a config of the table must be one of {', '.join(known)}; got {', '.join(unknown)}.")
+    kept = json.loads(RECORD.read_text(encoding="utf-8")) if named else {}
+    found = {c: kept[c] if c in kept and c not in named else results(c) for c in known}
     RECORD.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     tables.put(README, table(found), MARKS)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

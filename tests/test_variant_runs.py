@@ -1,15 +1,17 @@
 """The trainer's arms and evaluations for the variants: each does what its name says."""
 
 import dataclasses
+import json
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxbn
-from experiments import config, layers, networks, statistics, train
+from experiments import config, layers, networks, statistics, train, variants
 from experiments.data import digits
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "variants"
@@ -24,7 +26,7 @@ def settings(name, **changes):
 @pytest.fixture(scope="module")
 def accuracies():
     """Of all evaluations of one short training."""
-    s = settings("adapt", evaluations=tuple(statistics.NAMES))
+    s = settings("adapt", evaluations=config.EVALUATIONS["mlp"])
     arm = train.compile_arm(s, networks.build(s, "batch"))
     trained = train.train(s, arm, digits(), lambda *_: None)
     return statistics.accuracies(s, arm, trained.carry, digits())
@@ -32,13 +34,50 @@ def accuracies():
 
 @pytest.mark.slow
 def test_evaluations(accuracies):
-    assert list(accuracies) == list(statistics.NAMES)
+    assert list(accuracies) == list(config.EVALUATIONS["mlp"])
     # A network without norms that classifies every image as the one with them does.
     assert accuracies["folded"] == accuracies["running"]
     # Ten steps of an average that keeps 0.9 are too few: the moments themselves are better.
     assert np.mean(accuracies["recalibrated"]) > np.mean(accuracies["running"])
     assert np.mean(accuracies["shifted"]) < np.mean(accuracies["running"])
     assert accuracies["adapted"] != accuracies["shifted"] != accuracies["shrunk"]
+
+
+def test_every_evaluation_has_a_name_and_a_model():
+    assert set(statistics.NAMES) == {name for names in config.EVALUATIONS.values() for name in names}
+
+
+@pytest.mark.slow
+def test_evaluations_of_the_cnn():
+    s = settings("weigh", widths=(4, 8), steps=40, log_every=20)
+    arm = train.compile_arm(s, networks.build(s, "batch"))
+    trained = train.train(s, arm, digits(), lambda *_: None)
+    found = statistics.accuracies(s, arm, trained.carry, digits())
+    assert list(found) == list(s.evaluations)
+    assert min(np.mean(found["running"]), np.mean(found["own"])) > max(
+        np.mean(found["shifted"]), np.mean(found["weighed"])
+    )
+    assert found["own"] != found["running"]
+    assert found["weighed"] != found["shifted"]
+
+
+def test_an_image_has_a_say_in_its_statistics():
+    """In evaluation, as `weighed_apply` gives it one; in training the network is the one without."""
+    s, x = settings("weigh", widths=(3,)), jnp.asarray(digits().test.images[:6])
+    plain, weighed = (networks.build(s, arm) for arm in ("batch", "weighed"))
+    params, state = plain.init(jax.random.key(0))
+    state = jax.tree.map(lambda v: v + 0.5, state)
+    h = nn.Conv(3, (3, 3), use_bias=False).apply({"params": params["Conv_0"]}, x.reshape(-1, 8, 8, 1))
+    norm = (
+        jaxbn.BatchNormParams(**params["BatchNorm_0"]),
+        jaxbn.BatchNormState(**state["BatchNorm_0"], count=jnp.array(1)),
+    )
+    h = nn.max_pool(jax.nn.relu(jaxbn.weighed_apply(*norm, h, layers.OWN)), (2, 2), (2, 2))
+    wanted = h.reshape(6, -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+    got = weighed.apply(params, state, x, False, None)[0]
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert np.max(np.abs(got - plain.apply(params, state, x, False, None)[0])) > 0.01
+    np.testing.assert_array_equal(*(net.apply(params, state, x, True, None)[0] for net in (weighed, plain)))
 
 
 def layer(arm, x, **changes):
@@ -84,6 +123,10 @@ def test_both_lstms_learn(arm):
         ("domains", {"model": "cnn", "widths": (4,)}, "MLP"),
         ("whiten", {"whiten_size": 7}, "whiten_size"),
         ("adapt", {"arms": ("batch", "none")}, "evaluations"),
+        ("adapt", {"evaluations": ("running", "weighed")}, "model mlp; got weighed. Own and weighed need images"),
+        ("weigh", {"evaluations": ("folded",)}, "model cnn; got folded"),
+        ("lstm", {"evaluations": ("shifted",), "arms": ("batch",)}, "among running for model lstm; got shifted"),
+        ("weigh", {"devices": 2}, "on one device"),
         ("lstm", {"widths": (4, 4)}, "widths"),
         ("renorm", {"r_max": 0.5}, "r_max"),
     ],
@@ -91,3 +134,24 @@ def test_both_lstms_learn(arm):
 def test_settings_that_do_not_fit_are_refused(name, changes, words):
     with pytest.raises(ValueError, match=words):
         settings(name, **changes)
+
+
+def test_configs_that_are_named_run_again_and_the_record_keeps_the_others(tmp_path, monkeypatch):
+    known, ran = list(dict.fromkeys(v.config for v in variants.VARIANTS)), []
+    page, record = tmp_path / "page.md", tmp_path / "record.json"
+    page.write_text("\n".join(variants.MARKS))
+    record.write_text(json.dumps({name: {"old": [0.5]} for name in known if name != "weigh"}))
+    monkeypatch.setattr(variants, "README", page)
+    monkeypatch.setattr(variants, "RECORD", record)
+    monkeypatch.setattr(variants, "results", lambda name: ran.append(name) or {"new": [1.0]})
+    variants.main(["adapt"])
+    assert ran == ["adapt", "weigh"]  # what the record lacks runs too
+    found = json.loads(record.read_text())
+    assert list(found) == known
+    assert found == {name: {"new": [1.0]} if name in ran else {"old": [0.5]} for name in known}
+    assert variants.table(found) in page.read_text()
+    ran.clear()
+    variants.main([])
+    assert ran == known
+    with pytest.raises(SystemExit, match=r"must be one of ghost, .*; got adpat"):
+        variants.main(["adapt", "adpat"])
