@@ -115,6 +115,11 @@ def test_temporary_memory_of_a_loop_over_layers(dtype, share):
     """Sixteen convolutions under `lax.scan`: XLA's memory with `save_inputs`, against flax's as it is written."""
     case = Case((8, 16, 16, 16), dtype, "relu")
     own, flax = memory.scanned(OURS, case, 16, rematerialized=True), memory.scanned("flax", case, 16)
-    # XLA for CPU of JAX 0.10 makes the whole stack of bfloat16 float32 before its backward loop.
-    widened = dtype == "bfloat16" and jax.__version_info__ < (0, 12)
-    assert own <= (0.42 if widened else share) * flax
+    if dtype == "bfloat16" and jax.__version_info__ < (0, 12):
+        # XLA for CPU of JAX 0.10 makes the whole stack of bfloat16 float32 before its backward loop, even where there
+        # is no layer at all: the loop of convolutions alone takes as much.
+        bare = memory.scanned("no layer", case, 16, rematerialized=True)
+        assert bare > share * flax
+        assert own <= 1.01 * bare
+    else:
+        assert own <= share * flax

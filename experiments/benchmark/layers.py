@@ -146,6 +146,8 @@ LAYERS: dict[str, Callable[[int], Layer]] = {
     "haiku": haiku,
     "equinox": equinox,
     FEWEST: lambda features: Layer(fewest.start, fewest.apply),
+    # What a network costs whatever its layers are.
+    "no layer": lambda features: Layer(fewest.start, lambda params, state, x, residual, train, relu: (x, state)),
 }
 ABSENT = [name for name in ("haiku", "equinox", "torch") if find_spec(name) is None]
 

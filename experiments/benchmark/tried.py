@@ -8,6 +8,7 @@ library does, shows what the library's generality costs. Writes `docs/benchmark/
 `docs/speed.md`.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -29,6 +30,7 @@ from experiments.benchmark.sizes import FEWEST, OURS, Case
 from experiments.record import write_json
 
 SHAPES = ((4096, 512), (8, 56, 56, 64), (8, 56, 56, 256), (8, 14, 14, 1024))
+DTYPES, EPILOGUES = ("float32", "bfloat16"), ("none", "relu")
 ROUNDS = 21
 FAR = 1e4  # mean / standard deviation at which the error is taken
 PAGE, RECORD = Path("docs/speed.md"), Path("docs/benchmark/tried.json")
@@ -50,7 +52,11 @@ class About(NamedTuple):
 
 
 def _sum(v: jax.Array) -> jax.Array:
-    return jnp.sum(v, tuple(range(v.ndim - 1)))
+    return jnp.sum(v, tuple(range(v.ndim - 1)), dtype=jnp.float32)
+
+
+def _minus(x: jax.Array, pivot: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) - pivot
 
 
 def _rows(x: jax.Array) -> int:
@@ -65,7 +71,7 @@ def _sample(x: jax.Array, least: int = 64) -> jax.Array:
 
 
 def _shared(pivot: jax.Array, x: jax.Array) -> About:
-    d = x - pivot
+    d = _minus(x, pivot)
     rest = _sum(d) / _rows(x)
     return About(pivot, rest, _sum(d * d) / _rows(x) - rest * rest, d)
 
@@ -75,28 +81,28 @@ def _barred(pivot: jax.Array, x: jax.Array) -> About:
     first = lax.optimization_barrier((x, pivot))
     second = lax.optimization_barrier(first)
     third = lax.optimization_barrier(second)
-    rest = _sum(first[0] - first[1]) / _rows(x)
-    var = _sum(jnp.square(second[0] - second[1])) / _rows(x) - rest * rest
-    return About(pivot, rest, var, third[0] - third[1])
+    rest = _sum(_minus(*first)) / _rows(x)
+    var = _sum(jnp.square(_minus(*second))) / _rows(x) - rest * rest
+    return About(pivot, rest, var, _minus(*third))
 
 
 def _apart(pivot: jax.Array, x: jax.Array) -> About:
     """Each sum subtracts for itself: expressions that no compiler finds to be the same."""
-    rest = -_sum(pivot - x) / _rows(x)
+    rest = -_sum(pivot - x.astype(jnp.float32)) / _rows(x)
     mean = pivot + rest
     rounding = rest - (mean - pivot)
-    return About(mean, rounding, _sum((x - pivot) * (x - pivot)) / _rows(x) - rest * rest, x - mean)
+    return About(mean, rounding, _sum(jnp.square(_minus(x, pivot))) / _rows(x) - rest * rest, _minus(x, mean))
 
 
 def _two_passes(x: jax.Array) -> About:
     pivot = _sample(x)
-    rest = _sum(x - pivot) / _rows(x)
+    rest = _sum(_minus(x, pivot)) / _rows(x)
     mean = pivot + rest
-    return About(mean, rest - (mean - pivot), _sum((x - mean) * (x - mean)) / _rows(x), x - mean)
+    return About(mean, rest - (mean - pivot), _sum(jnp.square(_minus(x, mean))) / _rows(x), _minus(x, mean))
 
 
 def _one_reduction(x: jax.Array) -> About:
-    d, zero = x - _sample(x), jnp.zeros((), x.dtype)
+    d, zero = _minus(x, _sample(x)), jnp.zeros((), jnp.float32)
     add = lambda a, b: (a[0] + b[0], a[1] + b[1])  # noqa: E731
     shift, square = lax.reduce((d, d * d), (zero, zero), add, tuple(range(x.ndim - 1)))
     rest = shift / _rows(x)
@@ -122,26 +128,27 @@ def program(way: Callable[[Any, jax.Array], About], relu: bool) -> Callable[...,
         about = way(state, x)
         inverse = lax.rsqrt(about.var + 1e-5)
         gain = params["scale"] * inverse
-        y = ((x - about.pivot) - about.rest) * gain + params["bias"]
-        g = jnp.where(y > 0, g, 0) if relu else g
+        y = (_minus(x, about.pivot) - about.rest) * gain + params["bias"]
+        g = jnp.where(y > 0, g.astype(y.dtype), 0) if relu else g.astype(y.dtype)
         d_bias = _sum(g)
         d_scale = (_sum(g * about.centred) - about.rest * d_bias) * inverse
         slope = d_scale * inverse / _rows(x)
-        dx = gain * ((g - d_bias / _rows(x)) - ((x - about.pivot) - about.rest) * slope)
+        dx = gain * ((g - d_bias / _rows(x)) - (_minus(x, about.pivot) - about.rest) * slope)
         new = (0.99 * state.mean + 0.01 * (about.pivot + about.rest), 0.99 * state.var + 0.01 * about.var)
         y = jnp.maximum(y, 0) if relu else y
-        return {"y": y, "state": new, "d_params": {"scale": d_scale, "bias": d_bias}, "dx": dx}
+        d_params = {"scale": d_scale, "bias": d_bias}
+        return {"y": y.astype(x.dtype), "state": new, "d_params": d_params, "dx": dx.astype(x.dtype)}
 
     return both
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """A row for each way, with and without ReLU: time over flax's, arrays moved, error of y far from 0."""
-    for epilogue in ("none", "relu"):
+    """A row for each way, dtype and epilogue: time over flax's, arrays moved, error of y far from 0."""
+    for dtype, epilogue in itertools.product(DTYPES, EPILOGUES):
         found: dict[str, list[float]] = {}
         moved, wrong = {}, {}
         for shape in SHAPES:
-            case = Case(shape, "float32", epilogue)
+            case = Case(shape, dtype, epilogue)
             host, far = accuracy.inputs(case, accuracy.NEAR), accuracy.inputs(case, FAR)
             calls = {name: contender(name, case, host).calls["forward+backward"] for name in ("flax", OURS, FEWEST)}
             layer = LAYERS[OURS](shape[-1])
@@ -160,6 +167,7 @@ def rows() -> Iterator[dict[str, Any]]:
         for name, ratios in found.items():
             yield {
                 "way": name,
+                "dtype": dtype,
                 "epilogue": epilogue,
                 "over_flax": geometric_mean(ratios),
                 "arrays_moved": moved.get(name),
@@ -171,12 +179,16 @@ def table(found: list[dict[str, Any]]) -> str:
     """As Markdown: each way once."""
     body = []
     for name in dict.fromkeys(r["way"] for r in found):
-        here = {r["epilogue"]: r for r in found if r["way"] == name}
-        moved, wrong = here["relu"]["arrays_moved"], here["relu"]["error_far"]
-        times = [f"{here[e]['over_flax']:.2f}" for e in ("none", "relu")]
+        here = {(r["dtype"], r["epilogue"]): r for r in found if r["way"] == name}
+        plain = here["float32", "relu"]
+        moved, wrong = plain["arrays_moved"], plain["error_far"]
+        times = [f"{here[key]['over_flax']:.2f}" for key in itertools.product(DTYPES, EPILOGUES)]
         body.append([name, *times, "" if moved is None else str(moved), "" if wrong is None else f"{wrong:.0e}"])
+    heads = [
+        f"{dtype}{', ReLU' if epilogue == 'relu' else ''}" for dtype, epilogue in itertools.product(DTYPES, EPILOGUES)
+    ]
     return tables.markdown(
-        ["way", "time / flax", "with ReLU", "arrays moved with ReLU", f"error of y at mean/std {FAR:g}"], body
+        ["time / flax", *heads, "arrays moved, float32, ReLU", f"error of y at mean/std {FAR:g}, float32"], body
     )
 
 
