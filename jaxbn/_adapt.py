@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxbn import _check
 from jaxbn._moments import Moments, filled, to_layout
+from jaxbn._normalize import FAR
 from jaxbn._scope import Scope, moments_over
 from jaxbn._state import BatchNormParams, BatchNormState, sharded_as
 
@@ -97,7 +98,8 @@ def weighed_apply(
         axis: the feature axis or axes, without 0.
         epsilon: added to the variance.
         mask: True where a value counts, broadcastable to `x`. The rest is normalized too, but enters no example's
-            moments and may be anything, NaN too; an example without any value is normalized as if `weight` were 0.
+            moments; NaN, infinity and what is more than 2^32 deviations out give the bias. An example without any value
+            is normalized as if `weight` were 0.
 
     Returns:
         An array of x's shape and dtype, differentiable with respect to everything.
@@ -138,8 +140,15 @@ def _weighed(features, epsilon, params, mean, var, x, weight, mask):
     a = a if mask is None else jnp.where(own.count > 0, a, 0)
     # The difference of raw moments, without the squares that cancel in it.
     var = (1 - a) * var + a * own.var + a * (1 - a) * jnp.square((own.mean - mean) + own.tail)
-    # Each mean is subtracted before the mixing: nothing cancels at either end.
-    centred = (1 - a) * (x - mean) + a * ((x - own.mean) - own.tail)
+
+    def centred(x):
+        # Each mean is subtracted before the mixing: nothing cancels at either end.
+        return (1 - a) * (x - mean) + a * ((x - own.mean) - own.tail)
+
     factor = lax.rsqrt(var + epsilon)
-    y = centred * (factor if scale is None else scale * factor)
+    d = centred(x)
+    if mask is not None:  # as in `bn_apply`, what is so far out that it can only be padding
+        read = mask | (jnp.abs(d) * factor < FAR)
+        d = jnp.where(read, centred(jnp.where(read, x, mean)), 0)
+    y = d * (factor if scale is None else scale * factor)
     return (y if bias is None else y + bias).astype(shape)

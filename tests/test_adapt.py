@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import EPSILON, evaluation
+from ways import ONE, SHARDED, assert_close
 
 import jaxbn
 from jaxbn import BatchNormParams, BatchNormState, Moments
@@ -95,6 +96,19 @@ def test_adapt_refuses(state, m, weight, kind, words):
 
 
 # Examples that have a say.
+
+
+def masked(params, weight, x, mask):
+    """Gradients of a scalar of what counts, with respect to all three, and the output."""
+
+    def loss(params, weight, x):
+        y = weighed_apply(params, STATE, x, weight, mask=mask)
+        return jnp.sum(jnp.where(mask, jnp.sin(y), 0)), y
+
+    return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(params, weight, x)
+
+
+MASKED = jax.jit(masked)
 
 
 def exact(x, params, state, weight, axis=-1):
@@ -186,22 +200,56 @@ def test_gradient(weight):
 
 
 def test_a_mask_leaves_out_what_it_hides():
-    """Each example's moments are of what counts, NaN elsewhere or not; without anything it is plain evaluation."""
+    """Each example's moments are of what counts, NaN elsewhere or not; without anything it is plain evaluation.
+
+    NaN gives the bias, as in the layer, and a gradient of zero; no other gradient knows what it hides.
+    """
     counted = rng.random((*IMAGES.shape[:-1], 1)) < 0.6
     counted[0], counted[1] = False, True
     x = np.where(counted, IMAGES, np.nan).astype(np.float32)
     y = np.asarray(weighed_apply(PARAMS, STATE, x, 0.3, mask=counted))
-    assert np.array_equal(np.isnan(y), np.broadcast_to(~counted, y.shape))
+    np.testing.assert_array_equal(y, np.where(counted, y, PARAMS.bias))
     for one, kept, whole in zip(y[1:], counted[1:], IMAGES[1:], strict=True):
         rows = whole[kept[..., 0]][None]
         np.testing.assert_allclose(one[kept[..., 0]], exact(rows, PARAMS, STATE, 0.3)[0], rtol=0, atol=5e-6)
     finite = np.asarray(weighed_apply(PARAMS, STATE, IMAGES, 0.3, mask=counted))
     np.testing.assert_allclose(finite[0], jaxbn.bn_apply(PARAMS, STATE, IMAGES[:1], False)[0][0], rtol=0, atol=5e-6)
 
-    def loss(x):
-        return jnp.sum(jnp.where(counted, jnp.sin(weighed_apply(PARAMS, STATE, x, 0.3, mask=counted)), 0))
+    hidden = [MASKED(PARAMS, 0.3, np.where(counted, IMAGES, np.float32(v)), counted)[0] for v in (7, np.nan, np.inf)]
+    for other in hidden[1:]:
+        assert_close(other, hidden[0], atol=1e-6)
 
-    assert np.all(np.isfinite(jax.grad(loss)(jnp.asarray(np.where(counted, IMAGES, 7.0), jnp.float32))))
+
+def test_nothing_makes_it_infinite():
+    """Constant images, tiny and huge ones: outputs and gradients; the weight's is of third order in x."""
+    everything = np.ones((*IMAGES.shape[:-1], 1), bool)
+    for x in (np.zeros_like(IMAGES), np.full_like(IMAGES, 7e4), IMAGES * np.float32(1e-30), IMAGES * np.float32(1e10)):
+        for weight in (0.0, 0.3, 1.0):
+            for leaf in jax.tree.leaves(MASKED(PARAMS, weight, x, everything)):
+                assert np.all(np.isfinite(leaf))
+
+
+def test_a_traced_weight_compiles_once():
+    apply = jax.jit(lambda weight: weighed_apply(PARAMS, STATE, IMAGES, weight))
+    for weight in (0.0, 0.3, 1.0):
+        assert_close(apply(weight), weighed_apply(PARAMS, STATE, IMAGES, weight), atol=5e-6)
+    assert apply._cache_size() == 1
+
+
+@pytest.mark.parametrize("way", SHARDED, ids=lambda way: way.name)
+def test_eight_devices_are_one(way):
+    """With unequal masks, NaN under them: outputs and gradients under sharded `jit`."""
+    own = np.random.default_rng(1)
+    mask = own.random((16, 3, 2, 1)) < 0.6
+    mask[0], mask[1] = False, True
+    x = np.where(mask, own.standard_normal((16, 3, 2, 3)), np.nan).astype(np.float32)
+
+    def member(whole, parts):
+        (d_params, d_weight, dx), y = masked(whole["params"], whole["weight"], parts["x"], parts["mask"])
+        return {"y": y, "dx": dx}, (d_params, d_weight)
+
+    whole, parts = {"params": PARAMS, "weight": jnp.float32(0.3)}, {"x": x, "mask": mask}
+    assert_close(way.run(member, whole, parts), ONE.run(member, whole, parts), atol=2e-5)
 
 
 def test_both_modules_weigh_in_evaluation_only():
