@@ -145,7 +145,12 @@ def lstm_carry(params: LSTMParams, batch: int | Sequence[int], lengths: ArrayLik
 def carry_for_flax(
     init: Initializer, keys: Sequence[Any], shape: tuple[int, ...], dtype: DTypeLike, lengths: ArrayLike | None
 ) -> LSTMCarry:
-    """As `lstm_carry`, for `RNN` of either Flax API."""
+    """As `lstm_carry`, for `RNN` of either Flax API.
+
+    Its loop, unlike that of `lstm_apply`, takes no carry that is the same on all devices where x is not: under
+    `shard_map(check_vma=True)` and on an explicit mesh JAX refuses it, unless there are `lengths`, which say what
+    differs.
+    """
     c, h = (init(key, shape, _check.working(dtype)) for key in keys)
     carry = _begun(c, h, lengths)
     # RNN takes the last carry of each sequence along axis 1 of `[time, batch, ...]`. Of size 1 it serves all of them.
@@ -184,7 +189,10 @@ def _begun(c: jax.Array, h: jax.Array, lengths: ArrayLike | None) -> LSTMCarry:
         raise ValueError(f"`lengths` must have the shape of the batch, {c.shape[:-1]}; got {np.shape(lengths)}.")
     if not isinstance(lengths, Tracer) and np.any(np.asarray(lengths) < 0):
         raise ValueError(f"`lengths` must not be negative; got {lengths}.")
-    return LSTMCarry(c, h, step, jnp.asarray(lengths, jnp.int32))
+    lengths = jnp.asarray(lengths, jnp.int32)
+    # Zeros are the same on all devices and lengths are not: a loop must start with what it goes on with.
+    c, h = (v + jnp.zeros_like(lengths, v.dtype)[..., None] for v in (c, h))
+    return LSTMCarry(c, h, step, lengths)
 
 
 def made_by(name: str, value: Any, kind: type, maker: str) -> None:

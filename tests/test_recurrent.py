@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from flax import linen, nnx
-from ways import MEMBERS, SHARDED, assert_close, each_way, shard_map_way, vmap_way
+from ways import MEMBERS, assert_close, each_way, shard_map_way
 
 import jaxbn
 from jaxbn._linen_lstm import BatchNormLSTMCell as LinenCell
@@ -46,6 +46,15 @@ def run(params, state, xs, train=True, lengths=None, momentum=KEEP, **options):
 TRAIN = jax.jit(lambda params, state, xs, lengths=None: run(params, state, xs, True, lengths))
 EVALUATE = jax.jit(lambda params, state, xs, lengths=None: run(params, state, xs, False, lengths))
 STEP = jax.jit(partial(lstm_step, train=True, momentum=KEEP))
+
+
+def with_loss(params, state, xs):
+    """A scalar of all outputs, and everything."""
+    carry, ys, after = run(params, state, xs, True, LENGTHS)
+    return jnp.sum(ys * G), (carry, ys, after)
+
+
+GRADIENT = jax.jit(jax.grad(with_loss, argnums=(0, 2), has_aux=True))
 
 
 def sigmoid(v):
@@ -207,14 +216,22 @@ def test_ragged_sequences():
         assert_close((carry.c[b], carry.h[b]), (alone.c[0], alone.h[0]), atol=1e-6)
         assert_close(ys[length:, b], jnp.broadcast_to(alone.h[0], (TIME - length, HIDDEN)), atol=1e-6)
 
-    def loss(params, xs):
-        carry, ys, after = run(params, state, xs, True, LENGTHS)
-        return jnp.sum(ys * G), (carry, ys, after)
-
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    zeros = gradient(params, np.where(ENDED, np.float32(0), XS))
+    zeros = GRADIENT(params, state, np.where(ENDED, np.float32(0), XS))
     for padding in (np.nan, np.inf, 1e30):
-        assert_close(gradient(params, np.where(ENDED, np.float32(padding), XS)), zeros, atol=0.0)
+        assert_close(GRADIENT(params, state, np.where(ENDED, np.float32(padding), XS)), zeros, atol=0.0)
+
+
+def test_nothing_makes_it_infinite():
+    """Constant inputs and inputs at the ends of float32, and sequences that end: outputs, states, gradients."""
+    params, state = model()
+    constants = (np.zeros_like(XS), np.full_like(XS, 7e4), np.full_like(XS, -1e15))
+    for xs in (*constants, XS * np.float32(1e-30), XS * np.float32(1e15)):
+        assert all(np.all(np.isfinite(v)) for v in jax.tree.leaves(GRADIENT(params, state, xs)))
+    broken = XS.copy()
+    broken[1, 2] = np.nan
+    _, (_, ys, after) = GRADIENT(params, state, broken)
+    assert np.all(np.isnan(ys[1, 2]))
+    assert all(np.all(np.isfinite(v)) for v in jax.tree.leaves(after))
 
 
 def test_without_sequences_nothing_changes():
@@ -543,9 +560,9 @@ def test_flax_may_take_the_last_carry_itself(reverse):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [shard_map_way(False), vmap_way(), *SHARDED[:1]], ids=lambda way: way.name)
+@each_way
 def test_cells_on_many_devices(way):
-    """In the ways in which flax's `RNN` runs. Its carry starts the same on all devices; others insist it stays so."""
+    """Under flax's `RNN`, whose loop must start with what it goes on with: the lengths make the carry differ."""
     layer = linen.RNN(LinenCell(HIDDEN, ROWS, False, KEEP, axis_name=way.axis_name), variable_carry="batch_stats")
     variables = linen_rnn(True).init(jax.random.key(0), BATCH_MAJOR)
     params, state = of_linen(variables)
