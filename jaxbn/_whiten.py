@@ -29,26 +29,35 @@ class WhitenState(NamedTuple):
 
 
 def whiten_init(
-    num_features: int, *, group_size: int | None = None, dtype: DTypeLike = jnp.float32, **options: Any
+    num_features: int,
+    *,
+    group_size: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+    scale: ArrayLike | None = 1.0,
+    bias: ArrayLike | None = 0.0,
+    mean: ArrayLike = 0.0,
 ) -> tuple[BatchNormParams, WhitenState]:
     """Parameters and state of a whitening layer.
 
     Args:
         num_features: the size of the feature axis.
         group_size: how many neighbouring features are whitened together; all by default. Must divide `num_features`.
-        dtype, **options: `scale`, `bias`, `mean` as for `bn_init`.
+        dtype, scale, bias, mean: as for `bn_init`; but `dtype` is real.
 
     Returns:
         `(params, state)`; the covariance starts as the identity.
 
     Raises:
-        TypeError, ValueError: `group_size` does not divide `num_features`, or as `bn_init`.
+        TypeError, ValueError: `group_size` does not divide `num_features`, `dtype` is complex, or as `bn_init`.
 
     Example:
         >>> import jaxbn
         >>> params, state = jaxbn.whiten_init(8, group_size=4)
         >>> params.scale.shape, state.cov.shape
         ((8,), (2, 4, 4))
+
+    Huang et al. 2018, "Decorrelated batch normalization", whitens by groups; Huang et al. 2019, "Iterative
+    normalization: beyond standardization towards efficient whitening", as `whiten_apply` does.
     """
     shape = _check.sizes(num_features)
     if len(shape) != 1:
@@ -61,7 +70,7 @@ def whiten_init(
         raise ValueError(f"`group_size` must be positive and divide the {shape[0]} features; got {group_size!r}.")
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"`dtype` must be real; got {jnp.dtype(dtype)}.")
-    params, state = bn_init(shape, dtype=dtype, **options)
+    params, state = bn_init(shape, dtype=dtype, scale=scale, bias=bias, mean=mean)
     cov = jnp.broadcast_to(jnp.eye(size, dtype=state.mean.dtype), (shape[0] // size, size, size))
     return params, WhitenState(state.mean, jnp.array(cov), state.count)
 
@@ -94,11 +103,13 @@ def whiten_apply(
     Args:
         params, state: from `whiten_init`; the state says how many features are whitened together.
         x: input, floating point, any shape; at least two axes.
-        train, momentum, epsilon, axis_name, axis_index_groups, update: as for `bn_apply`.
+        train, momentum, axis_name, axis_index_groups, update: as for `bn_apply`.
         axis: the feature axis.
-        iterations: how often. The direction of variance v has variance 1 after some `log(tr S / v) / log(2.25)` more
-            than 3: 5 as in the paper whitens the large directions and leaves the small ones smaller; 25 make the
-            covariance that of the identity to 1e-3 at a condition number of 1e4.
+        epsilon: added to the variances, in S. It must be small beside the smallest one: the direction of variance v
+            ends with variance `v / (v + epsilon)`, 10/11 for v = 1e-4 and the default.
+        iterations: how often. The direction of variance v is whitened after some `log(tr S / v) / log(2.25)` more than
+            3: 5 as in the paper whitens the large directions and leaves the small ones smaller; 25, with an epsilon
+            that is small enough, make the covariance the identity to 1e-3 at a condition number of 1e4.
         mask: True where an example counts: broadcastable to x, and the same for all features.
 
     Returns:

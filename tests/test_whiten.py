@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from ways import assert_close, each_way
+from ways import MEMBERS, assert_close, each_way, shard_map_way
 
 import jaxbn
 import jaxbn.linen
@@ -211,6 +211,38 @@ def test_on_many_devices(way):
     chex.assert_tree_all_finite(got)
 
 
+def test_groups_of_devices():
+    """`axis_index_groups` of unequal sizes, with unequal masks: each group is one device that counts its rows only."""
+    groups, way = [[3], [6, 1], [0, 7, 2, 5, 4]], shard_map_way(True)
+    mask = np.ones((ROWS, 1), bool)
+    mask[3:9], mask[24:26], mask[63] = False, False, False
+    x = np.where(mask, X, np.nan).astype(np.float32)
+
+    def member(whole, parts, name=way.axis_name, groups=groups):
+        def loss(params, x):
+            y, new = jaxbn.whiten_apply(
+                params, STATE, x, True, mask=parts["mask"], axis_name=name, axis_index_groups=groups
+            )
+            return jnp.sum(jnp.where(parts["mask"], jnp.sin(y), 0)), (y, new)
+
+        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        (d_params, dx), (y, new) = gradient(whole["params"], parts["x"])
+        return {"y": y, "dx": dx, "new": jax.tree.map(lambda v: v[None], new)}, d_params
+
+    got, d_params = way.run(member, {"params": PARAMS}, {"x": x, "mask": mask})
+    one, total = jax.jit(lambda w, p: member(w, p, None, None)), jax.tree.map(jnp.zeros_like, PARAMS)
+    for group in groups:
+        mine = np.isin(np.arange(ROWS) // (ROWS // MEMBERS), group)
+        wanted, own = one({"params": PARAMS}, {"x": x, "mask": mask & mine[:, None]})
+        total = jax.tree.map(jnp.add, total, own)
+        at = mine & mask[:, 0]
+        assert_close([got[k][at] for k in ("y", "dx")], [wanted[k][at] for k in ("y", "dx")], atol=2e-3)
+        for i in group:
+            assert_close(jax.tree.map(lambda v, i=i: v[i], got["new"]), jax.tree.map(lambda v: v[0], wanted["new"]))
+    assert_close(d_params, total, atol=2e-3)
+    chex.assert_tree_all_finite(got)
+
+
 def test_a_loop_carries_the_state_and_a_traced_flag_compiles_once():
     step = jax.jit(lambda state, train: jaxbn.whiten_apply(PARAMS, state, X, train)[1])
     state = STATE
@@ -235,6 +267,7 @@ def test_momentum_schedules():
         (lambda: jaxbn.whiten_init(6, group_size=2.0), TypeError, "group_size"),
         (lambda: jaxbn.whiten_init((2, 3)), ValueError, "one feature axis"),
         (lambda: jaxbn.whiten_init(4, dtype=jnp.complex64), TypeError, "real"),
+        (lambda: jaxbn.whiten_init(4, var=2.0), TypeError, "var"),
         (lambda: jaxbn.whiten_apply(PARAMS, STATE, X[:, :3], True), ValueError, "3 features"),
         (lambda: jaxbn.whiten_apply(PARAMS, jaxbn.bn_init(4)[1], X, True), TypeError, "whiten_init"),
         (lambda: jaxbn.whiten_apply(PARAMS, STATE, X, True, iterations=-1), ValueError, "iterations"),
@@ -268,3 +301,30 @@ def test_both_modules_are_the_function():
     assert_close(stateful.cov[...], state.cov, atol=1e-4)
     bare = jaxbn.linen.IterNorm(use_scale=False, use_bias=False).init(jax.random.key(0), X, use_running_average=True)
     assert "params" not in bare
+
+
+def test_both_modules_take_masks_on_many_devices():
+    """Unequal masks, NaN under them: a step of training, and with it evaluation, are the function on one device."""
+    way, mask = shard_map_way(True), np.ones((ROWS, 1), bool)
+    mask[3:9], mask[63] = False, False
+    x = np.where(mask, X, np.nan).astype(np.float32)
+    options = {"momentum": 0.9, "group_size": 2, "axis_name": way.axis_name}
+    layer = jaxbn.linen.IterNorm(**options)
+    variables = layer.init(jax.random.key(0), X, use_running_average=False)
+    graph, values = nnx.split(jaxbn.nnx.IterNorm(FEATURES, rngs=nnx.Rngs(0), **options))
+
+    def member(whole, parts):
+        of = {"mask": parts["mask"]}
+        y, new = layer.apply(whole["linen"], parts["x"], False, mutable=["batch_stats"], **of)
+        stateful = nnx.merge(graph, whole["nnx"])
+        ys = y, stateful(parts["x"], **of)
+        evaluated = layer.apply(whole["linen"] | new, parts["x"], True, **of), stateful(parts["x"], True, **of)
+        kept = new["batch_stats"], {k: getattr(stateful, k)[...] for k in WhitenState._fields}
+        return (ys, evaluated), kept
+
+    got, kept = way.run(member, {"linen": variables, "nnx": values}, {"x": x, "mask": mask})
+    params, state = jaxbn.whiten_init(FEATURES, group_size=2)
+    y, state = jaxbn.whiten_apply(params, state, x, True, momentum=0.9, mask=mask)
+    evaluated, _ = jaxbn.whiten_apply(params, state, x, False, mask=mask)
+    assert_close((got, kept), (((y, y), (evaluated, evaluated)), (state._asdict(),) * 2), atol=1e-3)
+    chex.assert_tree_all_finite(got)
