@@ -49,7 +49,8 @@ def bn_apply(
     Args:
         params: from `bn_init`; `scale` and `bias` `[*features]`, any floating dtype. Or what a network has computed, by
             feature or `[batch, *features]`, for each example along the first reduced axis: conditional batch
-            normalization (de Vries et al. 2017, "Modulating early visual processing by language").
+            normalization, `y[n] = scale[n] x^[n] + bias[n]` (de Vries et al. 2017, "Modulating early visual processing
+            by language").
         state: from `bn_init` or an earlier call; `mean` and `var` `[*features]`, `count` `[]`.
         x: input, floating point, any shape, `features = [x.shape[a] for a in axis]`. Statistics are computed in
             float32 (float64 for float64) whatever its dtype. Complex x has a complex mean and a real variance.
@@ -69,9 +70,11 @@ def bn_apply(
         activation: any elementwise function of arrays; inside the layer it costs no memory for the backward pass.
         residual: added before the activation, of x's shape.
         ghost_batches: into how many equal parts the first reduced axis is divided, each normalized by its own
-            statistics; the state is updated by those of all parts together (Hoffer et al. 2017, "Train longer,
-            generalize better"). Under sharded `jit` as many as devices make normalization local. Under `axis_name` they
-            are parts of what each member holds, from two on local to it, and the state is that of all members.
+            statistics, `x^[n] = (x[n] - mean_g) / sqrt(var_g + epsilon)` for n in part g; the state is updated by those
+            of all parts together (Hoffer et al. 2017, "Train longer, generalize better"). In training the parts must
+            divide the batch, or it is refused; in evaluation there are none. Under sharded `jit` as many as devices
+            make normalization local. Under `axis_name` they are parts of what each member holds, from two on local to
+            it, and the state is that of all members.
         renorm: batch renormalization; see `Renorm`.
 
     Returns:

@@ -32,6 +32,9 @@ def domain_init(num_domains: int, num_features: Any, **options: Any) -> tuple[Ba
         >>> params, state = jaxbn.domain_init(2, 3)
         >>> params.scale.shape, state.count.shape
         ((2, 3), (2,))
+
+    Xie et al. 2020, "Adversarial examples improve image recognition"; Chang et al. 2019, "Domain-specific batch
+    normalization for unsupervised domain adaptation".
     """
     number = _check.positive("num_domains", num_domains)
     return jax.tree.map(lambda v: jnp.array(jnp.broadcast_to(v, (number, *v.shape))), bn_init(num_features, **options))

@@ -30,6 +30,10 @@ class Renorm(NamedTuple):
         r_max: at least 1; a number, a scalar array, or a function of `state.count`.
         d_max: at least 0; likewise.
 
+    Raises:
+        TypeError, ValueError: from the layer that it is given to: a limit is not one real number, or below 1 or 0. What
+            is traced cannot be checked.
+
     Example:
         >>> import jax.numpy as jnp, jaxbn
         >>> params, state = jaxbn.bn_init(1)
@@ -50,7 +54,7 @@ class Renorm(NamedTuple):
 def renorm_warmup(
     r_max: float = 3.0, d_max: float = 5.0, *, start: int = 5000, r_end: int = 40000, d_end: int = 25000
 ) -> Renorm:
-    """Renormalization whose limits open with the number of updates, by default as in the paper.
+    """Renormalization whose limits open with the number of updates, by default as in Ioffe 2017.
 
     `r_max(count) = 1 + (r_max - 1) ramp(count)` and `d_max(count) = d_max ramp(count)`, where the ramp is 0 up to
     `start` and rises linearly to 1 at `r_end`, or `d_end`.
@@ -64,13 +68,18 @@ def renorm_warmup(
         A `Renorm` of two schedules. The Flax modules keep a count of updates for it.
 
     Raises:
-        ValueError: `r_max` is below 1, `d_max` below 0, or a ramp does not end after its start.
+        TypeError: an argument is not one real number.
+        ValueError: `r_max` is below 1, `d_max` or `start` below 0, or a ramp does not end after its start.
 
     Example:
         >>> import jaxbn
         >>> renorm = jaxbn.renorm_warmup(start=10, r_end=30, d_end=20)
         >>> print([float(renorm.r_max(n)) for n in (0, 20, 40)], [float(renorm.d_max(n)) for n in (0, 20, 40)])
         [1.0, 2.0, 3.0] [0.0, 5.0, 5.0]
+
+    Ioffe 2017, "Batch renormalization: towards reducing minibatch dependence in batch-normalized models": r_max = 1 and
+    d_max = 0 for the first 5,000 steps, then "gradually relaxed" to 3 at 40,000 and to 5 at 25,000. The straight line
+    between is ours.
     """
     _check.number("r_max", r_max, 1)
     _check.number("d_max", d_max, 0)
