@@ -198,29 +198,43 @@ def test_each_domain_is_a_layer_of_its_own():
     assert state.count.tolist() == [1, 1, 2]
 
 
-def test_domains_under_vmap_and_in_evaluation():
+@pytest.mark.parametrize("train", [False, True])
+def test_domains_under_vmap(train):
+    """A batch and a domain for each: its output, and that domain's state alone is another, if it is training."""
     params, state = domains()
     xs = np.stack([X, X + 1, X - 2, X])
     at = np.array([0, 2, 1, 2])
-    y, new = jax.vmap(lambda x, d: jaxbn.domain_apply(params, state, x, False, d))(xs, at)
+    y, new = jax.vmap(lambda x, d: jaxbn.domain_apply(params, state, x, train, d, momentum=0.9))(xs, at)
     for i, d in enumerate(at):
         own = jax.tree.map(lambda v, d=d: v[d], (params, state))
-        assert_close(y[i], jaxbn.bn_apply(*own, xs[i], False)[0], atol=1e-6)
-        assert_close(jax.tree.map(lambda v, i=i: v[i], new), state, atol=0.0)
+        wanted, after = jaxbn.bn_apply(*own, xs[i], train, momentum=0.9)
+        assert_close(y[i], wanted, atol=2e-6)
+        whole = jax.tree.map(lambda v, n, d=d: v.at[d].set(n), state, after)
+        assert_close(jax.tree.map(lambda v, i=i: v[i], new), whole, atol=1e-6 if train else 0.0)
 
 
 @each_way
 def test_domains_on_many_devices(way):
+    """With unequal masks, NaN under them: outputs, states and gradients are those of one device."""
     params, state = domains()
-    x = rng.standard_normal((32, FEATURES)).astype(np.float32)
+    mask = np.ones((32, 1), bool)
+    mask[4:6], mask[31] = False, False
+    x = np.where(mask, rng.standard_normal((32, FEATURES)), np.nan).astype(np.float32)
 
     def member(whole, pieces, name=way.axis_name):
-        y, new = jaxbn.domain_apply(whole["params"], whole["state"], pieces["x"], True, whole["domain"], axis_name=name)
-        return y, new
+        def value(params, x):
+            options = {"mask": pieces["mask"], "axis_name": name}
+            y, new = jaxbn.domain_apply(params, whole["state"], x, True, whole["domain"], **options)
+            return jnp.sum(jnp.where(pieces["mask"], jnp.sin(y), 0)), (y, new)
 
-    whole = {"params": params, "state": state, "domain": jnp.array(1, jnp.int32)}
-    got = way.run(member, whole, {"x": x})
-    assert_close(got, jax.jit(lambda w, p: member(w, p, None))(whole, {"x": x}))
+        gradient = jax.grad(value, argnums=(0, 1), has_aux=True)
+        (d_params, dx), (y, new) = gradient(whole["params"], pieces["x"])
+        return {"y": y, "dx": dx}, (new, way.total(d_params) if name else d_params)
+
+    whole, parts = {"params": params, "state": state, "domain": jnp.array(1, jnp.int32)}, {"x": x, "mask": mask}
+    got = way.run(member, whole, parts)
+    assert_close(got, jax.jit(lambda w, p: member(w, p, None))(whole, parts))
+    chex.assert_tree_all_finite(got)
 
 
 def test_both_modules_hold_domains():

@@ -1,11 +1,15 @@
 """What every variant must keep, whatever it computes: one table of variants, one contract.
 
-That eight devices with unequal masks give what one gives is in each variant's own file; so are the modules of
-whitening, which have another name, and all of the LSTM, which has another shape.
+What needs a test of its own kind is in the variant's own file: that eight devices with unequal masks give what one
+gives, the modules of whitening, which have another name, weighing, which has no state, and the LSTM, which has another
+shape. `COVERED`, at the end, says where. What works on finished statistics (`adapt`, `fold`, `health`) has no batch to
+mask or to spread, and is not in it.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -198,3 +202,101 @@ def test_second_derivatives_are_finite_and_symmetric(variant):
 
     # Sums of 48 terms of size 1.
     np.testing.assert_allclose(np.sum(u * hessian(v)), np.sum(v * hessian(u)), atol=2e-4)
+
+
+# Which test shows what: the names of tests, or after "no" why there is nothing to show. `refused`: what does not apply
+# to the variant, or is no use of it, and the test of its error.
+HERE = {
+    "shapes, dtypes": "test_contract::test_shapes_and_dtypes_stay",
+    "scan carry": "test_contract::test_the_state_is_carried_and_one_program_serves_all_steps",
+    "no recompile": "test_contract::test_the_state_is_carried_and_one_program_serves_all_steps",
+    "finite gradients": "test_contract::test_nothing_makes_it_infinite",
+    "masks": "test_contract::test_what_is_masked_does_not_count",
+    "both modules": "test_contract::test_both_modules_are_the_function",
+}
+COVERED = {
+    "plain": HERE
+    | {
+        "devices": "test_devices::test_equals_one_device, groups: test_devices::test_groups",
+        "refused": "any argument of another type, shape or range: test_errors::test_refused",
+    },
+    "ghost": HERE
+    | {
+        "devices": "test_ghost::test_on_many_devices_parts_are_local_and_the_state_is_shared, "
+        "groups: test_ghost::test_groups_of_devices_share_the_state_alone",
+        "refused": "parts that do not divide the batch: test_ghost::test_refused, or the devices of an explicit mesh: "
+        "test_attacks_variants::test_parts_that_do_not_follow_an_explicit_mesh_are_refused; no batch: "
+        "test_ghost::test_a_row_without_a_batch_is_refused, a symbolic one: "
+        "test_attacks_variants::test_a_symbolic_batch_has_no_parts; complex x: "
+        "test_ghost::test_complex_input_is_refused",
+    },
+    "renorm": HERE
+    | {
+        "devices": "test_renorm::test_on_many_devices",
+        "refused": "limits out of range: test_renorm::test_refused, test_renorm::test_warmup_refuses; complex x: "
+        "test_renorm::test_complex_input_is_refused; flax's layer, which has none: test_renorm::test_both_modules",
+    },
+    "conditional": HERE
+    | {
+        "devices": "test_conditional::test_on_many_devices",
+        "refused": "other shapes: test_conditional::test_other_shapes_are_refused; a module that has its own: "
+        "test_conditional::test_both_modules_take_them_at_the_call",
+    },
+    "domains": HERE
+    | {
+        "devices": "test_conditional::test_domains_on_many_devices",
+        "refused": "test_conditional::test_a_domain_must_be_one_of_them, "
+        "test_conditional::test_domains_refuse_what_has_none; a module without: "
+        "test_conditional::test_both_modules_hold_domains",
+    },
+    "whiten": HERE
+    | {
+        "devices": "test_whiten::test_on_many_devices, groups: test_whiten::test_groups_of_devices",
+        "both modules": "test_whiten::test_both_modules_are_the_function, "
+        "test_whiten::test_both_modules_take_masks_on_many_devices",
+        "refused": "test_whiten::test_refused; a mask by feature: test_whiten::test_masks",
+    },
+    "weighed_apply": {
+        "shapes, dtypes": "test_adapt::test_formula, test_adapt::test_without_positions_and_in_half_precision",
+        "scan carry": "no: it has no state",
+        "no recompile": "test_adapt::test_a_traced_weight_compiles_once",
+        "finite gradients": "test_adapt::test_nothing_makes_it_infinite",
+        "masks": "test_adapt::test_a_mask_leaves_out_what_it_hides",
+        "devices": "test_adapt::test_eight_devices_are_one; under a named axis examples share nothing either",
+        "both modules": "test_adapt::test_both_modules_weigh_in_evaluation_only",
+        "refused": "test_adapt::test_weighed_apply_refuses; a traced mode, and several domains: "
+        "test_adapt::test_both_modules_weigh_in_evaluation_only",
+    },
+    "recalibration": {
+        "shapes, dtypes": "test_recalibrate::test_trees_and_features_without_values",
+        "scan carry": "test_recalibrate::test_layers_stacked_by_scan",
+        "no recompile": "test_recalibrate::test_calls_that_are_compiled_already",
+        "finite gradients": "no: it has none; values: test_recalibrate::test_trees_and_features_without_values",
+        "masks": "test_recalibrate::test_masks_over_nan_in_either_mode_of_the_call",
+        "devices": "test_recalibrate::test_linen_on_many_devices, test_recalibrate::test_nnx_on_many_devices",
+        "both modules": "test_recalibrate::test_all_at_once, test_recalibrate::test_layer_by_layer",
+        "refused": "test_recalibrate::test_mistakes, test_recalibrate::test_models_and_calls_that_are_refused",
+    },
+    "lstm": {
+        "shapes, dtypes": "test_recurrent::test_dtypes",
+        "scan carry": "test_recurrent::test_pieces_and_single_steps_make_the_whole",
+        "no recompile": "test_recurrent::test_one_program_for_modes_and_lengths_and_states",
+        "finite gradients": "test_recurrent::test_nothing_makes_it_infinite",
+        "masks": "lengths in their place: test_recurrent::test_ragged_sequences",
+        "devices": "test_recurrent::test_eight_devices_equal_one, test_recurrent::test_cells_on_many_devices",
+        "both modules": "test_recurrent::test_linen_cell_is_the_function, "
+        "test_recurrent::test_nnx_cell_is_the_function",
+        "refused": "a mask, and whatever else: test_recurrent::test_mistakes",
+    },
+}
+
+
+@pytest.mark.parametrize("variant", COVERED)
+def test_every_cell_names_a_test_that_is_there(variant):
+    assert {name.split("-")[0] for name in VARIANTS} <= set(COVERED)
+    assert set(COVERED[variant]) == {*HERE, "devices", "refused"}
+    for cell in COVERED[variant].values():
+        named = re.findall(r"(test_\w+)::(test_\w+)", cell)
+        assert named or cell.startswith("no: ")
+        for file, test in named:
+            assert f"\ndef {test}(" in (Path(__file__).parent / f"{file}.py").read_text(), (file, test)

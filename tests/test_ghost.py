@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_collectives import collectives
-from ways import MEMBERS, NAMED, assert_close, each_way, mesh_of
+from ways import MEMBERS, NAMED, assert_close, each_way, mesh_of, shard_map_way
 
 import jaxbn
 
@@ -100,6 +100,38 @@ def test_on_many_devices_parts_are_local_and_the_state_is_shared(way):
     got = way.run(member, {"params": PARAMS}, {"x": x, "mask": mask})
     wanted = jax.jit(lambda w, p: member(w, p, 2 * MEMBERS, None))({"params": PARAMS}, {"x": x, "mask": mask})
     assert_close(got, wanted)
+
+
+def test_groups_of_devices_share_the_state_alone():
+    """`axis_index_groups` of unequal sizes, with unequal masks: parts stay local, and each group has its own state."""
+    groups, way = [[3], [6, 1], [0, 7, 2, 5, 4]], shard_map_way(True)
+
+    def member(whole, pieces):
+        def loss(params, x):
+            y, new = ghosts(x, pieces["mask"], 2, params, axis_name=way.axis_name, axis_index_groups=groups)
+            return jnp.sum(jnp.where(pieces["mask"], jnp.sin(y), 0)), (y, new)
+
+        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        (d_params, dx), (y, new) = gradient(whole["params"], pieces["x"])
+        return {"y": y, "dx": dx, "new": jax.tree.map(lambda v: v[None], new)}, d_params
+
+    @jax.jit
+    def one(params, x, mask):
+        def loss(params, x):
+            y, new = ghosts(x, mask, 2 * MEMBERS, params)
+            return jnp.sum(jnp.where(mask, jnp.sin(y), 0)), (y, new)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+    x = np.where(MASK, X, np.nan).astype(np.float32)
+    got, d_params = way.run(member, {"params": PARAMS}, {"x": x, "mask": MASK})
+    (wanted_params, dx), (y, _) = one(PARAMS, x, MASK)
+    assert_close((got["y"], got["dx"], d_params), (y, dx, wanted_params))
+    for group in groups:
+        mine = np.isin(np.arange(ROWS) // (ROWS // MEMBERS), group)
+        _, (_, new) = one(PARAMS, x, MASK & mine[:, None, None])
+        for i in group:
+            assert_close(jax.tree.map(lambda v, i=i: v[i], got["new"]), new, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit], ids=["auto", "explicit"])

@@ -110,6 +110,18 @@ def test_schedules_of_the_count():
     assert step._cache_size() == 1
 
 
+def test_the_default_schedule_is_the_published_one():
+    """Ioffe 2017: batch normalization for 5,000 steps, then to r_max = 3 at 40,000 and d_max = 5 at 25,000."""
+    warmup = jaxbn.renorm_warmup()
+    published = {0: (1, 0), 5_000: (1, 0), 25_000: (1 + 2 * 20 / 35, 5), 40_000: (3, 5), 10**6: (3, 5)}
+    for count, wanted in published.items():
+        assert (float(warmup.r_max(count)), float(warmup.d_max(count))) == pytest.approx(wanted)
+    for count in (5_350, 24_800, 39_650):  # not a step earlier, nor later
+        assert 1 < warmup.r_max(count) < 3
+        assert 0 < warmup.d_max(count) < 5 or count > 25_000
+    assert Renorm() == (3.0, 5.0)
+
+
 @each_way
 def test_on_many_devices(way):
     """With unequal masks, NaN under them: as on one device."""
