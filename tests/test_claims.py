@@ -3,6 +3,7 @@
 Nothing here says that a claim holds or does not.
 """
 
+import ast
 import base64
 import dataclasses
 import itertools
@@ -10,6 +11,7 @@ import json
 import math
 import re
 import struct
+import typing
 from pathlib import Path
 
 import jax
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from experiments import data, layers
 from experiments.claims import command, config, intervals, report, study, verdict
 from experiments.claims.intervals import Estimate
+from experiments.claims.measured import learning_rates
 from experiments.claims.verdict import Criterion
 from experiments.interrupt import Interrupt
 from experiments.models import gaussian, mlp
@@ -88,6 +91,24 @@ def test_what_was_never_reached_is_larger_than_all_others():
 @pytest.mark.parametrize(("ups", "downs", "p"), [(8, 0, 2 / 256), (7, 1, 18 / 256), (0, 0, 1.0), (4, 4, 1.0)])
 def test_sign_test(ups, downs, p):
     assert intervals.sign_test([1.0] * ups + [-1.0] * downs + [0.0]) == pytest.approx(p)
+
+
+def test_what_pairs_say():
+    """Quartiles, and how many are above 1 and below; infinity is above."""
+    found = intervals.median([2.0, 0.5, math.inf, 4.0, 1.0], against=1.0)
+    assert found.signs == (3, 1, pytest.approx(0.625))  # 5 of the 8 ways of 3 signs of 4 or more on one side
+    assert found.quartiles == (1.0, 4.0)
+    assert intervals.mean([1.0, 2.0]).signs is None
+    assert intervals.share([2.0, 0.5, math.inf, 4.0], 1.0)[:4] == (0.75, 0.75, 0.75, 4)
+
+
+def test_rounding_is_no_difference():
+    """Accuracies are kept with six digits: what these leave of equal counts is zero, and one image is not."""
+    dust = intervals.mean([3e-5, -1e-5, 0.0, 0.05], "pp", against=0.0)
+    assert dust.signs[:2] == (1, 0)
+    assert dust.low == 0.0
+    assert intervals.mean([27.7778 - 27.7777, -1e-5], "pp").value == 0.0
+    assert intervals.mean([3e-5, 1e-5]).value == 2e-5  # of other numbers every digit counts
 
 
 # Verdicts
@@ -216,6 +237,41 @@ def test_a_finished_part_is_not_measured_again(tiny):
         assert len(calls) == number + 2  # anything else that it depends on makes it another part
 
 
+@pytest.mark.parametrize("name", [c.name for c in CONFIGS])
+def test_a_part_depends_on_all_that_measures_it(name):
+    """Whatever a measurement imports, at any remove, is in the hash that its parts are kept under."""
+    hashed, found = set(study.source_files(name)), set()
+    todo = [ROOT / "experiments" / "claims" / "measured" / f"{name}.py"]
+    while todo:
+        path = todo.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("experiments"):
+                for module in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                    there = ROOT / module.replace(".", "/")
+                    todo += [p for p in (there.with_suffix(".py"), there / "__init__.py") if p.is_file()]
+    assert len(found) > 10
+    assert found <= hashed
+    assert ROOT / "jaxbn" / "_batch_norm.py" in hashed
+
+
+def test_what_a_part_was_asked():
+    """Of settings what differs from the config's; all else in full."""
+    given = CONFIGS[0].settings
+    changed = dataclasses.replace(given, steps=7)
+    network = learning_rates.Network(rates=slice(1, 2))
+    asked = {"part": {"settings": changed, "network": network, "rates": (1.0, 2)}}
+    assert study.differing(asked, given) == {
+        "part": {
+            "settings": {"steps": 7},
+            "network": {"depth": 10, "rates": "slice(1, 2, None)", "batch_size": None, "head_fixed": False},
+            "rates": [1.0, 2],
+        }
+    }
+
+
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     """Ctrl-C between two parts: the first is kept, no report is written, and the second run measures the rest only."""
     measured, stops, interrupt = [], [True, False], Interrupt()
@@ -254,6 +310,8 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "results" / f"{claim.name}.json").read_text())
     assert record["verdict"] == "supported"
     assert record["criteria"][0]["estimate"]["value"] == 1.5
+    assert record["source"] == claim.name
+    assert record["asked"] == {"one": {}, "two": {}}
     page = (tmp_path / "RESULTS.html").read_text()
     shown = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
     assert shown == (tmp_path / "results" / f"{claim.name}.png").read_bytes()
@@ -362,14 +420,17 @@ def test_the_published_verdict_follows_from_its_numbers(name):
     """Estimates are made again from the numbers of the seeds, and the verdicts from the criteria of the config."""
     claim = next(c for c in CONFIGS if c.name == name)
     record = json.loads((PUBLISHED / "results" / f"{name}.json").read_text())
-    made = command.judged(claim, study.numbers(record["measured"]), "digits", False, record["seconds"])
+    made = command.judged(claim, study.numbers(record["measured"]))
     assert made["verdict"] == record["verdict"]
     assert made["criteria"] == record["criteria"]
+    assert made["tables"] == record["tables"]
 
 
 def test_the_report_and_the_readme_are_made_of_the_records():
     """A number that was changed by hand anywhere would differ."""
     assert (PUBLISHED / "RESULTS.md").read_text(encoding="utf-8") == report.page(PUBLISHED / "results", CONFIGS)
+    html = report.html((PUBLISHED / "RESULTS.md").read_text(encoding="utf-8"), PUBLISHED)
+    assert (PUBLISHED / "RESULTS.html").read_text(encoding="utf-8") == html
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     table = page.split(report.MARKS[0])[1].split(report.MARKS[1])[0].strip()
     made = report.summary(report.read(PUBLISHED / "results", CONFIGS), CONFIGS, figures=False)
@@ -385,9 +446,79 @@ def test_pages_hold_no_typed_result(name):
     assert headings == [*wanted, "What it means for you"]
     claim = next(c for c in CONFIGS if c.name == name)
     keys = {c.key for c in claim.criteria}
-    assert set(re.findall(r"\{(\w+)\}", text)) <= keys | {"results"}
+    paired = {c["key"] for c in record_of(name)["criteria"] if c["estimate"]["signs"]}
+    assert set(re.findall(r"\{([\w.]+)\}", text)) <= keys | {"results"} | {f"{key}.signs" for key in paired}
+    judged = {c.key for c in claim.criteria if not (c.at_least is None and c.at_most is None)}
+    assert {key for key, *_ in conditions(text)} <= judged
     assert "{results}" in text
-    before, came_out = text.split("### What came out")
-    known = " ".join([before, claim.cost, claim.expected, *(c.text for c in claim.criteria)])
-    for number in re.findall(r"\d[\d,.]*\d|\d", re.sub(r"\{\w+\}", "", came_out.split("###")[0])):
+    before, after = text.split("### What came out")
+    known = " ".join([before, claim.claim, claim.cost, claim.expected, *(c.text for c in claim.criteria)])
+    came_out, rest = after.split("### Why", 1)
+    # After the results also code, names of networks, and references may hold numbers.
+    rest = re.sub(r"`[^`]*`|\w+-\d+|claim \d+", "", rest)
+    for number in re.findall(r"\d[\d,.]*\d|\d", re.sub(r"\{[\w.]+\}", "", came_out + rest)):
         assert re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d])", known), number
+
+
+def record_of(name):
+    return json.loads((PUBLISHED / "results" / f"{name}.json").read_text())
+
+
+def conditions(text):
+    """`(name, verdicts, text)` of all that stands on a page under a condition; none is malformed."""
+    found = re.findall(r"\{\?([\w.]+)\s([a-z |\n]+):\s((?:[^{}]|\{[\w.]+\})*)\}", text)
+    assert len(found) == text.count("{?")
+    for _, verdicts, _ in found:
+        assert {" ".join(v.split()) for v in verdicts.split("|")} <= set(typing.get_args(verdict.Verdict))
+    return found
+
+
+def test_the_summary_speaks_of_what_there_is():
+    text = (report.PAGES / "summary.md").read_text(encoding="utf-8")
+    criteria = {f"{c.name}.{v.key}" for c in CONFIGS for v in c.criteria}
+    assert {key for key, *_ in conditions(text)} <= criteria | {c.name for c in CONFIGS}
+    assert set(re.findall(r"\{([\w.]+)\}", text)) <= criteria
+    assert {int(n) for n in re.findall(r"\(#claim-(\d+)\)", text)} == {c.number for c in CONFIGS}
+    assert not re.search(r"\d", re.sub(r"\[claim\s+\d+\]\(#claim-\d+\)|over 2 the", "", text))
+
+
+def test_sentences_stand_under_their_verdict():
+    words = "a {key}{?key not\nsupported|inconclusive: : no, {other.signs}}{?key supported: : yes}."
+    values = {"key": "1 (0 to 2)", "other.signs": "1 of 2"}
+    assert report._filled(words, values, {"key": "supported"}) == "a 1 (0 to 2): yes."
+    assert report._filled(words, values, {"key": "not supported"}) == "a 1 (0 to 2): no, 1 of 2."
+    assert report._filled(words, values, {}) == "a 1 (0 to 2)."
+
+
+def test_a_table_row_shows_both_sides():
+    made = [{"key": str(i), "decides": d, "verdict": v} for i, (d, v) in enumerate(
+        [(True, YES), (False, NO), (True, OPEN), (True, NO)]
+    )]  # fmt: skip
+    assert [c["key"] for c in report.sides({"criteria": made})] == ["0", "3"]
+    assert [c["key"] for c in report.sides({"criteria": made[:3]})] == ["0", "2"]
+    assert [c["key"] for c in report.sides({"criteria": made[:2]})] == ["0"]
+
+
+def test_numbers_in_print():
+    pairs = intervals.mean([1.0, 2.0, -1.0, 0.0, 4.0], "pp", against=0.0)._asdict()
+    assert report.shown(pairs).endswith("; quartiles 0 to 2; 3 of 5 above 0, 1 below, sign test p = 0.62")
+    assert report.shown(intervals.exact(13824.0, "counted")._asdict()) == "13824; n = 1, counted"
+    assert report.shown(intervals.median([5.0, 5.0])._asdict()).endswith("95% bootstrap interval without width")
+    assert report.shown(intervals.mean([50.0, 51.0], "%")._asdict(), brief=True) == "50.5% (50 to 51)"
+
+
+def test_judged_again_from_what_is_kept(tmp_path, capsys):
+    """Verdicts follow a criterion that has changed, numbers do not change, and the report is of both."""
+    assert command.again(CONFIGS, CONFIGS, tmp_path, False) == 2
+    assert "needs measured claims" in capsys.readouterr().err
+    claim = next(c for c in CONFIGS if c.name == "initialization")
+    (tmp_path / "results").mkdir()
+    old = record_of(claim.name)
+    (tmp_path / "results" / f"{claim.name}.json").write_text(json.dumps(old))
+    first = dataclasses.replace(claim.criteria[0], at_least=1000.0)
+    claim = dataclasses.replace(claim, criteria=(first, *claim.criteria[1:]))
+    assert command.again([claim], [claim], tmp_path, False) == 0
+    new = json.loads((tmp_path / "results" / f"{claim.name}.json").read_text())
+    assert (old["verdict"], new["verdict"]) == ("supported", "not supported")
+    assert new["measured"] == old["measured"]
+    assert "**Verdict: not supported.**" in (tmp_path / "RESULTS.md").read_text()

@@ -35,6 +35,7 @@ class Command:
         cifar: the folder of CIFAR-10's batches, binary or for Python.
         out: the folder to write to; `runs/claims...` by default.
         publish: write the report that is kept in the repository, and the README's table, too.
+        report: measure nothing; judge the kept numbers again, and make figures and pages anew.
     """
 
     only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -43,6 +44,7 @@ class Command:
     cifar: Path | None = None
     out: Path | None = None
     publish: bool = False
+    report: bool = False
 
 
 def main(arguments: list[str], interrupt: Interrupt) -> int:
@@ -61,6 +63,8 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
         return 2
     kind = "-smoke" if command.smoke else ""
     out = command.out or Path("runs") / f"claims{'' if name == 'digits' else f'-{name}'}{kind}"
+    if command.report:
+        return again(configs, wanted, PUBLISHED if command.publish else out, command.publish)
     return run(
         configs, wanted, study.Study(images, command.smoke, out / "parts"), name, out, command.publish, interrupt
     )
@@ -120,16 +124,16 @@ def run(
                 share = 1 - 1 / (1 + (time.perf_counter() - began) / 60 / expected * 3)
                 progress.update(bar, completed=sum(minutes[:at]) + expected * share)
 
-            here = dataclasses.replace(conditions, source=study.source_hash(config.name), tick=tick, seconds={})
+            source = study.source_hash(config.name)
+            here = dataclasses.replace(conditions, source=source, tick=tick, seconds={}, asked={})
             try:
                 measured = module("measured", config).measure(here, config.settings)
             except study.StoppedError:
                 console.print(f"Interrupted: {out} holds what is done; the same command goes on from there.")
                 return INTERRUPTED
-            made = judged(config, measured, name, conditions.smoke, sum(here.seconds.values()))
+            made = judged(config, measured) | known(config, measured, here, name)
             for folder in folders:
-                draw(config, measured, made, folder / "results" / f"{config.name}.png")
-                record.write_json(folder / "results" / f"{config.name}.json", made)
+                keep(config, made, folder)
             console.print(f"{config.number}. {config.name}: {made['verdict']}")
         progress.update(bar, completed=sum(minutes))
     for folder in folders:
@@ -140,14 +144,37 @@ def run(
     return 0
 
 
+def again(configs: list[ClaimConfig], wanted: list[ClaimConfig], folder: Path, publish: bool) -> int:
+    """Judge what is in `folder` by the configs as they are now, and make its figures and pages anew; the exit code."""
+    old = report.read(folder / "results", wanted)
+    if not any(old):
+        print(f"Error: `--report` needs measured claims; {folder / 'results'} has none of these.", file=sys.stderr)
+        return 2
+    for config, made in zip(wanted, old, strict=True):
+        if made:
+            keep(config, made | judged(config, study.numbers(made["measured"])), folder)
+    report.write(folder, configs)
+    if publish:
+        report.readme(README, folder, configs)
+    return 0
+
+
+def keep(config: ClaimConfig, made: dict[str, Any], folder: Path) -> None:
+    """Write the record `made` and its figure."""
+    at = folder / "results" / config.name
+    caption = draw(config, study.numbers(made["measured"]), at.with_suffix(".png"))
+    record.write_json(at.with_suffix(".json"), made | {"caption": caption})
+
+
 def module(kind: str, config: ClaimConfig) -> Any:
     """Of `measured` or `judged`, that of a claim."""
     return importlib.import_module(f"experiments.claims.{kind}.{config.name}")
 
 
-def judged(config: ClaimConfig, measured: dict[str, Any], name: str, smoke: bool, seconds: float) -> dict[str, Any]:
-    """The record of a claim: what was asked, what was measured, on what, and what follows."""
-    estimates = module("judged", config).estimates(measured)
+def judged(config: ClaimConfig, measured: dict[str, Any]) -> dict[str, Any]:
+    """Of the record of a claim what follows from the config and the numbers: words, estimates, verdicts, tables."""
+    judge = module("judged", config)
+    estimates = judge.estimates(measured)
     missing = {c.key for c in config.criteria} ^ set(estimates)
     if missing:
         raise RuntimeError(f"{config.name}: criteria and estimates must have the same keys; not in both: {missing}.")
@@ -160,22 +187,33 @@ def judged(config: ClaimConfig, measured: dict[str, Any], name: str, smoke: bool
     return study.plain(
         {key: words[key] for key in ("number", "name", "claim", "question", "source", "command", "expected", "cost")}
         | {"verdict": verdict.overall(config.criteria, verdicts, contested=config.contested), "criteria": criteria}
-        | {
-            "data": name,
-            "smoke": smoke,
-            "seconds": seconds,
-            "versions": record.versions(),
-            "hardware": record.hardware(),
-        }
-        | {"settings": words["settings"], "measured": measured}
+        | {"tables": judge.tables(measured) if hasattr(judge, "tables") else ""}
     )
 
 
-def draw(config: ClaimConfig, measured: dict[str, Any], made: dict[str, Any], path: Path) -> None:
-    """The figure at `path`, and its caption in the record `made`."""
+def known(config: ClaimConfig, measured: dict[str, Any], here: study.Study, name: str) -> dict[str, Any]:
+    """The rest of the record: what each part was asked, on what it ran, by which program, and the numbers."""
+    return study.plain(
+        {
+            "data": name,
+            "smoke": here.smoke,
+            "seconds": sum(here.seconds.values()),
+            "versions": record.versions(),
+            "hardware": record.hardware(),
+            "source": here.source,
+            "settings": dataclasses.asdict(config.settings),
+            "asked": study.differing(here.asked, config.settings),
+            "measured": measured,
+        }
+    )
+
+
+def draw(config: ClaimConfig, measured: dict[str, Any], path: Path) -> str:
+    """The figure at `path`; its caption."""
     mpl.use("Agg")
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    made["caption"] = module("judged", config).draw(measured, figure)
+    caption = module("judged", config).draw(measured, figure)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=110)
     partial.replace(path)
+    return caption

@@ -23,7 +23,23 @@ from experiments.models import Model
 
 ROOT = Path(__file__).parents[2]
 BASE = config.settings(config.read(ROOT / "configs" / "base.toml"), "configs/base.toml")
-TRAINER = ("config", "data", "layers", "models", "recurrent", "parallel", "train", "statistics")
+# Of `experiments/`: all that a measurement imports.
+TRAINER = (
+    "__init__",
+    "config",
+    "data",
+    "files",
+    "layers",
+    "models",
+    "networks",
+    "parallel",
+    "record",
+    "recurrent",
+    "shapes",
+    "statistics",
+    "summary",
+    "train",
+)
 SMOKE_SEEDS, SMOKE_STEPS, SMOKE_RATES = 2, 40, 2
 
 
@@ -60,6 +76,7 @@ class Study:
         source: the hash of the program.
         tick: called often; raises `StoppedError` to end.
         seconds: what the parts have taken, in this run or in the one that measured them.
+        asked: what each part was asked.
     """
 
     data: Data
@@ -68,6 +85,7 @@ class Study:
     source: str = ""
     tick: Callable[[], None] = lambda: None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    asked: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def pixels(self) -> int:
@@ -103,6 +121,7 @@ class Study:
             record.write_json(path, {"seconds": time.perf_counter() - began, "found": found})
         kept = json.loads(path.read_text(encoding="utf-8"))
         self.seconds[path.name] = kept["seconds"]
+        self.asked[name] = asked
         return numbers(kept["found"])
 
     def settings(self, given: config.Settings, **changes: Any) -> config.Settings:
@@ -128,6 +147,7 @@ class Study:
         optimizer: Callable[[Any], Any] | None = None,
         start: Callable[[train.Carry], train.Carry] | None = None,
         watch: Callable[[int, train.Carry], None] | None = None,
+        test: bool = True,
     ) -> Trained:
         """Train `model` from all seeds at all learning rates of `s` with the shared trainer.
 
@@ -139,9 +159,10 @@ class Study:
             start: changes what training starts from.
             watch: called with the number of steps done and where training stands, before the first step and after
                 every chunk.
+            test: whether to log accuracy on the test images; where nothing is made of it, it is left out (NaN).
         """
         data, arm = data or self.data, train.compile_arm(s, model, optimizer)
-        return self.refit(s, arm, data, start, watch)
+        return self.refit(s, arm, data, start, watch, test)
 
     def refit(
         self,
@@ -150,12 +171,14 @@ class Study:
         data: Data,
         start: Callable[[train.Carry], train.Carry] | None = None,
         watch: Callable[[int, train.Carry], None] | None = None,
+        test: bool = True,
     ) -> Trained:
         """As `fit`, with what was compiled before."""
         rows: list[Any] = []
 
         def log(step: int, metrics: train.Metrics, carry: train.Carry) -> None:
-            rows.append((step, *metrics, jax.device_get(arm.evaluate(carry, data.test)[1])))
+            tested = jax.device_get(arm.evaluate(carry, data.test)[1]) if test else np.full_like(metrics[-1], np.nan)
+            rows.append((step, *metrics, tested))
             if watch:
                 watch(step, carry)
             self.tick()
@@ -214,10 +237,28 @@ def numbers(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf", "nan") else value
 
 
-def source_hash(name: str) -> str:
+def differing(asked: Any, given: config.Settings) -> Any:
+    """What a part was asked, for JSON; of settings only what differs from those `given` by the config."""
+    if isinstance(asked, config.Settings):
+        own, start = dataclasses.asdict(asked), dataclasses.asdict(given)
+        return {key: differing(value, given) for key, value in own.items() if value != start[key]}
+    if isinstance(asked, dict):
+        return {str(key): differing(value, given) for key, value in asked.items()}
+    if hasattr(asked, "_asdict"):
+        return differing(asked._asdict(), given)
+    if isinstance(asked, list | tuple):
+        return [differing(value, given) for value in asked]
+    return plain(asked) if isinstance(asked, bool | int | float | str | None) else repr(asked)
+
+
+def source_files(name: str) -> list[Path]:
     """Of the program that measures the claim `name`: the library, the trainer, and the modules of the claims."""
     here = ROOT / "experiments"
     trainer = [here / f"{part}.py" for part in TRAINER]
-    own = [here / "claims" / part for part in ("study.py", "networks.py", f"measured/{name}.py")]
-    files = sorted((*(ROOT / "jaxbn").rglob("*.py"), *trainer, *own))
-    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
+    own = ("__init__.py", "study.py", "networks.py", "intervals.py", "measured/__init__.py", f"measured/{name}.py")
+    return sorted((*(ROOT / "jaxbn").rglob("*.py"), *trainer, *(here / "claims" / part for part in own)))
+
+
+def source_hash(name: str) -> str:
+    """Of `source_files`."""
+    return hashlib.sha256(b"".join(p.read_bytes() for p in source_files(name))).hexdigest()

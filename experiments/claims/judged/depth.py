@@ -7,10 +7,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims import plots
-from experiments.claims.intervals import Estimate, extremes, mean, median
+from experiments.claims.intervals import Estimate, exact, extremes, mean, median
+from experiments.tables import markdown
 
 HE, MIDDLE, LEARNS = 2, slice(10, 20), 0.9
-NAMES = {"none": "no norm", "batch": "batch norm", "residual": "batch norm, residual"}
+NAMES = {"batch": "batch norm", "none": "no norm", "residual": "batch norm, residual"}
+BATCHES = (8, 32, 64, 256)
+TYPICAL = 64  # the batch of the training
 
 
 def growth_of(batch: int) -> float:
@@ -28,6 +31,11 @@ def growth_of(batch: int) -> float:
 def linear_growth_of(batch: int) -> float:
     """The same without an activation."""
     return (batch - 2) / (batch - 3)
+
+
+def limit_of(batch: int) -> float:
+    """The depth at which Yang et al. expect training to fail: 16 of the layers in which squared gradients grow by e."""
+    return 16 / math.log(growth_of(batch))
 
 
 def ratios(found: dict[str, Any], name: str) -> np.ndarray:
@@ -62,7 +70,7 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
         "sigmoid_batch": median(ratios(found, "sigmoid-batch-30")[:, HE]),
         "gain": extremes(relu.max(1) / relu.min(1)),
         "relu_he_batch": median(relu[:, HE]),
-        "depth_sigmoid": median(sigmoid[0] / sigmoid[1]),
+        "depth_sigmoid": median(sigmoid[0] / sigmoid[1], against=1.0),
         "sigmoid_plain": median(ratios(found, "sigmoid-none-30")[:, HE]),
         "relu_he_plain": median(ratios(found, "relu-none-30")[:, HE]),
         "relu_he_explodes": median(relu[:, HE]),
@@ -71,37 +79,65 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
         "growth_32": measured.get("relu-32", measured["relu-8"]),
         "growth_64": measured["relu-64"],
         "growth_linear_64": measured["linear-64"],
-        "depth_relu": median(batch / plain),
+        "depth_relu": median(batch / plain, against=1.0),
         "deepest_relu_batch": median(batch),
-        "residual": median(residual / batch),
+        "limit": exact(limit_of(TYPICAL), "closed formula"),
+        "deepest_over_limit": median(batch / limit_of(TYPICAL)),
+        "residual": median(residual / batch, against=1.0),
     }
+
+
+def tables(found: dict[str, Any]) -> str:
+    """All that was measured before training, in two tables."""
+    rows = []
+    for name in found["gradients"]:
+        activation, norm, depth = name.split("-")
+        by_gain = [f"{v:.3g}" for v in np.median(ratios(found, name), 0)]
+        rows.append([activation.replace("relu", "ReLU"), NAMES[norm], depth, *by_gain])
+    first = markdown(["units", "norm", "layers", *(f"gain {g:.3g}" for g in found["gains"])], rows)
+    rows = []
+    for batch in BATCHES:
+        measured = [f"relu-{batch}", f"linear-{batch}"]
+        shown = [f"{np.mean(growth(found, n)):.3f}" if n in found["growth"] else "" for n in measured]
+        closed = [f"{of(batch):.3f}" for of in (growth_of, linear_growth_of)]
+        rows.append([str(batch), shown[0], closed[0], shown[1], closed[1], f"{limit_of(batch):.1f}"])
+    second = markdown(["batch", "ReLU", "formula", "linear", "formula", "16 ξ, ReLU"], rows)
+    return (
+        "Before training: the gradient of the first layer over that of the last, medians of all seeds, batches of "
+        f"{TYPICAL}.\n\n{first}\n\nBefore training, with batch norm: by how much squared gradients grow in a layer, "
+        f"means of all seeds; and 16 ξ = 16 / log(growth), the number of layers up to which Yang et al. expect it to "
+        f"train.\n\n{second}"
+    )
 
 
 def draw(found: dict[str, Any], figure: Figure) -> str:
     """Gradients by layer, and accuracy by depth; the caption."""
     left, middle, right = figure.subplots(1, 3)
-    at = 0
-    for activation in ("sigmoid", "relu"):
-        for norm in ("batch", "none"):
-            logs = np.array(found["gradients"][f"{activation}-{norm}-30"]["log_norm"])[:, HE]
-            shown = np.exp(logs - logs[:, -1:])
-            label = f"{activation.replace('relu', 'ReLU')}, {NAMES[norm]}"
-            plots.band(left, np.arange(1, shown.shape[1] + 1), shown, at, label)
-            at += 1
+    # Blue is batch norm and orange no norm, as in all panels; sigmoid units have the next two styles.
+    styles = {("relu", "batch"): 0, ("relu", "none"): 1, ("sigmoid", "batch"): 5, ("sigmoid", "none"): 4}
+    for (activation, norm), at in styles.items():
+        logs = np.array(found["gradients"][f"{activation}-{norm}-30"]["log_norm"])[:, HE]
+        shown = np.exp(logs - logs[:, -1:])
+        label = f"{activation.replace('relu', 'ReLU')}, {NAMES[norm]}"
+        plots.band(left, np.arange(1, shown.shape[1] + 1), shown, at, label)
     left.set_yscale("log")
     plots.finish(left, "layer", "gradient over that of the last layer", "before training, 30 layers")
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="lower right")
     for panel, activation in ((middle, "sigmoid"), (right, "relu")):
+        every = sorted({int(d) for arm in NAMES for d in found["trained"][f"{activation}-{arm}"]})
         for at, (arm, name) in enumerate(NAMES.items()):
             parts = found["trained"][f"{activation}-{arm}"]
             depths = [int(d) for d in parts]
             plots.points(panel, depths, np.array([p["train_accuracy"] for p in parts.values()]).T, at, name)
         plots.finish(panel, "hidden layers", "accuracy on training images", activation.replace("relu", "ReLU"))
-        panel.set(xscale="log", ylim=(0, 1.03))
+        # Room for the legend above the lines.
+        panel.set(xscale="log", ylim=(0, 1.3), yticks=np.linspace(0, 1, 6))
+        panel.set_xticks(every, [str(d) for d in every], fontsize=8)
+        panel.minorticks_off()
         panel.axhline(LEARNS, color="0.4", lw=0.8, ls=":")
-        panel.legend(frameon=False, fontsize=8, loc="center left")
+        panel.legend(frameon=False, fontsize=8, loc="upper right")
     n = len(found["gradients"]["relu-batch-30"]["log_norm"])
     return (
-        f"Medians and quartiles of n = {n} seeds. Left: weights of He's gain, batch of 64. Middle, right: after "
+        f"Medians and quartiles of n = {n} seeds. Left: weights of He's gain, batch of {TYPICAL}. Middle, right: after "
         "training, each at its best learning rate; a series ends after two depths at which no run learns."
     )

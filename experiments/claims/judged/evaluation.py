@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims import plots
-from experiments.claims.intervals import Estimate, extremes, mean
+from experiments.claims.intervals import Estimate, exact, extremes, mean
 
 EARLY = 100  # the last step that counts as early
 NAMES = {
@@ -25,11 +25,11 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
 
     def early(name: str) -> Estimate:
         at = np.asarray(large["steps"]) <= EARLY
-        return mean(_points(large, "precise", name)[:, at].mean(1), "pp")
+        return mean(_points(large, "precise", name)[:, at].mean(1), "pp", against=0.0)
 
     def shift(case: str) -> Estimate:
         part = large["shifted"][case]
-        return mean(100 * (np.asarray(part["batch"]) - np.asarray(part["running"])), "pp")
+        return mean(100 * (np.asarray(part["batch"]) - np.asarray(part["running"])), "pp", against=0.0)
 
     losses = {name: np.asarray(large["seen"][name]["loss"])[:, -1] for name in ("batch", "0.99")}
     return {
@@ -41,12 +41,14 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
         "early": early("0.999"),
         "early_debiased": early("0.999 debiased"),
         "early_short": early("0.9"),
-        "layerwise": mean(_points(large, "layerwise", "precise")[:, -1], "pp"),
-        "loss": mean(losses["batch"] - losses["0.99"]),
+        "layerwise": mean(_points(large, "layerwise", "precise")[:, -1], "pp", against=0.0),
+        "loss": mean(losses["batch"] - losses["0.99"], against=0.0),
         "shift": shift("both"),
         "contrast": shift("contrast"),
         "noise": shift("noise"),
         "single_class": shift("single"),
+        "rate": exact(large["rate"], "chosen by validation"),
+        "rate_32": exact(found["small"]["rate"], "chosen by validation"),
     }
 
 

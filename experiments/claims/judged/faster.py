@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims import plots
-from experiments.claims.intervals import Estimate, median, ratio
+from experiments.claims.intervals import Estimate, exact, median, ratio, share
 
 
 def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
@@ -17,14 +17,17 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
         return ratio(part[f"none_{rate}"]["steps_to_target"], part[f"batch_{rate}"]["steps_to_target"])
 
     cost = np.array(found["cost"]["batch"]) / np.array(found["cost"]["none"])
-    best = steps("sigmoid", "best")
+    same, best = steps("sigmoid", "same"), steps("sigmoid", "best")
     return {
-        "same_rate": median(steps("sigmoid", "same")),
-        "best_rate": median(best),
+        "same_rate": median(same, against=1.0),
+        "same_rate_seeds": share(same, 1.0),
+        "best_rate": median(best, against=1.0),
         "step_cost": median(cost),
-        "time_to_target": median(np.array(best) / np.median(cost)),
-        "small_weights": median(steps("small_weights", "best")),
-        "relu_he": median(steps("relu_he", "best")),
+        "time_to_target": median(np.array(best) / np.median(cost), against=1.0),
+        "small_weights": median(steps("small_weights", "best"), against=1.0),
+        "relu_he": median(steps("relu_he", "best"), against=1.0),
+        "rate_none": exact(found["sigmoid"]["none_best"]["rate"], "chosen by validation"),
+        "rate_batch": exact(found["sigmoid"]["batch_best"]["rate"], "chosen by validation"),
     }
 
 

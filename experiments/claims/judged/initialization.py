@@ -35,10 +35,10 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
     by_arm = {(arm, part): spans(found[arm][part], scales) for arm in ("batch", "none") for part in ("hidden", "all")}
     batch = 100 * np.array(found["batch"]["hidden"])
     return {
-        "span": mean(by_arm["batch", "hidden"] - by_arm["none", "hidden"]),
+        "span": mean(by_arm["batch", "hidden"] - by_arm["none", "hidden"], against=0.0),
         "span_batch": mean(by_arm["batch", "hidden"]),
         "span_plain": mean(by_arm["none", "hidden"]),
-        "span_all": mean(by_arm["batch", "all"] - by_arm["none", "all"]),
+        "span_all": mean(by_arm["batch", "all"] - by_arm["none", "all"], against=0.0),
         "hundred": mean(batch[:, len(scales) - 1], "%"),
         "thousandth": mean(batch[:, 0], "%"),
         "thousandth_small_epsilon": mean(100 * np.array(found["small_epsilon"])[:, 0], "%"),

@@ -29,7 +29,7 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
         "head_fixed": _resampled([part["head_fixed"]]),
         "above_max": _above(main),
         "above_max_small": _above(part["small"]),
-        "batch_over_plain": mean(100 * (best[0] - best[1]), "pp"),
+        "batch_over_plain": mean(100 * (best[0] - best[1]), "pp", against=0.0),
     }
 
 
@@ -91,7 +91,8 @@ def _tested(part: dict[str, Any], arm: str, limit: float | None, *, above: bool)
 def _above(part: dict[str, Any]) -> Estimate:
     """What rates above the plain network's largest are worth to the one with batch norm."""
     limit = float(largest(part["rates"], works(part, "none")))
-    return mean(100 * (_tested(part, "batch", limit, above=True) - _tested(part, "batch", limit, above=False)), "pp")
+    above, below = (_tested(part, "batch", limit, above=side) for side in (True, False))
+    return mean(100 * (above - below), "pp", against=0.0)
 
 
 def _name(depth: int) -> str:

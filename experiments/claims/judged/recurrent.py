@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims import plots
-from experiments.claims.intervals import Estimate, extremes, mean, median, ratio
+from experiments.claims.intervals import Estimate, exact, mean, median, ratio
 
 NAMES = {
     "none": "no norm",
@@ -24,16 +24,16 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
 
     def gain(one: str, other: str) -> Estimate:
         accuracy = [np.asarray(arms[arm]["test_accuracy"]) for arm in (one, other)]
-        return mean(100 * (accuracy[0] - accuracy[1]), "pp")
+        return mean(100 * (accuracy[0] - accuracy[1]), "pp", against=0.0)
 
     def sooner(arm: str) -> Estimate:
-        return median(ratio(arms["none"]["steps_to_target"], arms[arm]["steps_to_target"]))
+        return median(ratio(arms["none"]["steps_to_target"], arms[arm]["steps_to_target"]), against=1.0)
 
     def cost(arm: str) -> Estimate:
         return median(np.array(found["cost"][arm]) / np.array(found["cost"]["none"]))
 
     def decay(one: str, other: str, when: str = "before") -> Estimate:
-        return mean(_decay(arms[one][f"gradients_{when}"]) - _decay(arms[other][f"gradients_{when}"]))
+        return mean(_decay(arms[one][f"gradients_{when}"]) - _decay(arms[other][f"gradients_{when}"]), against=0.0)
 
     with_norm, without = arms["batch"]["tuned"], arms["none"]["tuned"]
 
@@ -41,14 +41,16 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
         "gain": gain("batch", "none"),
         "sooner": sooner("batch"),
         "step_cost": cost("batch"),
-        "stored": extremes([arms["batch"]["stored"]]),
-        "stored_shared": extremes([arms["shared"]["stored"]]),
+        "stored": exact(float(arms["batch"]["stored"]), "counted"),
+        "stored_shared": exact(float(arms["shared"]["stored"]), "counted"),
         "shared": gain("batch", "shared"),
         "decay": decay("scale_1", "batch"),
         "decay_plain": decay("none", "batch"),
         "decay_trained": decay("scale_1", "batch", "after"),
-        "gain_tuned": mean(100 * (np.asarray(with_norm["test_accuracy"]) - np.asarray(without["test_accuracy"])), "pp"),
-        "sooner_tuned": median(ratio(without["steps_to_target"], with_norm["steps_to_target"])),
+        "gain_tuned": mean(
+            100 * (np.asarray(with_norm["test_accuracy"]) - np.asarray(without["test_accuracy"])), "pp", against=0.0
+        ),
+        "sooner_tuned": median(ratio(without["steps_to_target"], with_norm["steps_to_target"]), against=1.0),
         "scale_1": gain("scale_1", "batch"),
         "input": gain("input", "none"),
         "input_sooner": sooner("input"),

@@ -17,7 +17,7 @@ def estimates(found: dict[str, Any]) -> dict[str, Estimate]:
 
     def more(net: str, one: tuple[str, str], other: tuple[str, str], kind: str = "running") -> Estimate:
         errors = [np.asarray(found[net][arm][size][kind]) for arm, size in (one, other)]
-        return mean(errors[0] - errors[1], "pp")
+        return mean(errors[0] - errors[1], "pp", against=0.0)
 
     pair, usual = ("batch", "2"), ("batch", USUAL)
     exact = found["exact"]

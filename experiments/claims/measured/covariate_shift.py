@@ -72,8 +72,12 @@ def drift(study: Study, s: Settings, arm: str) -> dict[str, Any]:
         return jnp.quantile(inputs, jnp.array(QUANTILES), axis=0), jnp.quantile(normal, jnp.array(QUANTILES), axis=0)
 
     quantiles, seen = jax.jit(jax.vmap(jax.vmap(of_run))), []
-    trained = study.fit(s, model, watch=lambda step, carry: seen.append(jax.device_get(quantiles(carry))))
-    found: dict[str, Any] = {"best": int(chosen(trained.log)), "test": trained.log.test_accuracy[:, :, -1]}
+
+    def watch(step: int, carry: Carry) -> None:
+        seen.append(jax.device_get(quantiles(carry)))
+
+    trained = study.fit(s, model, watch=watch, test=False)
+    found: dict[str, Any] = {"best": int(chosen(trained.log))}
     for at, name in enumerate(("inputs", "normalized")):
         q = np.stack([observed[at] for observed in seen])  # [observed, seeds, rates, 3, units]
         moved, width = np.abs(np.diff(q, axis=0)).sum(3), (q[:-1, :, :, 2] - q[:-1, :, :, 0])
@@ -113,7 +117,7 @@ def alignment(model: Model, optimizer_rate: Any, params: Any, state: Any, images
     return jnp.moveaxis(every[which - 1, :, which], 0, -1)
 
 
-def watched(study: Study, s: Settings, model: Model, data: Data) -> tuple[Trained, np.ndarray]:
+def watched(study: Study, s: Settings, model: Model, data: Data, *, test: bool) -> tuple[Trained, np.ndarray]:
     """A training, and `alignment` before it and after each chunk, `[observed, seeds, rates, 3, layers]`."""
     rates, seeds = jnp.asarray(s.learning_rates, jnp.float32), jnp.arange(s.seeds, dtype=jnp.int32)
     sizes = {"steps": 1, "batch_size": s.batch_size, "examples": len(data.train.labels)}
@@ -129,7 +133,7 @@ def watched(study: Study, s: Settings, model: Model, data: Data) -> tuple[Traine
     def watch(step: int, carry: Carry) -> None:
         seen.append(jax.device_get(observe(seeds, carry, jnp.asarray(step, jnp.int32))))
 
-    trained = study.fit(s, model, data=data, watch=watch)
+    trained = study.fit(s, model, data=data, watch=watch, test=test)
     return trained, np.stack(seen)
 
 
@@ -139,7 +143,7 @@ def summed(trained: Trained, seen: np.ndarray) -> dict[str, Any]:
     kept = np.where(finite[..., None, None], seen, np.nan)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice")  # a rate at which all seeds diverged at once: NaN
-        mean, by_step = np.nanmean(kept, (0, 4)), np.nanmean(kept[:, :, :, 0], (1, 3))
+        mean, by_step = np.nanmean(kept, (0, 4)), np.nanmean(kept[:, :, :, 0], 3)
     return {
         "best": int(chosen(trained.log)),
         "cosine": mean[..., 0],
@@ -164,7 +168,7 @@ def linear_network(study: Study, s: Settings, arm: str) -> dict[str, Any]:
         x = rng.standard_normal((SAMPLES, WIDE))
         return Split(x.astype(np.float32), (x @ to).astype(np.float32))
 
-    return summed(*watched(study, s, model, Data(drawn(), drawn(), drawn())))
+    return summed(*watched(study, s, model, Data(drawn(), drawn(), drawn()), test=False))
 
 
 def relu_network(study: Study, s: Settings, arm: str) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def relu_network(study: Study, s: Settings, arm: str) -> dict[str, Any]:
     }
     model = mlp([makers[arm]()] * len(s.widths), s.widths, gaussian(1.0, he=True), study.pixels)
     if arm in ("none", "batch"):
-        trained, seen = watched(study, s, model, study.data)
+        trained, seen = watched(study, s, model, study.data, test=True)
         found = summed(trained, seen)
     else:
         trained, found = study.fit(s, model), {}

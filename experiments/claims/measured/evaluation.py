@@ -33,7 +33,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
     for name, size in (("large", given.batch_size), ("small", SMALLER)):
         # Compiling a second size is half of a smoke run.
         s = study.settings(given, batch_size=given.batch_size if study.smoke else size)
-        found[name] = study.part("evaluation", {"settings": s}, lambda s=s: _watched(study, s))
+        found[name] = study.part(f"evaluation-{name}", {"settings": s}, lambda s=s: _watched(study, s))
     return found
 
 
@@ -69,7 +69,7 @@ def _watched(study: Study, s: Settings) -> dict[str, Any]:
         if step == s.steps or step in CHECKED:
             seen[step] = jax.device_get(look(carry.params, carry.state, pooled, test))
 
-    trained = study.fit(s, model, watch=watch)
+    trained = study.fit(s, model, watch=watch, test=False)
     rate = chosen(trained.log)
     at = at_rate(trained.carry, rate)
     states = [state[SERVES] for state in at.state]

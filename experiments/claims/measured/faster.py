@@ -10,6 +10,7 @@ from experiments import layers, networks
 from experiments.claims.intervals import first_step
 from experiments.claims.study import Study, chosen
 from experiments.config import Settings
+from experiments.data import Split
 from experiments.models import mlp
 from experiments.train import compile_arm
 
@@ -41,7 +42,7 @@ def _model(study: Study, s: Settings, arm: str) -> Any:
 
 def _compared(study: Study, s: Settings) -> dict[str, Any]:
     """Of both arms: the curves of validation accuracy, the chosen rate, and the steps to the target."""
-    logs = {arm: study.fit(s, _model(study, s, arm)).log for arm in ("none", "batch")}
+    logs = {arm: study.fit(s, _model(study, s, arm), test=False).log for arm in ("none", "batch")}
     best = {arm: chosen(log) for arm, log in logs.items()}
     target = logs["none"].val_accuracy[:, best["none"]].max(-1)
     found: dict[str, Any] = {"steps": logs["none"].steps, "target": target}
@@ -58,6 +59,8 @@ def _compared(study: Study, s: Settings) -> dict[str, Any]:
 
 def _cost(study: Study, s: Settings) -> dict[str, Any]:
     """Seconds a step of one network of each arm, measured in turns."""
+    # One image to validate by: evaluation is no part of a step.
+    data = study.data._replace(validation=Split(*(v[:1] for v in study.data.validation)))
     arms = {arm: compile_arm(s, _model(study, s, arm)) for arm in ("none", "batch")}
     at = {arm: compiled.start() for arm, compiled in arms.items()}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
@@ -65,7 +68,7 @@ def _cost(study: Study, s: Settings) -> dict[str, Any]:
     for call in range(warm + timed):
         for arm, compiled in arms.items():
             began = time.perf_counter()
-            at[arm] = jax.block_until_ready(compiled.advance(at[arm], np.asarray(0, np.int32), study.data))[0]
+            at[arm] = jax.block_until_ready(compiled.advance(at[arm], np.asarray(0, np.int32), data))[0]
             if call >= warm:
                 seconds[arm].append((time.perf_counter() - began) / s.log_every)
         study.tick()

@@ -23,6 +23,7 @@ from experiments.train import compile_arm, loss_of
 TUNED = ("none", "batch")  # these get all rates; the first is that of the comparison of all arms
 STEPS, NOISE, TARGET = 16, 0.1, 0.9  # pieces of an image, deviation of the first h, validation accuracy to reach
 WARM, TIMED, AT_ONCE = 2, 15, 5  # calls before, calls measured, steps in a call
+TIMED_ARMS = ("none", "batch", "layer")
 ARMS = {
     "none": Recurrence("none"),
     "batch": Recurrence("batch", noise=NOISE),
@@ -45,9 +46,10 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
         asked = {"settings": own, "arm": arm}
         arms[arm] = study.part(f"recurrent-{arm}", asked, lambda arm=arm, own=own: _trained(study, own, arm))
     timed = study.settings(given, seeds=1, log_every=AT_ONCE, learning_rates=given.learning_rates[:1])
-    cost = study.part("recurrent-cost", {"settings": timed, "arms": trained}, lambda: _cost(study, timed, trained))
+    slow = tuple(arm for arm in TIMED_ARMS if arm in trained)
+    cost = study.part("recurrent-cost", {"settings": timed, "arms": slow}, lambda: _cost(study, timed, slow))
     of = {arm: arm if arm in trained else trained[-1] for arm in ARMS}
-    return {"arms": {arm: arms[of[arm]] for arm in ARMS}, "cost": {arm: cost[of[arm]] for arm in ARMS}}
+    return {"arms": {arm: arms[of[arm]] for arm in ARMS}, "cost": {arm: cost[of[arm]] for arm in TIMED_ARMS}}
 
 
 def order(pixels: int) -> np.ndarray:

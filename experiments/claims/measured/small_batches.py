@@ -20,7 +20,7 @@ from experiments.models import Model, mlp
 from experiments.shapes import Tree
 from experiments.train import Carry, accuracy_of
 
-SIZES = {"batch": (2, 4, 8, 16, 32, 64), "renorm": (2, 4, 8, 32), "moving": (2, 4, 8, 32)}
+SIZES = {"batch": (2, 4, 8, 16, 32, 64), "renorm": (2, 4, 32), "moving": (2, 4, 32)}
 EXAMPLEWISE = {"group": 4, "layer": 1}  # groups of channels; these norms know no batch
 CHANNELS = (16, 32)
 EPSILON = 1e-5
