@@ -23,6 +23,7 @@ def health(
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-5,
     mask: ArrayLike | None = None,
+    name: str = "the layer",
 ) -> Health:
     """What may be wrong with a layer: the first thing to look at when evaluation is much worse than training.
 
@@ -37,22 +38,26 @@ def health(
         axis: the feature axis or axes.
         epsilon: added to the variance.
         mask: True where a value of `x` counts.
+        name: what the table and the advice call the layer.
 
     Returns:
-        A tuple of one `LayerHealth`; `print` shows it as a table with advice.
+        A tuple of one `LayerHealth`; `print` shows it as a table with advice. `Health([*a, *b])` is one table of two.
 
     Raises:
         TypeError, ValueError: as `bn_apply`; and where the arrays are traced, for this is for people.
 
     Example:
         >>> import jax.numpy as jnp, jaxbn
-        >>> found = jaxbn.health(*jaxbn.bn_init(3))
+        >>> found = jaxbn.health(*jaxbn.bn_init(3), name="first")
         >>> found[0].untouched
         True
-        >>> print(found[0].problems[0].split(";")[0])
-        The running statistics were never updated
+        >>> print(found.problems[0].split(";")[0])
+        first: The running statistics were never updated
 
     The variance of the batch is the biased one.
+
+    Source: the checks and their limits are this library's own. Most of the faults are described by Wu and Johnson 2021,
+    "Rethinking 'batch' in BatchNorm".
     """
     for owner, names, given in (("params", ("scale", "bias"), params), ("state", ("mean", "var", "count"), state)):
         if not all(hasattr(given, name) for name in names):
@@ -62,7 +67,7 @@ def health(
     if x is not None:
         x = _check.floating("x", x)
         _, batch = compared(params, state, x, axis=axis, epsilon=epsilon, mask=mask)
-    return Health([judged("the layer", params, state, state.count, epsilon, [batch])])
+    return Health([judged(name, params, state, state.count, epsilon, [batch])])
 
 
 def concrete(*arrays: Any) -> None:
@@ -108,6 +113,25 @@ def _unlearned(mean, var, own_mean, own_var, epsilon) -> float | None:
     # One channel fits by chance, many do not; but the batch is a sample, and the fit is not exact.
     fits = mean.size > 1 and 0.1 < share < 1.1 and off < 0.25 * np.linalg.norm(gone)
     return min(share, 1.0) if fits else None
+
+
+def reached(norm: str, state: BatchNormState) -> BatchNormState:
+    """Of an LSTM's statistics, `[*stack, max_steps, features]`, those of the steps that training has come to."""
+    concrete(*state)
+    mean, var, count = map(np.array, state)
+    if norm == "recurrent_norm" and count.shape[-1] > 1:
+        # h starts at zero, so that the first step has no variance, and is not at fault for it.
+        var[..., 0, :] = np.maximum(var[..., 0, :], 1)
+    # The steps behind use the last of them.
+    rows = (count > 0) | ~np.any(count > 0, axis=-1, keepdims=True)
+    return BatchNormState(mean[rows], var[rows], count[rows])  # pyright: ignore[reportArgumentType]
+
+
+def of_whitening(mean: Any, cov: Any, count: Any) -> BatchNormState:
+    """The statistics of a whitening as those of a normalization: of each feature its own variance."""
+    concrete(mean, cov, count)
+    var = np.diagonal(np.asarray(cov), axis1=-2, axis2=-1).reshape(np.shape(mean))
+    return BatchNormState(mean, var, count)  # pyright: ignore[reportArgumentType]
 
 
 def judged(

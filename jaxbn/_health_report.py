@@ -32,8 +32,9 @@ class LayerHealth(NamedTuple):
 
     Attributes:
         path: where it is, `"block/BatchNorm_0"`.
-        channels: how many it has, over all of a stack of layers.
-        updates: how many updates its statistics have seen; None where it does not count them.
+        channels: how many it has, over all of a stack of layers, or of the steps of an LSTM that training has reached.
+        updates: how many updates its statistics have seen, the fewest that any of several have; None where it does not
+            count them.
         untouched: whether its statistics were never updated: a count of 0, or without one mean 0 and variance 1.
         flat: channels whose running variance is at most epsilon.
         unscaled: channels whose |scale| is at most a thousandth of the layer's median.

@@ -10,10 +10,13 @@ from flax import traverse_util
 from jax.core import Tracer
 
 from jaxbn import _check
-from jaxbn._flax import output_dtype, widened
-from jaxbn._health import compared, judged
+from jaxbn._flax import output_dtype, own_or_given, widened
+from jaxbn._health import compared, judged, of_whitening, reached
 from jaxbn._health_report import Batch, Health
 from jaxbn._linen_batch_norm import BatchNorm
+from jaxbn._linen_iter_norm import IterNorm
+from jaxbn._linen_lstm import BatchNormLSTMCell, is_of_cell
+from jaxbn._recurrent_state import LSTMState
 from jaxbn._state import BatchNormParams, BatchNormState
 
 
@@ -30,7 +33,9 @@ def health(
     layers normalize by the batch, as in training: so a layer is not blamed for what is wrong with those before it.
 
     Args:
-        variables: the model's, with `batch_stats`; flax's layers, ours, and stacks of them that `nn.scan` keeps.
+        variables: the model's, with `batch_stats`; flax's layers, ours, and stacks of them that `nn.scan` keeps. What
+            has `mean` and `var` there counts as a layer, and so do `IterNorm`, by the variances of its features, and
+            each normalization of a `BatchNormLSTMCell`, by the time steps that training has reached.
         apply: `apply(variables, x)` calls the model, `lambda v, x: model.apply(v, x, train=False)`: a plain function,
             with the mode in which there is no dropout. Nothing is updated.
         x: a batch from where evaluation is bad, some hundred examples if there are as many.
@@ -38,10 +43,12 @@ def health(
 
     Returns:
         A tuple of `LayerHealth`, one for each layer; `print` shows a table with advice. Layers inside a loop or a
-        compiled part of the model, of several domains, frozen, or with complex input are not compared with the batch.
+        compiled part of the model, of several domains, frozen, or with complex input, `IterNorm` and LSTM cells are not
+        compared with the batch, and normalize as the call has it.
 
     Raises:
-        ValueError: there is no batch normalization, or `apply` without `x`.
+        TypeError: the variables are traced, for this is for people.
+        ValueError: there is no normalization, or `apply` without `x`.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn, jaxbn.linen
@@ -58,7 +65,7 @@ def health(
         raise ValueError("`apply` and `x` go together: the batch is what the function is called with.")
     flat = {path: nn.meta.unbox(v) for path, v in traverse_util.flatten_dict(dict(variables)).items()}
     layers = [path[1:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"]
-    layers = [layer for layer in layers if ("batch_stats", *layer, "var") in flat]
+    layers = [layer for layer in layers if ("batch_stats", *layer, "var") in flat or _whitens(flat, layer)]
     if not layers:
         raise ValueError("`variables` must hold `batch_stats` with mean and var; it has none. Pass all collections.")
     seen: dict[tuple[str, ...], list[Batch | None]] = {layer: [] for layer in layers}
@@ -66,19 +73,26 @@ def health(
 
     def watch(call, args, kwargs, context):
         module = context.module
-        if not isinstance(module, (BatchNorm, nn.BatchNorm)) or context.method_name != "__call__":
+        if context.method_name != "__call__":
             return call(*args, **kwargs)
-        epsilons[module.path] = module.epsilon
+        if isinstance(module, BatchNormLSTMCell):
+            epsilons.update({(*module.path, norm): module.epsilon for norm in LSTMState._fields})
+        if isinstance(module, (BatchNorm, nn.BatchNorm, IterNorm)):
+            epsilons[module.path] = module.epsilon
+        if not isinstance(module, (BatchNorm, nn.BatchNorm)):
+            return call(*args, **kwargs)
         params, stats = (module.variables.get(kind, {}) for kind in ("params", "batch_stats"))
         x, mask = jnp.asarray(args[0] if args else kwargs["x"]), kwargs.get("mask")
         axis = tuple(sorted(_check.axes(module.axis, x.ndim)))
         scale, bias, mean, var = nn.meta.unbox([
             params.get("scale"), params.get("bias"), stats["mean"], stats["var"]
         ])  # fmt: skip
+        given = [kwargs.get(name) for name in ("scale", "bias")]
         fits = np.shape(mean) == tuple(x.shape[a] for a in axis)
-        unseen = isinstance(x, Tracer) or isinstance(mask, Tracer) or jnp.iscomplexobj(x) or not fits
+        unseen = any(isinstance(v, Tracer) for v in (x, mask, *given)) or jnp.iscomplexobj(x) or not fits
         if unseen or getattr(module, "frozen", False):
             return call(*args, **kwargs)
+        scale, bias = own_or_given("scale", scale, given[0], None), own_or_given("bias", bias, given[1], None)
         dtype = output_dtype(x, scale, bias, dtype=module.dtype)
         y, batch = compared(
             BatchNormParams(scale, bias),
@@ -99,10 +113,20 @@ def health(
     found = []
     for layer in layers:
         scale, bias = (flat.get(("params", *layer, name)) for name in ("scale", "bias"))
-        mean, var, count = (flat.get(("batch_stats", *layer, name)) for name in ("mean", "var", "count"))
+        mean, var, cov, count = (flat.get(("batch_stats", *layer, name)) for name in ("mean", "var", "cov", "count"))
         state: Any = BatchNormState(mean, var, count)  # pyright: ignore[reportArgumentType]
+        if var is None:
+            state = of_whitening(mean, cov, count)
+        elif is_of_cell(flat, ("batch_stats", *layer)):
+            state = reached(layer[-1], state)
         where = "/".join(layer) or "the layer"
         found.append(
-            judged(where, BatchNormParams(scale, bias), state, count, epsilons.get(layer, epsilon), seen[layer])
+            judged(where, BatchNormParams(scale, bias), state, state.count, epsilons.get(layer, epsilon), seen[layer])
         )
     return Health(found)
+
+
+def _whitens(flat: Mapping[tuple[str, ...], Any], layer: tuple[str, ...]) -> bool:
+    """Whether the statistics are those of an `IterNorm`: a covariance for each group of features, and a count."""
+    mean, cov, count = (flat.get(("batch_stats", *layer, name)) for name in ("mean", "cov", "count"))
+    return cov is not None and mean is not None and count is not None and np.ndim(cov) == np.ndim(mean) + 2

@@ -1,6 +1,6 @@
 """Floor 4: a batch-normalized LSTM cell for Flax linen. Storage and names; the mathematics is `lstm_step`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +23,12 @@ from jaxbn._recurrent_state import (
     rows,
 )
 from jaxbn._state import BatchNormParams, BatchNormState
+
+
+def is_of_cell(flat: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> bool:
+    """Whether the statistics at `path` of flattened variables are one of a cell's three, which are no modules."""
+    parts = ((*path[:-1], name, part) for name in LSTMState._fields for part in BatchNormState._fields)
+    return path[-1] in LSTMState._fields and all(part in flat for part in parts)
 
 
 class BatchNormLSTMCell(nn.RNNCellBase):

@@ -1,6 +1,6 @@
 """Floor 5: what may be wrong with the batch normalizations of an nnx model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,10 +8,13 @@ from flax import nnx
 from jax.core import Tracer
 
 from jaxbn import _check
-from jaxbn._flax import output_dtype, widened
-from jaxbn._health import compared, judged
+from jaxbn._flax import output_dtype, own_or_given, widened
+from jaxbn._health import compared, judged, of_whitening, reached
 from jaxbn._health_report import Batch, Health
 from jaxbn._nnx_batch_norm import BatchNorm
+from jaxbn._nnx_iter_norm import IterNorm
+from jaxbn._nnx_lstm import BatchNormLSTMCell
+from jaxbn._recurrent_state import LSTMState
 from jaxbn._state import BatchNormParams, BatchNormState
 
 
@@ -21,7 +24,17 @@ class Watched(nnx.Module):
     def __init__(self, norm: Any, see: Callable[[Batch], None]):
         self.norm, self.see = norm, see
 
-    def __call__(self, x: Any, use_running_average: Any = None, *, mask: Any = None, residual: Any = None, **rest: Any):
+    def __call__(
+        self,
+        x: Any,
+        use_running_average: Any = None,
+        *,
+        mask: Any = None,
+        residual: Any = None,
+        scale: Any = None,
+        bias: Any = None,
+        **rest: Any,
+    ):
         """The arguments of a normalization, of which the mode means nothing here.
 
         Args:
@@ -29,6 +42,7 @@ class Watched(nnx.Module):
             use_running_average: without effect where the input is watched.
             mask: True where a value counts.
             residual: added before the activation.
+            scale, bias: for a layer without its own.
             **rest: what a variant of the layer takes.
 
         Returns:
@@ -37,11 +51,14 @@ class Watched(nnx.Module):
         norm, x = self.norm, jnp.asarray(x)
         params, state = _arrays(norm)
         fits = state.mean.shape == tuple(x.shape[a] for a in _check.axes(norm.axis, x.ndim))
-        unseen = rest or jnp.iscomplexobj(x) or any(isinstance(v, Tracer) for v in (x, mask, state.mean))
+        unseen = rest or jnp.iscomplexobj(x) or any(isinstance(v, Tracer) for v in (x, mask, scale, bias, state.mean))
         if unseen or not fits or getattr(norm, "frozen", False):
-            options = {"mask": mask, "residual": residual, **rest}
+            options = {"mask": mask, "residual": residual, "scale": scale, "bias": bias, **rest}
             options = {name: value for name, value in options.items() if value is not None}
             return norm(x, use_running_average, **options)
+        params = BatchNormParams(
+            own_or_given("scale", params.scale, scale, None), own_or_given("bias", params.bias, bias, None)
+        )
         dtype = output_dtype(x, *params, state.mean, state.var, dtype=norm.dtype)
         y, batch = compared(
             params,
@@ -65,16 +82,20 @@ def health(model: Any, x: Any = None, call: Callable[[Any, Any], Any] = lambda m
     model is left as it is.
 
     Args:
-        model: an nnx module, with flax's layers, ours, and stacks of them that `nnx.vmap` makes.
+        model: an nnx module, with flax's layers, ours, and stacks of them that `nnx.vmap` makes; and with `IterNorm`,
+            which counts by the variances of its features, and `BatchNormLSTMCell`, each of whose normalizations counts
+            as a layer, by the time steps that training has reached.
         x: a batch from where evaluation is bad, some hundred examples if there are as many.
         call: `call(model, x)` uses the model, of which it is given a copy in evaluation mode.
 
     Returns:
         A tuple of `LayerHealth`, one for each layer; `print` shows a table with advice. Layers inside a loop or a
-        compiled part of the model, of several domains, frozen, or with complex input are not compared with the batch.
+        compiled part of the model, of several domains, frozen, or with complex input, `IterNorm` and LSTM cells are not
+        compared with the batch, and normalize by their running statistics.
 
     Raises:
-        ValueError: there is no batch normalization.
+        TypeError: the arrays are traced, for this is for people.
+        ValueError: there is no normalization.
 
     Example:
         >>> import jax
@@ -87,34 +108,50 @@ def health(model: Any, x: Any = None, call: Callable[[Any, Any], Any] = lambda m
 
     Source: as `jaxbn.health`.
     """
-    norms = {
-        id(module.mean): ("/".join(map(str, path)) or "the layer", module)
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, (BatchNorm, nnx.BatchNorm))
-    }
+    kinds = (BatchNorm, nnx.BatchNorm)
+    norms = [m for _, m in nnx.iter_modules(model) if isinstance(m, (*kinds, IterNorm, BatchNormLSTMCell))]
     if not norms:
         raise ValueError("`model` must have batch normalizations, `jaxbn.nnx.BatchNorm` or flax's; it has none.")
-    seen: dict[str, list[Batch | None]] = {path: [] for path, _ in norms.values()}
+    seen: dict[int, list[Batch | None]] = {id(module.mean): [] for module in norms if isinstance(module, kinds)}
     if x is not None:
 
         def watched(path, node):
             # The map is over a copy of the modules that holds the same variables.
-            if not isinstance(node, (BatchNorm, nnx.BatchNorm)):
-                return node
-            return Watched(node, seen[norms[id(node.mean)][0]].append)
+            return Watched(node, seen[id(node.mean)].append) if isinstance(node, kinds) else node
 
         copy = nnx.clone(nnx.recursive_map(watched, model, graph=True))
         if isinstance(copy, nnx.Module):
             copy.eval()
         call(copy, x)
     found = []
-    for path, module in norms.values():
-        params, state = _arrays(module)
-        count = getattr(module, "count", None)
-        found.append(judged(path, params, state, None if count is None else count[...], module.epsilon, seen[path]))
+    modules: Any = nnx.iter_modules(model)
+    for path, module in modules:
+        for part, params, state, count in _arrays_of(module):
+            where = "/".join(map(str, (*path, *part))) or "the layer"
+            batches = seen[id(module.mean)] if isinstance(module, kinds) else []
+            found.append(judged(where, params, state, count, module.epsilon, batches))
     return Health(found)
 
 
+def _arrays_of(module: Any) -> Iterator[tuple[tuple[str, ...], BatchNormParams, BatchNormState, Any]]:
+    """Of each normalization that a module is: where it is in it, parameters, statistics and count."""
+    if isinstance(module, (BatchNorm, nnx.BatchNorm)):
+        count = getattr(module, "count", None)
+        yield (), *_arrays(module), None if count is None else count[...]
+    elif isinstance(module, IterNorm):
+        state = of_whitening(module.mean[...], module.cov[...], module.count[...])
+        yield (), _params(module.scale, module.bias), state, state.count
+    elif isinstance(module, BatchNormLSTMCell):
+        for name in LSTMState._fields:
+            norm = getattr(module, name)
+            state = reached(name, BatchNormState(*(norm[part][...] for part in BatchNormState._fields)))
+            yield (name,), _params(norm["scale"], norm.get("bias")), state, state.count
+
+
 def _arrays(module: Any) -> tuple[BatchNormParams, BatchNormState]:
-    scale, bias = (None if v is None else v[...] for v in (module.scale, module.bias))
-    return BatchNormParams(scale, bias), BatchNormState(module.mean[...], module.var[...], jnp.zeros((), jnp.int32))
+    state = BatchNormState(module.mean[...], module.var[...], jnp.zeros((), jnp.int32))
+    return _params(module.scale, module.bias), state
+
+
+def _params(scale: Any, bias: Any) -> BatchNormParams:
+    return BatchNormParams(*(None if v is None else v[...] for v in (scale, bias)))
