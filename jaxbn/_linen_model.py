@@ -12,12 +12,15 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jax.typing import ArrayLike
 
+from jaxbn._linen_lstm import is_of_cell
+
 
 def convert(variables: Mapping[str, Any], *, count: ArrayLike | None = None) -> dict[str, Any]:
     """The variables of a model, for the same model with other batch normalizations.
 
     Names and shapes are flax's, so between `flax.linen.BatchNorm` and `jaxbn.linen.BatchNorm` nothing changes but
-    the number of updates, which a layer has where its momentum is a schedule.
+    the number of updates, which a layer has where its momentum is a schedule. `IterNorm` and `BatchNormLSTMCell` always
+    have one, and keep it.
 
     Args:
         variables: what `init` or a checkpoint gives, with `batch_stats`; nested mappings.
@@ -40,7 +43,7 @@ def convert(variables: Mapping[str, Any], *, count: ArrayLike | None = None) -> 
         (2, 3)
     """
     flat = traverse_util.flatten_dict(dict(variables))
-    layers = _layers(flat)
+    layers = [layer for layer in _layers(flat) if not is_of_cell(flat, layer)]
     flat = {path: value for path, value in flat.items() if not (path[:-1] in layers and path[-1] == "count")}
     if count is not None:
         flat |= {(*layer, "count"): jnp.asarray(count, jnp.int32) for layer in layers}

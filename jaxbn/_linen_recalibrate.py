@@ -1,7 +1,7 @@
 """Floor 5: the running statistics of a whole linen model, from a pass over data."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +13,8 @@ from jax.typing import ArrayLike
 
 from jaxbn import _check
 from jaxbn._linen_batch_norm import BatchNorm
+from jaxbn._linen_iter_norm import IterNorm
+from jaxbn._linen_lstm import BatchNormLSTMCell, is_of_cell
 from jaxbn._moments import Moments
 from jaxbn._recalibrate import collected, recalibrated
 from jaxbn._state import BatchNormState
@@ -38,6 +40,9 @@ def recalibrate(
     weighted by counts (`jaxbn.pool_batches`). Use it at the end of training, for averaged weights (EMA, SWA), whose
     statistics nobody has seen, and on data of another domain.
 
+    A layer that no other comes before gets the same however the data are split into batches. One behind others gets
+    inputs that these have normalized by the batch, which depend on the split; with `layer_by_layer` they do not.
+
     Args:
         apply: `apply(variables, batch)` calls the model and returns what `model.apply(..., mutable=["batch_stats"])`
             does. The layers normalize by the batch whatever the call says; all else is as the call has it, so that the
@@ -47,18 +52,20 @@ def recalibrate(
         source_weight: how many examples the statistics there are count for; see `jaxbn.adapt`. The examples of a batch
             are counted along the first axis of its arrays.
         layer_by_layer: each layer is normalized by the recalibrated statistics of those before it, as in evaluation,
-            and not by the batch, as in training. Exact for deep networks, at the cost of as many passes over `batches`
-            as there are layers, or fewer: they stop when nothing changes any more.
+            and not by the batch, as in training. Exact for deep networks, and independent of how the data are split,
+            at the cost of as many passes over `batches` as there are layers, or fewer: they stop when nothing changes
+            any more.
         progress: show batches done and the time left on stderr.
 
     Returns:
         New nested dicts. `count`, where a layer has one, is at least the number of batches, so that training with a
         momentum schedule goes on from these statistics. Layers with `frozen=True`, and those that the call does not
-        use, are left as they are; so is what other modules keep in `batch_stats`.
+        use, are left as they are; so is what modules of your own keep in `batch_stats`.
 
     Raises:
         TypeError: `apply` returns something else, or `layer_by_layer` is given an iterator.
-        ValueError: no batch, no batch normalization, or a batch whose moments are not finite.
+        ValueError: no batch, no batch normalization, or a batch whose moments are not finite; or the call uses an
+            `IterNorm`, a `BatchNormLSTMCell`, or a layer of several domains, whose statistics cannot be made so.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn, jaxbn.linen
@@ -84,13 +91,16 @@ def recalibrate(
     covariate shift adaptation".
     """
     flat = traverse_util.flatten_dict(dict(variables), keep_empty_nodes=True)
+    kept = [path[:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"]
     layers = {}
-    for path in [path[:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"]:
-        if (*path, "var") in flat:
+    for path in kept:
+        if (*path, "var") in flat and not is_of_cell(flat, path):
             mean, var, count = (
                 nn.meta.unbox(flat.get((*path, name), np.int32(0))) for name in ("mean", "var", "count")
             )
             layers["/".join(path[1:]) or "the layer"] = path, BatchNormState(mean, var, count)
+    if kept and not layers:
+        raise _refused(kept[0][1:], "which is no BatchNorm")
     paths = {name: path for name, (path, _) in layers.items()}
 
     @jax.jit
@@ -121,10 +131,17 @@ def recalibrate(
 def _collecting(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     """What is done in the place of a method call: a batch normalization that is asked to notes its moments."""
     layer = context.module
-    if not isinstance(layer, (BatchNorm, nn.BatchNorm)) or context.method_name != "__call__":
+    if context.method_name != "__call__":
+        return call(*args, **kwargs)
+    frozen = getattr(layer, "frozen", False)
+    if isinstance(layer, (IterNorm, BatchNormLSTMCell)):
+        raise _refused(layer.path, f"of class {type(layer).__name__}")
+    if isinstance(layer, BatchNorm) and layer.num_domains is not None and not frozen:
+        raise _refused(layer.path, f"a BatchNorm of num_domains={layer.num_domains}")
+    if not isinstance(layer, (BatchNorm, nn.BatchNorm)):
         return call(*args, **kwargs)
     name = next((name for name in _NAMES if layer.has_variable("batch_stats", name)), None)
-    if name is None or getattr(layer, "frozen", False):
+    if name is None or frozen:
         return call(*args, **kwargs)
     if not layer.is_mutable_collection("batch_stats"):
         raise ValueError('`apply` must let `batch_stats` change: call `model.apply(..., mutable=["batch_stats"])`.')
@@ -151,6 +168,15 @@ def _collecting(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             object.__setattr__(layer, "use_running_average", given)
 
     return normalized(*args, **kwargs)
+
+
+def _refused(path: Sequence[str], what: str) -> ValueError:
+    """The error for a layer whose statistics cannot be made from moments."""
+    return ValueError(
+        "`recalibrate` must meet BatchNorm layers of one domain alone, or the others would keep statistics that do not "
+        f"fit; got {'/'.join(path) or 'the layer'!r}, {what}. Run the model over the data in training mode instead, "
+        "without changing weights, with `momentum=jaxbn.cumulative_average` and each `count` at 0."
+    )
 
 
 def _row(updates: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> Any:

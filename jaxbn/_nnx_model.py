@@ -6,6 +6,8 @@ from typing import Any
 from flax import nnx
 
 from jaxbn._nnx_batch_norm import BatchNorm
+from jaxbn._nnx_lstm import BatchNormLSTMCell
+from jaxbn._recurrent_state import LSTMState
 
 # What the constructor takes and a layer that is there already cannot change.
 _AT_BIRTH = {"self", "num_features", "num_domains", "rngs", "param_dtype", "use_bias", "use_scale"}
@@ -92,7 +94,8 @@ def affine_mask(model: Any) -> nnx.State:
         model: an nnx module.
 
     Returns:
-        `nnx.state(model, nnx.Param)`, True in place of each scale and bias of a batch normalization, else False.
+        `nnx.state(model, nnx.Param)`, True in place of each scale and bias of a batch normalization, those of a
+        `BatchNormLSTMCell` among them, else False.
 
     Example:
         >>> from flax import nnx
@@ -104,8 +107,10 @@ def affine_mask(model: Any) -> nnx.State:
     """
     ours = set()
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, (BatchNorm, nnx.BatchNorm)):
-            ours |= {id(v) for v in (module.scale, module.bias) if v is not None}
+        norms = [module] if isinstance(module, (BatchNorm, nnx.BatchNorm)) else []
+        if isinstance(module, BatchNormLSTMCell):
+            norms = [getattr(module, name) for name in LSTMState._fields]
+        ours |= {id(getattr(norm, name, None)) for norm in norms for name in ("scale", "bias")}
     at = {path: id(node) in ours for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     # Bare bools: `nnx.Optimizer` gives optax arrays, and a bool is a prefix of a variable as well.

@@ -12,6 +12,8 @@ from jax.typing import ArrayLike
 from jaxbn import _check
 from jaxbn._moments import Moments
 from jaxbn._nnx_batch_norm import BatchNorm
+from jaxbn._nnx_iter_norm import IterNorm
+from jaxbn._nnx_lstm import BatchNormLSTMCell
 from jaxbn._recalibrate import collected, recalibrated
 from jaxbn._state import BatchNormState
 
@@ -32,6 +34,9 @@ def recalibrate(
     statistics nobody has seen, and on data of another domain. The model is changed in place, at the very end; after an
     error it is as it was.
 
+    A layer that no other comes before gets the same however the data are split into batches. One behind others gets
+    inputs that these have normalized by the batch, which depend on the split; with `layer_by_layer` they do not.
+
     Args:
         model: an nnx module, with batch normalizations of flax's or ours.
         batches: what `call` takes, trees of arrays, of any sizes, at least one.
@@ -41,13 +46,15 @@ def recalibrate(
         source_weight: how many examples the statistics there are count for; see `jaxbn.adapt`. The examples of a batch
             are counted along the first axis of its arrays.
         layer_by_layer: each layer is normalized by the recalibrated statistics of those before it, as in evaluation,
-            and not by the batch, as in training. Exact for deep networks, at the cost of as many passes over `batches`
-            as there are layers, or fewer: they stop when nothing changes any more.
+            and not by the batch, as in training. Exact for deep networks, and independent of how the data are split,
+            at the cost of as many passes over `batches` as there are layers, or fewer: they stop when nothing changes
+            any more.
         progress: show batches done and the time left on stderr.
 
     Raises:
         TypeError: `layer_by_layer` is given an iterator.
-        ValueError: no batch, no batch normalization, or a batch whose moments are not finite.
+        ValueError: no batch, no batch normalization, or a batch whose moments are not finite; or the call uses an
+            `IterNorm`, a `BatchNormLSTMCell`, or a layer of several domains, whose statistics cannot be made so.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxbn.nnx
@@ -63,7 +70,8 @@ def recalibrate(
 
     `count`, where a layer has one, becomes at least the number of batches, so that training with a momentum schedule
     goes on from these statistics. Layers with `frozen=True`, and those that the call does not use, are left as they
-    are. Under sharded `jit` there is nothing to pass. For layers with `axis_name`, `call` runs the model under
+    are; so is what modules of your own keep as `nnx.BatchStat`. (A call that changes them changes those of the copy.)
+    Under sharded `jit` there is nothing to pass. For layers with `axis_name`, `call` runs the model under
     `nnx.shard_map`, with `nnx.BatchStat` replicated. A layer used twice gets the moments of both uses.
 
     Wu and Johnson 2021, "Rethinking 'batch' in BatchNorm", section 3; Li et al. 2016, "Revisiting batch normalization
@@ -72,6 +80,11 @@ def recalibrate(
     """
     copy = nnx.clone(model, graph=True)
     originals, layers, rows = _layers(model), _layers(copy), {}
+    for path, module in nnx.iter_modules(copy, graph=True):
+        if what := _what(module):
+            if not layers:
+                raise _refused(path, what)
+            module.__class__ = _refusing(type(module), path, what)
     for name, layer in layers.items():
         layer.__class__ = _class_of(type(layer))
         rows[name] = jnp.zeros((*layer.var.shape, 4), _check.working(layer.var.dtype))
@@ -99,9 +112,38 @@ def recalibrate(
 def _layers(model: Any) -> dict[str, Any]:
     """The batch normalizations that may change, each once, by their paths."""
     modules = nnx.iter_modules(model, graph=True)
-    found = {"/".join(map(str, path)) or "the layer": module for path, module in modules}
+    found = {"/".join(map(str, path)) or "the layer": module for path, module in modules if not _what(module)}
     kinds = (BatchNorm, nnx.BatchNorm)
     return {name: m for name, m in found.items() if isinstance(m, kinds) and not getattr(m, "frozen", False)}
+
+
+def _what(module: Any) -> str | None:
+    """What a layer is whose statistics cannot be made from moments."""
+    if isinstance(module, (IterNorm, BatchNormLSTMCell)):
+        return f"of class {type(module).__name__}"
+    if isinstance(module, BatchNorm) and module.num_domains is not None and not module.frozen:
+        return f"a BatchNorm of num_domains={module.num_domains}"
+    return None
+
+
+def _refused(path: Any, what: str) -> ValueError:
+    """The error for such a layer."""
+    return ValueError(
+        "`recalibrate` must meet BatchNorm layers of one domain alone, or the others would keep statistics that do not "
+        f"fit; got {'/'.join(map(str, path)) or 'the layer'!r}, {what}. Run the model over the data in training mode "
+        "instead, without changing weights, with `momentum=jaxbn.cumulative_average` and each `count` at 0; or "
+        "recalibrate the parts of the model without it."
+    )
+
+
+@cache
+def _refusing(kind: Any, path: Any, what: str) -> Any:
+    """The class of layers like those of `kind` that a call must not use."""
+
+    def refuse(self, *args, **kwargs):
+        raise _refused(path, what)
+
+    return type(kind.__name__, (kind,), {"__call__": refuse})
 
 
 def _state(layer: Any) -> BatchNormState:

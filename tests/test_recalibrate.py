@@ -196,11 +196,27 @@ def test_all_at_once(of):
     assert np.max(np.var([(x @ W[0]).mean(0) for x in UNEVEN], 0) / once(EVEN)[1]) > 0.1
 
 
+@cache
+def uneven_by_layers(of):
+    return of(UNEVEN, layer_by_layer=True)
+
+
 @every_kind
 def test_layer_by_layer(of):
-    assert_statistics(of(UNEVEN, layer_by_layer=True), by_layers([X]))
+    assert_statistics(uneven_by_layers(of), by_layers([X]))
     # And it is not what one pass gives.
     assert np.max(np.abs(once(UNEVEN)[3] / by_layers([X])[3] - 1)) > 0.01
+
+
+@pytest.mark.parametrize("of", [OURS[0], pytest.param(OURS[1], marks=pytest.mark.slow)], ids=["linen", "nnx"])
+def test_layer_by_layer_however_they_are_split(of):
+    """To a millionth of a standard deviation, the deeper layer too; all at once that one depends on the split."""
+    even, uneven = of(EVEN, layer_by_layer=True), uneven_by_layers(of)
+    for i in (0, 2):
+        std = np.sqrt(even[i + 1])
+        assert np.max(np.abs(uneven[i] - even[i]) / std) < 1e-6
+        assert np.max(np.abs(np.sqrt(uneven[i + 1]) - std) / std) < 1e-6
+    assert np.max(np.abs(once(UNEVEN)[3] / once(EVEN)[3] - 1)) > 0.01
 
 
 @every_kind
@@ -211,6 +227,62 @@ def test_masks_over_nan_in_either_mode_of_the_call(of, layer_by_layer):
     wanted = exact([X[at] for at in halves], [MASK[at] for at in halves])
     batches = [(HIDDEN[at], MASK[at]) for at in halves]
     assert_statistics(of(batches, layer_by_layer=layer_by_layer, train=False), wanted)
+
+
+class Weighted(nn.Module):
+    """A network with weights: dense, normalization, ReLU, dense, normalization."""
+
+    @nn.compact
+    def __call__(self, x):
+        norm = partial(jaxbn.linen.BatchNorm, use_running_average=True)
+        x = norm(name="first")(nn.Dense(4, name="a")(x))
+        return norm(name="second")(nn.Dense(2, name="b")(nn.relu(x)))
+
+
+def of_weights(a, first, b):
+    """The statistics of such a network in float64, all data at once."""
+    a, first, b = ({k: np.asarray(v, np.float64) for k, v in part.items()} for part in (a, first, b))
+    h = training(X @ a["kernel"] + a["bias"], first["scale"], first["bias"])
+    second = training(np.maximum(h.y, 0) @ b["kernel"] + b["bias"])
+    return [h.mean, h.var, second.mean, second.var]
+
+
+def made(model, x):
+    """Variables of which only the shapes matter."""
+    return jax.tree.map(lambda v: jnp.ones(v.shape, v.dtype), jax.eval_shape(model.init, jax.random.key(0), x))
+
+
+def random_weights(seed):
+    """Kernels, scales and biases."""
+    params = made(Weighted(), X)["params"]
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda v: jnp.asarray(random.normal(0.3, 1, v.shape), v.dtype), params)
+
+
+def test_averaged_weights():
+    """Statistics of the average of two networks, which neither has, nor their average."""
+    model, parts = Weighted(), ("a", "first", "b")
+    variables = made(model, X)
+    one, other = random_weights(1), random_weights(2)
+    averaged = jax.tree.map(lambda v, w: 0.7 * v + 0.3 * w, one, other)
+    stats = [of_weights(*(weights[part] for part in parts)) for weights in (one, other, averaged)]
+    for stale in (stats[0], stats[1], [0.7 * v + 0.3 * w for v, w in zip(*stats[:2], strict=True)]):
+        # In standard deviations, which would show in every output.
+        assert np.max(np.abs(stale[2] - stats[2][2]) / np.sqrt(stats[2][3])) > 0.1
+    apply = partial(model.apply, mutable=["batch_stats"])
+    new = recalibrate_linen(apply, {**variables, "params": averaged}, UNEVEN, layer_by_layer=True)
+    got = [new["batch_stats"][name][part] for name in ("first", "second") for part in ("mean", "var")]
+    assert_statistics(got, stats[2])
+    jax.tree.map(np.testing.assert_array_equal, new["params"], averaged)
+
+    rngs = nnx.Rngs(0)
+    norms = jaxbn.nnx.BatchNorm(4, rngs=rngs), jaxbn.nnx.BatchNorm(2, rngs=rngs)
+    stateful = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), norms[0], nnx.relu, nnx.Linear(4, 2, rngs=rngs), norms[1])
+    for layer, part in zip((stateful.layers[0], norms[0], stateful.layers[3]), parts, strict=True):
+        for name, value in averaged[part].items():
+            getattr(layer, name).set_value(value)
+    recalibrate_nnx(stateful, [X])
+    assert_statistics([getattr(norm, part)[...] for norm in norms for part in ("mean", "var")], stats[2])
 
 
 @our_kinds
@@ -509,3 +581,95 @@ def test_models_and_calls_that_are_refused():
         pool_batches(lambda x: {str(len(x)): jaxbn.moments(x)}, UNEVEN)
     with pytest.raises(TypeError, match="batch 1 has another"):
         pool_batches(jaxbn.moments, [X, X[:, :1]])
+
+
+# Layers that keep other statistics.
+
+
+class Behind(nn.Module):
+    """A normalization, and another kind of layer behind it that the call may leave out."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x, whole=True):
+        x = jaxbn.linen.BatchNorm(use_running_average=True, name="norm")(x)
+        if not whole:
+            return x
+        if self.kind == "cell":
+            cell = jaxbn.linen.BatchNormLSTMCell(2, 3, use_running_average=True, name="other")
+            return cell(cell.initialize_carry(jax.random.key(0), x.shape), x)[1]
+        if self.kind == "white":
+            return jaxbn.linen.IterNorm(use_running_average=True, name="other")(x)
+        frozen = self.kind == "frozen"
+        return jaxbn.linen.BatchNorm(
+            use_running_average=not frozen or None, num_domains=2, frozen=frozen, name="other"
+        )(x, domain=1)
+
+
+class StatefulBehind(nnx.Module):
+    def __init__(self, kind):
+        self.norm = jaxbn.nnx.BatchNorm(FEATURES, rngs=nnx.Rngs(0))
+        if kind == "cell":
+            zeros = {"kernel_init": nnx.initializers.zeros, "recurrent_kernel_init": nnx.initializers.zeros}
+            self.other: nnx.Module = jaxbn.nnx.BatchNormLSTMCell(FEATURES, 2, 3, **zeros, rngs=nnx.Rngs(0))
+        elif kind == "white":
+            self.other = jaxbn.nnx.IterNorm(FEATURES, rngs=nnx.Rngs(0))
+        else:
+            self.other = jaxbn.nnx.BatchNorm(FEATURES, num_domains=2, frozen=kind == "frozen", rngs=nnx.Rngs(0))
+        self.kind = kind
+
+    def __call__(self, x, whole=True):
+        x = self.norm(x)
+        if not whole:
+            return x
+        if self.kind == "cell":
+            return self.other(self.other.initialize_carry(x.shape), x)[1]
+        return self.other(x) if self.kind == "white" else self.other(x, domain=1)
+
+
+REFUSED = {"cell": "BatchNormLSTMCell", "white": "IterNorm", "domains": "num_domains=2"}
+
+
+@pytest.mark.parametrize("kind", [*REFUSED, "frozen"])
+def test_other_statistics_are_refused_or_left_alone(kind):
+    """Refused where the call uses them, or the model would be half recalibrated; as they were where it does not."""
+    model, stateful, x = Behind(kind), StatefulBehind(kind), [X[:8]]
+    variables = made(model, X[:8])
+    apply = partial(model.apply, mutable=["batch_stats"])
+    before = nnx.to_pure_dict(nnx.state(stateful.other))
+    whole = kind == "frozen"
+    if not whole:
+        for call in (lambda: recalibrate_linen(apply, variables, x), lambda: recalibrate_nnx(stateful, x)):
+            with pytest.raises(ValueError, match=f"got 'other', .*{REFUSED[kind]}.*cumulative_average"):
+                call()
+        np.testing.assert_array_equal(stateful.norm.mean[...], 0)
+        stats = variables["batch_stats"]
+        alone = {**variables, "batch_stats": {"other": stats["other"]}}
+        for call in (
+            lambda: recalibrate_linen(lambda v, x: apply({**v, "batch_stats": stats | v["batch_stats"]}, x), alone, x),
+            lambda: recalibrate_nnx(stateful.other, x),
+        ):
+            with pytest.raises(ValueError, match=r"got 'other|the layer"):
+                call()
+    new = recalibrate_linen(partial(apply, whole=whole), variables, x)["batch_stats"]
+    recalibrate_nnx(stateful, x, lambda m, x: m(x, whole))
+    np.testing.assert_allclose(new["norm"]["var"], X[:8].var(0), rtol=1e-5)
+    np.testing.assert_allclose(stateful.norm.var[...], X[:8].var(0), rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, new["other"], variables["batch_stats"]["other"])
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(stateful.other)), before)
+    assert type(stateful.other).__module__.startswith("jaxbn")
+
+
+def test_an_lstm_keeps_its_counts_when_a_model_is_converted():
+    """Its normalizations are no layers that have or lack a count; but their scales and biases are such."""
+    model, stateful = Behind("cell"), StatefulBehind("cell")
+    variables = made(model, X[:8])
+    for count in (None, 7):
+        new = jaxbn.linen.convert(variables, count=count)["batch_stats"]
+        jax.tree.map(np.testing.assert_array_equal, new["other"], variables["batch_stats"]["other"])
+        assert ("count" in new["norm"]) == (count is not None)
+    for mask in (jaxbn.linen.affine_mask(variables), nnx.to_pure_dict(jaxbn.nnx.affine_mask(stateful))):
+        assert jax.tree.leaves(mask["norm"]) == [True, True]
+        assert not mask["other"]["input_kernel"]
+        assert all(all(mask["other"][norm].values()) for norm in ("input_norm", "recurrent_norm", "cell_norm"))
