@@ -43,6 +43,12 @@ def folded(
     **how: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The layer's new kernel and bias, and the shift in the dtype of the statistics, for a layer that takes no bias."""
+    for option in ("num_domains", "example_weight"):
+        if value := getattr(module, option, None):
+            raise ValueError(
+                f"`pairs` cannot fold {norm!r} into {layer!r}: with {option}={value} it is not the same affine map for "
+                "all inputs. Leave the pair out."
+            )
     features = len(module.axis) if isinstance(module.axis, (tuple, list)) else 1
     stacked = np.ndim(state.mean) - features
     axes = (*range(stacked), *((-2,) if how["transposed"] else range(-features, 0)))

@@ -30,7 +30,7 @@ def fold(
 
     The normalizations still run, though. `drop=True` gives variables without them, for the same model built with the
     identity in their place and a bias in each of the layers: `norm=lambda **_: lambda x: x`. What was inside the
-    layer, `activation` and `residual`, that model must do itself.
+    layer, `activation` and `residual`, or given to its call, `scale` and `bias`, that model must do itself.
 
     Args:
         apply: `apply(variables, x)` calls the model in evaluation, `lambda v, x: model.apply(v, x, train=False)`; with
@@ -48,8 +48,9 @@ def fold(
         New nested dicts; what is not folded is the very arrays.
 
     Raises:
-        TypeError, ValueError: an unknown path, feature counts that do not match, a normalization named twice or that
-            is not in evaluation; or the outputs differ, because something is between layer and normalization.
+        TypeError, ValueError: an unknown path, feature counts that do not match, a normalization named twice, of
+            several domains, with an `example_weight`, or not in evaluation; or the outputs differ, because something is
+            between layer and normalization.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn, jaxbn.linen

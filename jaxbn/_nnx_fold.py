@@ -8,17 +8,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from jaxbn import _fold_model
+from jaxbn import _check, _fold_model
+from jaxbn._batch_norm import bn_apply
 from jaxbn._flax import output_dtype
 from jaxbn._nnx_batch_norm import BatchNorm
 from jaxbn._state import BatchNormParams, BatchNormState
 
 
 class Folded(nnx.Module):
-    """What is left of a normalization that was folded away: `activation(x + residual)`, in the dtype it had."""
+    """What is left of a normalization that was folded away: `activation(scale x + bias + residual)`, in its dtype."""
 
     def __init__(self, norm: Any):
         self.activation, self.dtype = getattr(norm, "activation", None), norm.dtype
+        self.axis = norm.axis
         held = [v[...] for v in (norm.mean, norm.var, norm.scale, norm.bias) if v is not None]
         self.held_dtype = output_dtype(*held, dtype=None)
 
@@ -29,6 +31,8 @@ class Folded(nnx.Module):
         *,
         mask: ArrayLike | None = None,
         residual: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
     ) -> jax.Array:
         """The arguments of a normalization; the mode and the mask mean nothing here.
 
@@ -37,12 +41,20 @@ class Folded(nnx.Module):
             use_running_average: without effect.
             mask: without effect.
             residual: added before the activation, of x's shape.
+            scale, bias: for a layer without its own, `[*features]` or `[batch, *features]`.
 
         Returns:
             An array of x's shape.
         """
         x = jnp.asarray(x)
-        y = x.astype(output_dtype(x, jnp.zeros((), self.held_dtype), dtype=self.dtype))
+        given = BatchNormParams(*(None if v is None else jnp.asarray(v) for v in (scale, bias)))
+        y = x.astype(output_dtype(x, jnp.zeros((), self.held_dtype), *given, dtype=self.dtype))
+        if any(v is not None for v in given):
+            features = tuple(x.shape[a] for a in _check.axes(self.axis, x.ndim))
+            # With a half and a half sqrt(var + epsilon) is 1.
+            half = jnp.full(features, 0.5, _check.working(y.dtype))
+            state = BatchNormState(jnp.zeros_like(half), half, jnp.zeros((), jnp.int32))
+            y, _ = bn_apply(given, state, y, False, axis=self.axis, epsilon=0.5)
         y = y if residual is None else y + jnp.asarray(residual).astype(y.dtype)
         return y if self.activation is None else self.activation(y).astype(y.dtype)
 
@@ -65,8 +77,8 @@ def fold(
     """The model for inference: each normalization of `pairs` is part of the layer before it, and costs nothing.
 
     Each layer takes on `y = a x + b` of the normalization behind it, as `jaxbn.fold` says, and has a bias from then
-    on. In the place of the normalization is a module that returns `activation(x + residual)`, or just x. The old model
-    is left as it is, and shares no variables with the new one.
+    on. In the place of the normalization is a module that returns `activation(x + residual)`, or just x, and applies a
+    scale and bias that are given to the call. The old model is left as it is, and shares no variables with the new one.
 
     Args:
         model: an nnx module.
@@ -81,8 +93,9 @@ def fold(
         A model of the same structure, in evaluation mode.
 
     Raises:
-        TypeError, ValueError: an unknown path, feature counts that do not match, a normalization named twice; or the
-            outputs differ, because something is between layer and normalization.
+        TypeError, ValueError: an unknown path, feature counts that do not match, a normalization named twice, of
+            several domains or with an `example_weight`; or the outputs differ, because something is between layer and
+            normalization.
 
     Example:
         >>> import jax, jax.numpy as jnp

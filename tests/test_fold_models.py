@@ -371,3 +371,70 @@ def test_the_call_that_recalibrates_folds_too():
         lambda v, x: model.apply(v, x, mutable=["batch_stats"]), variables, {"layers_0": "layers_1"}, x
     )
     np.testing.assert_allclose(model.apply(new, x), model.apply(variables, x), atol=1e-6)
+
+
+BY_FEATURE = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+class Conditional(nn.Module):
+    """A layer whose scale and bias the call computes, by example; and one with a bias by feature, the scale its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        given = partial(jaxbn.linen.BatchNorm, use_running_average=True, epsilon=1e-3, use_bias=False)
+        film = nn.Dense(8, name="film")(x)
+        x = nn.Dense(4, name="first")(x)
+        x = given(use_scale=False, activation=jax.nn.relu, name="by_example")(x, scale=film[:, :4], bias=film[:, 4:])
+        x = nn.DenseGeneral((2, 3), name="last")(x)
+        return given(axis=(-2, -1), name="by_feature")(x, bias=BY_FEATURE)
+
+
+class StatefulConditional(nnx.Module):
+    """The same."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        given = partial(jaxbn.nnx.BatchNorm, epsilon=1e-3, use_bias=False, rngs=rngs)
+        self.film, self.first = nnx.Linear(2, 8, rngs=rngs), nnx.Linear(2, 4, rngs=rngs)
+        self.by_example = given(4, use_scale=False, activation=jax.nn.relu)
+        self.last = nnx.LinearGeneral(4, (2, 3), rngs=rngs)
+        self.by_feature = given((2, 3), axis=(-2, -1))
+
+    def __call__(self, x):
+        film = self.film(x)
+        x = self.by_example(self.first(x), scale=film[:, :4], bias=film[:, 4:])
+        return self.by_feature(self.last(x), bias=BY_FEATURE)
+
+
+def test_scale_and_bias_of_the_call_stay():
+    """Conditional layers: the statistics are folded, what the call gives is applied as before."""
+    pairs, x = {"first": "by_example", "last": "by_feature"}, X[:, 0, 0]
+    stateful = aged(StatefulConditional())
+    new = nnx_fold(stateful, pairs, x)
+    assert not nnx.to_flat_state(nnx.state(new, nnx.BatchStat))
+    stateful.eval()
+    near(new(x), stateful(x))
+    model = Conditional()
+    variables = trained(model.init(KEY, x))
+    near(model.apply(linen_fold(model.apply, variables, pairs, x), x), model.apply(variables, x))
+
+
+@pytest.mark.parametrize("options", [{"num_domains": 2}, {"example_weight": 0.5}])
+def test_what_is_no_one_affine_map(options):
+    words = "'norm' into 'dense'.*" + "=".join(map(str, *options.items()))
+    call = {"domain": 1} if "num_domains" in options else {}
+
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = jaxbn.linen.BatchNorm(use_running_average=True, name="norm", **options)
+            return norm(nn.Dense(2, name="dense")(x), **call)
+
+    stateful = nnx.Dict(
+        dense=nnx.Linear(2, 2, rngs=nnx.Rngs(0)), norm=jaxbn.nnx.BatchNorm(2, **options, rngs=nnx.Rngs(0))
+    )
+    model, x = Own(), X[:, 0, 0]
+    with pytest.raises(ValueError, match=words):
+        linen_fold(model.apply, model.init(KEY, x), {"dense": "norm"}, x)
+    with pytest.raises(ValueError, match=words):
+        nnx_fold(stateful, {"dense": "norm"}, x, lambda m, x: m["norm"](m["dense"](x), **call))
