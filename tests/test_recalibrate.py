@@ -270,7 +270,7 @@ def test_averaged_weights():
         # In standard deviations, which would show in every output.
         assert np.max(np.abs(stale[2] - stats[2][2]) / np.sqrt(stats[2][3])) > 0.1
     apply = partial(model.apply, mutable=["batch_stats"])
-    new = recalibrate_linen(apply, {**variables, "params": averaged}, UNEVEN, layer_by_layer=True)
+    new = recalibrate_linen(apply, {**variables, "params": averaged}, EVEN, layer_by_layer=True)
     got = [new["batch_stats"][name][part] for name in ("first", "second") for part in ("mean", "var")]
     assert_statistics(got, stats[2])
     jax.tree.map(np.testing.assert_array_equal, new["params"], averaged)
