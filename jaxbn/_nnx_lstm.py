@@ -80,8 +80,9 @@ class BatchNormLSTMCell(RNNCellBase):
         ((8, 5), True)
 
     Cooijmans et al. 2017, "Recurrent batch normalization". `seq_lengths` of `nnx.RNN` is not seen by its cell; pass it
-    too if the sequences are reversed. As with flax's cells, `nnx.RNN` needs `check_vma=False` under `jax.shard_map`
-    and no Explicit mesh; `lstm_apply` runs in every way.
+    too if the sequences are reversed. Under `jax.shard_map(check_vma=True)` and on Explicit meshes give `lengths` to
+    `initialize_carry`, and that carry to `nnx.RNN`: without them it starts the same on all devices, which `lax.scan`
+    refuses.
     """
 
     def __init__(
