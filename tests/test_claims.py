@@ -335,6 +335,19 @@ def mnist(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """A folder with files in CIFAR-10's binary format: five of 60 images and one of 100, noise around their class."""
+    folder, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
+    own = rng.integers(0, 256, (10, 3 * 32 * 32))
+    for name, count in (*((f"data_batch_{n}", 60) for n in range(1, 6)), ("test_batch", 100)):
+        labels = np.arange(count) % 10
+        images = 0.8 * own[labels] + rng.integers(0, 50, (count, 3 * 32 * 32))
+        rows = np.concatenate([labels[:, None], images], 1).astype(np.uint8)
+        (folder / f"{name}.bin").write_bytes(rows.tobytes())
+    return folder
+
+
 def test_files_become_three_parts(mnist):
     """A fifth of small files to validate and to test with, in the classes' proportions; nothing in two parts."""
     name, images = command.source(command.Command(mnist=mnist))
@@ -350,13 +363,17 @@ def test_files_become_three_parts(mnist):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["faster", "small_batches"])
-def test_a_claim_is_measured_on_other_images(name, mnist, tmp_path):
-    assert command.main(["--only", name, "--smoke", "--mnist", str(mnist), "--out", str(tmp_path)], Interrupt()) == 0
+@pytest.mark.parametrize(
+    ("name", "kind"), [(c.name, "mnist") for c in CONFIGS] + [("normalizes", "cifar"), ("small_batches", "cifar")]
+)
+def test_a_claim_is_measured_on_other_images(name, kind, request, tmp_path):
+    folder = request.getfixturevalue(kind)
+    given = ["--only", name, "--smoke", f"--{kind}", str(folder), "--out", str(tmp_path)]
+    assert command.main(given, Interrupt()) == 0
     record = json.loads((tmp_path / "results" / f"{name}.json").read_text())
-    assert (record["data"], record["smoke"]) == ("mnist", True)
+    assert (record["data"], record["smoke"]) == (kind, True)
     page = (tmp_path / "RESULTS.md").read_text()
-    assert "Data: mnist" in page
+    assert f"Data: {kind}" in page
     assert "its numbers mean nothing" in page
     assert "were written for the digits" in page
 

@@ -40,18 +40,6 @@ def test_group_norm_is_flax_s(groups):
         np.testing.assert_allclose(run(networks.group_norm(groups, jnp.tanh), x), wanted, rtol=0, atol=1e-5)
 
 
-def test_dropout_keeps_the_mean_and_is_off_in_evaluation():
-    wide = jnp.ones((400, 50))
-    y = np.asarray(run(networks.dropout(NOTHING, 0.2), wide))
-    assert set(np.unique(y)) == {np.float32(0), np.float32(1.25)}
-    assert np.mean(y == 0) == pytest.approx(0.2, abs=5 * np.sqrt(0.16 / y.size))  # five standard deviations
-    assert np.array_equal(run(networks.dropout(NOTHING, 0.2), wide, EVALUATE), wide)
-    squared = Layer(NOTHING.init, lambda params, state, x, run: (x**2, state))
-    before, after = (run(networks.dropout(squared, 0.2, before=b), wide) for b in (True, False))
-    assert np.max(before) == pytest.approx(1.25**2)
-    assert np.max(after) == pytest.approx(1.25)
-
-
 def test_noise_has_the_moments_of_the_paper():
     """Of zeros, uniform shifts; of large values, the deviation too. None in evaluation."""
     layer = networks.noisy(NOTHING, lambda v: v)
@@ -64,11 +52,6 @@ def test_noise_has_the_moments_of_the_paper():
     assert 0.99 < factor.mean(0).min() < 1.02 < 1.22 < factor.mean(0).max() < 1.26  # uniform in [1, 1.25]
     assert np.std(factor - factor.mean(0)) == pytest.approx(0.1, rel=0.02)
     assert np.array_equal(run(layer, X, EVALUATE), X)
-
-
-def test_after_is_the_activation_first():
-    norm = layers.batch_norm()
-    np.testing.assert_array_equal(run(networks.after(norm, jnp.tanh)), run(norm, jnp.tanh(X)))
 
 
 def test_statistics_of_the_whole_set():

@@ -7,7 +7,6 @@ import pytest
 
 from experiments import layers
 from experiments.claims.measured.regularizes import adjustable, shift
-from experiments.claims.networks import dropout
 from experiments.layers import Pass
 
 LAYER = layers.batch_norm(activation=jax.nn.relu)
@@ -20,11 +19,26 @@ def test_rate_in_the_state(before):
     layer = adjustable(LAYER, before=before)
     params, (own, zero) = layer.init(3)
     y, (_, kept) = layer.apply(params, (own, jnp.asarray(0.3)), x, run)
-    expected, _ = dropout(LAYER, 0.3, before=before).apply(params, own, x, run)
+    kept_units = jax.random.bernoulli(run.key, 0.7, x.shape)
+
+    def dropped(v):
+        return jnp.where(kept_units, v / 0.7, 0.0)
+
+    expected = LAYER.apply(params, own, dropped(x) if before else x, run)[0]
+    expected = expected if before else dropped(expected)
     np.testing.assert_allclose(y, expected, rtol=1e-6)  # one division, maybe by a reciprocal
     assert float(kept) == pytest.approx(0.3)
     plain, _ = LAYER.apply(params, own, x, run)
     np.testing.assert_array_equal(layer.apply(params, (own, zero), x, run)[0], plain)
+
+
+def test_dropout_keeps_the_mean_and_is_off_in_evaluation():
+    nothing = layers.Layer(lambda features: (None, None), lambda params, state, x, run: (x, state))
+    layer, state, wide = adjustable(nothing), (None, jnp.asarray(0.2)), jnp.ones((400, 50))
+    y = np.asarray(layer.apply(None, state, wide, Pass(True, None, jax.random.key(0)))[0])
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1.25)}
+    assert np.mean(y == 0) == pytest.approx(0.2, abs=5 * np.sqrt(0.16 / y.size))  # five standard deviations
+    assert np.array_equal(layer.apply(None, state, wide, Pass(False))[0], wide)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.8])

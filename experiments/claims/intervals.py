@@ -65,7 +65,7 @@ def exact(value: float, how: str) -> Estimate:
 def share(values: Any, above: float) -> Estimate:
     """Which part of the seeds is above a number: counted, so that there is no interval."""
     v = np.asarray(values, float).ravel()
-    return exact(np.mean(v > above), "counted")._replace(n=v.size)
+    return exact(float(np.mean(v > above)), "counted")._replace(n=v.size)
 
 
 def compared(estimate: Estimate, values: Any, against: float) -> Estimate:

@@ -1,4 +1,4 @@
-"""What only the claims need between two linear maps, and networks of it: noise, dropout, other norms, deep stacks."""
+"""What only the claims need between two linear maps, and networks of it: noise, other norms, deep stacks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +16,6 @@ from experiments.shapes import Images, Logits, Tree
 Activation = Callable[[Array], Array]
 
 
-def after(layer: Layer, activation: Activation) -> Layer:
-    """The activation first and then `layer`, which is to have none of its own."""
-    return Layer(layer.init, lambda params, state, x, run: layer.apply(params, state, activation(x), run))
-
-
 def noisy(layer: Layer, activation: Activation) -> Layer:
     """`layer`, then the noise of Santurkar et al. 2018, section 2.1, then the activation; in evaluation no noise.
 
@@ -36,22 +31,6 @@ def noisy(layer: Layer, activation: Activation) -> Layer:
             shift = mean + jax.random.uniform(keys[2], y.shape, minval=-0.1, maxval=0.1)
             y = (deviation + 0.1 * jax.random.normal(keys[3], y.shape)) * y + shift
         return activation(y), state
-
-    return Layer(layer.init, apply)
-
-
-def dropout(layer: Layer, rate: float, *, before: bool = False) -> Layer:
-    """`layer` with inverted dropout of what it gives, or of what it gets if `before`."""
-
-    def dropped(x: Array, run: Pass) -> Array:
-        if not run.train or run.key is None:
-            return x
-        kept = jax.random.bernoulli(run.key, 1 - rate, x.shape)
-        return jnp.where(kept, x / (1 - rate), 0.0)
-
-    def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
-        y, state = layer.apply(params, state, dropped(x, run) if before else x, run)
-        return y if before else dropped(y, run), state
 
     return Layer(layer.init, apply)
 

@@ -81,8 +81,11 @@ def draw(found: dict[str, Any], figure: Figure) -> str:
     plots.finish(middle, "training step", "cosine", "a layer's gradient before and after\nthe earlier layers' step")
     plots.finish(right, "training step", "validation accuracy", "with noise that restores the shift")
     right.set_ylim(0, 1)
+    for panel in (left, middle):  # room for the legend above the lines
+        low, high = panel.get_ylim()
+        panel.set_ylim(low, high + 0.2 * (high - low))
     for panel in (left, middle, right):
-        panel.legend(frameon=False, fontsize=8)
+        panel.legend(frameon=False, fontsize=8, loc="lower right" if panel is right else "upper left")
     n = len(found["relu_batch"]["test"])
     return (
         f"Left: the first unit of the last hidden layer, first seed of n = {n}, at the rate of the rows that decide. "

@@ -92,7 +92,7 @@ def tables(found: dict[str, Any]) -> str:
     rows = []
     for name in found["gradients"]:
         activation, norm, depth = name.split("-")
-        by_gain = [f"{v:.3g}" for v in np.median(ratios(found, name), 0)]
+        by_gain = [f"{v:.0f}" if 1e3 <= v < 1e6 else f"{v:.3g}" for v in np.median(ratios(found, name), 0)]
         rows.append([activation.replace("relu", "ReLU"), NAMES[norm], depth, *by_gain])
     first = markdown(["units", "norm", "layers", *(f"gain {g:.3g}" for g in found["gains"])], rows)
     rows = []

@@ -37,14 +37,20 @@ def _watched(study: Study, s: Settings, arm: str) -> dict[str, Any]:
     else:
         layer = layers.batch_norm(activation=activation, momentum=momentum, epsilon=EPSILON)
     model = mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.pixels)
-    look = jax.jit(jax.vmap(partial(_look, model, s.whiten_size, arm), (0, 0, None)))
     images = study.data.train.images
+    rows = min(ROWS, len(images))
+    looks = {
+        n: jax.jit(
+            jax.vmap(partial(_look, model, s.whiten_size, (arm, *(("whiten",) if n == rows else ()))), (0, 0, None))
+        )
+        for n in (rows, s.batch_size)
+    }
     probes: dict[int, dict[str, Any]] = {}
 
     def watch(step: int, carry: Carry) -> None:
         if step in (0, s.log_every, s.steps):
             params, state = jax.tree.map(lambda v: v[:, 0], (carry.params, carry.state))
-            large, small = (jax.device_get(look(params, state, images[:n])) for n in (ROWS, s.batch_size))
+            large, small = (jax.device_get(look(params, state, images[:n])) for n, look in looks.items())
             probes[step] = _numbers(large, small, arm, s.whiten_size)
 
     trained = study.fit(s, model, watch=watch)
@@ -56,16 +62,18 @@ def _watched(study: Study, s: Settings, arm: str) -> dict[str, Any]:
     return found | {name: last[name] for name in drawn}
 
 
-def _look(model: Model, size: int, arm: str, params: Any, state: Any, images: Any) -> list[dict[str, jax.Array]]:
-    """Of each hidden layer what enters it, what it makes of that before scale and bias, and what the next one gets."""
+def _look(
+    model: Model, size: int, norms: tuple[str, ...], params: Any, state: Any, images: Any
+) -> list[dict[str, jax.Array]]:
+    """Of each hidden layer what enters it, what `norms` make of that without scale and bias, and what the next gets."""
     assert model.hidden is not None
     seen = []
     for entering, leaving in model.hidden(params, state, jnp.asarray(images), Pass(True)):
         features = entering.shape[-1]
         made = {"entering": entering, "leaving": leaving}
-        if arm == "batch":
+        if "batch" in norms:
             made["batch"], _ = jaxbn.bn_apply(*jaxbn.bn_init(features), entering, True, epsilon=EPSILON)
-        if arm == "whiten" or len(images) == ROWS:
+        if "whiten" in norms:
             start = jaxbn.whiten_init(features, group_size=size)
             made["whiten"], _ = jaxbn.whiten_apply(*start, entering, True, iterations=ITERATIONS, epsilon=EPSILON)
         seen.append(made)
