@@ -135,7 +135,7 @@ def _bootstrap(
     how = f"{name}, {LEVEL:.0%} bootstrap interval"
     found = np.array([statistic(flat), low, high])
     if unit in COUNTED:
-        found = np.round(found, DIGITS) + 0.0  # no -0
+        found = np.round(found, DIGITS + 1) + 0.0  # no -0
     value, low, high = found.tolist()
     estimate = Estimate(value, low, high, flat.size, unit, how)
     return estimate if against is None else compared(estimate, flat, against)

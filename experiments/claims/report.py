@@ -224,8 +224,8 @@ if all its numbers that decide are, *contested* if some are and others are not, 
 our numbers do not all agree, and else *inconclusive*: also if some are supported and others inconclusive. Both arms
 of a comparison share their initial weights, the order of the batches and the number of steps, and choose from the
 same learning rates by validation; differences and ratios are taken seed by seed. A target that was not reached counts
-as later than all others (printed as ∞), and is never left out. Where no interval is printed it has no width.
-Differences of accuracy are rounded to a thousandth of a percentage point, far below one image. The sign test says how
+as later than all others (printed as ∞), and is never left out. Where no interval is printed it has no width. Less
+than a thousandth of a percentage point of accuracy, far below one image, counts as nothing. The sign test says how
 likely it is that as many seeds are on one side if both sides were equally likely; it counts seeds and not sizes, so
 that with 8 seeds it can hardly be below 0.008, and it may disagree with the interval.
 
