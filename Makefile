@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# What sums of large arrays bear on: they are asked for otherwise than those of small ones.
+APART := $(addprefix tests/test_,values.py derivatives.py devices.py collectives.py ghost.py moments.py)
+
 .PHONY: demo test slow check bench claims clean
 
 demo: $(VENV)/experiments
@@ -13,6 +16,7 @@ test: $(VENV)/tests
 
 slow: $(VENV)/tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --apart $(APART)
 
 check: $(VENV)/checks
 	$(BIN)/ruff check .
