@@ -126,6 +126,7 @@ def test_pool_updates_of_stacked_layers(momentum):
         np.testing.assert_allclose(got, wanted, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_pool_updates_of_complex_and_of_wide_states():
     z = (X + 1j * X[::-1]).astype(np.complex64)
     params, state = jaxbn.bn_init(3, dtype=jnp.complex64)

@@ -67,6 +67,7 @@ def test_features_spread_over_an_axis_that_is_not_manual():
     np.testing.assert_allclose(y, jaxbn.bn_apply(params, state, x, True)[0], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_without_jit():
     with jax.disable_jit():
         y, state = jaxbn.bn_apply(PARAMS, STATE, FAR, True)

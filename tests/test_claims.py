@@ -184,6 +184,7 @@ def network(norm, seen=None):
     return mlp([layers.Layer(layer.init, apply)], (4,), gaussian(0.3, he=False))
 
 
+@pytest.mark.slow
 def test_arms_share_weights_and_batches(tiny):
     """What enters the hidden layer is the batch times the first weights: with a learning rate that moves nothing it
     is the same in both arms at all steps, and differs between seeds and between steps."""

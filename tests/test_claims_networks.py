@@ -54,6 +54,7 @@ def test_noise_has_the_moments_of_the_paper():
     assert np.array_equal(run(layer, X, EVALUATE), X)
 
 
+@pytest.mark.slow
 def test_statistics_of_the_whole_set():
     """The batch is normalized by all images and enters no statistic; and its gradient flows through them."""
     images = jnp.asarray(rng.standard_normal((30, 6)), jnp.float32)
@@ -122,6 +123,7 @@ def test_conv_is_a_convolution():
     np.testing.assert_allclose(y, x.reshape(6, -1) @ params["head"] + params["last"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_alignment_by_hand():
     """Of each layer, with only the layers before it moved; and 1 where nothing moves."""
     model = mlp([layers.plain(jnp.tanh)] * 2, (5, 4), kernel, 8, 3)

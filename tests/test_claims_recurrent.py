@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 HIDDEN, ROWS = 3, 4
 
 
+@pytest.mark.slow
 def test_the_gradient_by_the_first_output_is_that_of_the_library():
     """What `first` is, and in which order pixels are read; later steps go through the same derivative."""
     rng = np.random.default_rng(0)

@@ -111,6 +111,7 @@ def test_gaps_are_those_of_the_definition(axis):
     np.testing.assert_allclose(found.batch[1:4], wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 999), share=st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]),

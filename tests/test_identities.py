@@ -570,6 +570,7 @@ def whitened(x, dy, steps, epsilon):
     return y, pull(dy)[0]
 
 
+@pytest.mark.slow
 @LAWS
 @given(SEEDS, st.floats(0, 2))
 def test_limits_of_whitening(seed, decades):
@@ -592,6 +593,7 @@ def test_limits_of_whitening(seed, decades):
         near(dx.sum(0), 0, 1000)
 
 
+@pytest.mark.slow
 @LAWS
 @given(SEEDS, st.sampled_from([0.05, -7.0]))
 def test_scale_of_what_is_whitened(seed, a):

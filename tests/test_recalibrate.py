@@ -259,6 +259,7 @@ def random_weights(seed):
     return jax.tree.map(lambda v: jnp.asarray(random.normal(0.3, 1, v.shape), v.dtype), params)
 
 
+@pytest.mark.slow
 def test_averaged_weights():
     """Statistics of the average of two networks, which neither has, nor their average."""
     model, parts = Weighted(), ("a", "first", "b")
@@ -294,6 +295,7 @@ def test_source_weight_counts_examples(of, source_weight):
     assert_statistics(of(EVEN, source_weight=source_weight), wanted)
 
 
+@pytest.mark.slow
 def test_count_goes_on_from_the_batches():
     for before, after in ((0, 3), (2, 3), (9, 9)):
         layer = jaxbn.linen.BatchNorm(use_running_average=False, momentum=jaxbn.cumulative_average)
@@ -375,6 +377,7 @@ def test_nested_shared_frozen_unused_and_subclassed(layer_by_layer):
         np.testing.assert_array_equal(getattr(stateful, name).var[...], 1)
 
 
+@pytest.mark.slow
 def test_layers_stacked_by_scan():
     """Each of a stack is a layer of its own, layer by layer too: eight passes at most, exact after three."""
 
@@ -397,6 +400,7 @@ def test_layers_stacked_by_scan():
             np.testing.assert_allclose(stats[name]["var"][i], var, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_layers_stacked_by_vmap():
     stack = nnx.vmap(lambda key: jaxbn.nnx.BatchNorm(FEATURES, rngs=nnx.Rngs(key)))(
         jax.random.split(jax.random.key(0), 3)

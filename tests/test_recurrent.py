@@ -133,6 +133,7 @@ FULL_IS_SLOW = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
 @FULL_IS_SLOW
 def test_gradients_against_float64_differences(train, lengths):
@@ -243,6 +244,7 @@ def test_without_sequences_nothing_changes():
     assert_close(after, state, atol=0.0)
 
 
+@pytest.mark.slow
 def test_pieces_and_single_steps_make_the_whole():
     params, state = model()
     whole = TRAIN(params, state, XS, LENGTHS)
@@ -272,6 +274,7 @@ def test_one_program_for_modes_and_lengths_and_states():
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_update_off_and_options_reach_all_three():
     params, state = model()
     ys, same = run(params, state, XS, update=False)[1:]
@@ -303,6 +306,7 @@ def test_under_vmap_and_both_modes_of_differentiation():
     np.testing.assert_allclose(jnp.vdot(forward, G), inner, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_microbatches_pool_to_the_whole_batch():
     """The statistics of the inputs do not pass through h, so their update by parts is exactly that of the whole."""
     params, state = model()
@@ -314,6 +318,7 @@ def test_microbatches_pool_to_the_whole_batch():
         assert_close(got[kept], wanted[kept], atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("carried", [True, False], ids=["scan", "step"])
 def test_dtypes(carried):
     """bfloat16 inputs: products and outputs in it, cell and statistics in float32."""
@@ -440,6 +445,7 @@ def of_nnx(cell):
     return params, LSTMState(*(parts(norm, jaxbn.BatchNormState) for norm in norms))
 
 
+@pytest.mark.slow
 @FULL_IS_SLOW
 def test_linen_cell_is_the_function(lengths):
     variables = linen_rnn(True).init(jax.random.key(0), BATCH_MAJOR)

@@ -176,6 +176,7 @@ def test_masks():
         jaxbn.whiten_apply(PARAMS, STATE, X, True, mask=np.ones(X.shape, bool))
 
 
+@pytest.mark.slow
 def test_nothing_to_whiten_changes_nothing():
     for options in ({"mask": np.zeros((ROWS, 1), bool)}, {"update": False}):
         y, state = jaxbn.whiten_apply(PARAMS, STATE, X, True, **options)
