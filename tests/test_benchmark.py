@@ -47,6 +47,7 @@ pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 DENSE, IMAGES = Case((6, 4), "float32", "none"), Case((2, 3, 3, 4), "float32", "residual+relu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [DENSE, IMAGES], ids=lambda case: case.size)
 @pytest.mark.parametrize("name", present((*CONTENDERS, "jaxbn.linen", "jaxbn.nnx")))
 def test_contenders_agree_with_the_oracle(name, case):

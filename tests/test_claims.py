@@ -311,7 +311,8 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "results" / f"{claim.name}.json").read_text())
     assert record["verdict"] == "supported"
     assert record["criteria"][0]["estimate"]["value"] == 1.5
-    assert record["source"] == claim.name
+    assert record["source"] == claim.source  # of the claim, and not of the program
+    assert record["program"] == claim.name
     assert record["asked"] == {"one": {}, "two": {}}
     page = (tmp_path / "RESULTS.html").read_text()
     shown = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])

@@ -39,6 +39,7 @@ def composed(scale, bias, x, train=True, activation=None, residual=None, **optio
     return (y if activation is None else activation(y)), state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False, "traced"])
 @pytest.mark.parametrize(
     "options",

@@ -327,6 +327,7 @@ def test_evaluates_as_there_before_any_step(trained):
     np.testing.assert_allclose(y, np.asarray(layer.evaluate(trained.x)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_goes_on_here_for_5_steps_as_there(trained):
     case, layer, _, (params, before), _, _ = trained
     state = before

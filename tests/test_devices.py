@@ -262,7 +262,7 @@ def compare_groups(way: Way, groups, case: Case, rtol: float = 0.0) -> None:
 
 @each_named_way
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
-@pytest.mark.parametrize("name", ["plain", "mask-nan"])
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "mask-nan"])
 def test_groups(name, groups, way):
     """`axis_index_groups`, of equal and unequal sizes, with and without unequal masks."""
     compare_groups(way, groups, CASES[name])
@@ -383,7 +383,7 @@ def test_one_axis_of_two(over, check_vma):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("spec", [P("data", "model"), P("data")], ids=["x-too", "x-not"])
 @pytest.mark.parametrize("over", [P("model"), P()], ids=["params", "params-not"])
-@pytest.mark.parametrize("name", ["plain", "mask-nan"])
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "mask-nan"])
 def test_sharded_features(name, over, spec, kind):
     """Under `jit`, x or parameters or both sharded over a model axis: the state comes back sharded as it went in."""
     case = CASES[name]

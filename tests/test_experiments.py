@@ -227,6 +227,7 @@ def test_both_arms_start_from_the_same_weights(model):
 # Devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)), 8])
 @pytest.mark.parametrize("way", [pytest.param("jit", marks=pytest.mark.slow), "shard_map"])
 def test_with_global_statistics_any_number_of_devices_trains_alike(way, devices):

@@ -19,6 +19,9 @@ SIZE = ROWS * FEATURES
 SLACK = (12 * FEATURES * 4 + 64) / SIZE
 
 
+SLOW, MORE = pytest.mark.slow, (jax.nn.gelu, jnp.tanh)
+
+
 def saved_bytes(f, *args) -> float:
     """Bytes of the arrays that the backward pass of `f` holds, per element of x."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(jax.vjp(f, *args)[1])) / SIZE
@@ -30,8 +33,8 @@ def inputs(dtype):
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("activation", [None, jax.nn.relu, jax.nn.gelu, jnp.tanh])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("activation", [None, jax.nn.relu, *(pytest.param(f, marks=SLOW) for f in MORE)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=SLOW)])
 @pytest.mark.parametrize("train", [True, False, "traced"])
 def test_only_x_is_kept(wrap, activation, dtype, train):
     params, state, x = inputs(dtype)

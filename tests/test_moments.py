@@ -95,6 +95,7 @@ def test_pool_takes_plain_means_and_several_axes():
     assert_moments_of(jaxbn.pool(last, axis=(1, -1)), x.reshape(-1, FEATURES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [-1, 0, 2, (1, 3), (3, 1), (-1, 0, 1)])
 def test_axes_in_the_callers_order(axis):
     x = np.random.default_rng(0).normal(3, 2, (2, 3, 4, 5)).astype(np.float32)
@@ -125,6 +126,7 @@ def test_float64_stays():
         np.testing.assert_allclose(m.var, x.var(0), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_moments_and_pool_have_the_right_derivatives(masked):
     """Of mean and variance by float64 differences of the definition, with NaN under the mask."""

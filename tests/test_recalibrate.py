@@ -219,6 +219,7 @@ def test_layer_by_layer_however_they_are_split(of):
     assert np.max(np.abs(once(UNEVEN)[3] / once(EVEN)[3] - 1)) > 0.01
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("layer_by_layer", [False, True])
 def test_masks_over_nan_in_either_mode_of_the_call(of, layer_by_layer):

@@ -500,6 +500,7 @@ def test_linen_cell_alone_and_in_its_ways():
     assert jax.tree.structure(cell.init(jax.random.key(0), carry, XS[0])) == jax.tree.structure(single)
 
 
+@pytest.mark.slow
 @FULL_IS_SLOW
 def test_nnx_cell_is_the_function(lengths):
     rnn = nnx_rnn()

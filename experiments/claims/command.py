@@ -200,7 +200,7 @@ def known(config: ClaimConfig, measured: dict[str, Any], here: study.Study, name
             "seconds": sum(here.seconds.values()),
             "versions": record.versions(),
             "hardware": record.hardware(),
-            "source": here.source,
+            "program": here.source,
             "settings": dataclasses.asdict(config.settings),
             "asked": study.differing(here.asked, config.settings),
             "measured": measured,
