@@ -42,9 +42,9 @@ def tables(results: Results) -> str:
 FASTEST = "torch, channels_last"
 BOUNDS = """
 Over the time of PyTorch, channels_last, the geometric mean over the sizes: our time; that of `fewest passes`, the
-least that XLA can be asked for, whatever the layer (`experiments/benchmark/fewest.py`); and the floor, the least time
-in which this machine can read and write what must be. No layer made of JAX operations can be expected below the second,
-and none at all below the third, but for arrays that a cache holds from one pass to the next.
+fastest that we know how to ask XLA for, whatever the layer (`experiments/benchmark/fewest.py`); and the floor, the time
+in which this machine copies as many bytes as must be read and written. The floor is a yardstick and no strict bound:
+reading is faster than copying, and so is what a cache holds from one pass to the next.
 """
 LEGEND = """
 Milliseconds, the median over the rounds, and in parentheses our time over theirs, the median over the rounds of the
