@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.benchmark.sizes import FEWEST, OURS, RESNET_50
+from experiments.benchmark.sizes import NOBODYS, OURS, RESNET_50
 
 Results = dict[str, Any]
 Group = tuple[str, str]  # dtype and epilogue
@@ -119,7 +119,7 @@ def _worst(found: dict[str, float]) -> tuple[float | None, str]:
 
 def _best(results: Results, program: str) -> str:
     """The peer over which our time is the most, in the geometric mean over everything."""
-    peers = dict.fromkeys(r["contender"] for r in results["times"] if r["contender"] not in (OURS, FEWEST))
+    peers = dict.fromkeys(r["contender"] for r in results["times"] if r["contender"] not in (OURS, *NOBODYS))
 
     def over(peer: str) -> float:
         return geometric_mean(v for by_size in ratios(results, program, peer).values() for v in by_size.values())

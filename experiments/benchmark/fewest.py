@@ -26,15 +26,17 @@ def apply(params: Tree, state: Tree, x: jax.Array, residual: jax.Array | None, t
     """`(y, new state)`; see `layers.Layer`."""
     if train:
         return _training(relu, params, state, x, residual)
-    return _followed(relu, _normalized(params, state["mean"], state["var"], x), residual).astype(x.dtype), state
+    return followed(relu, normalized(params, state["mean"], state["var"], x), residual).astype(x.dtype), state
 
 
-def _normalized(params, mean, var, x):
+def normalized(params: Tree, mean: jax.Array, var: jax.Array, x: jax.Array) -> jax.Array:
+    """Scaled and shifted in one product and one sum, float32."""
     gain = params["scale"] * jax.lax.rsqrt(var + EPSILON)
     return x.astype(jnp.float32) * gain + (params["bias"] - mean * gain)
 
 
-def _followed(relu, y, residual):
+def followed(relu: bool, y: jax.Array, residual: jax.Array | None) -> jax.Array:
+    """What comes behind it."""
     y = y if residual is None else y + residual
     return jnp.maximum(y, 0) if relu else y
 
@@ -44,7 +46,7 @@ def _training(relu, params, state, x, residual):
     return _forward(relu, params, state, x, residual)[0]
 
 
-def _wide(v, apart):
+def wide(v: jax.Array, apart: int) -> jax.Array:
     """In float32; on a CPU not the array that others get, which would be written to memory for all of them."""
     if jax.default_backend() == "cpu":
         for _ in range(apart):
@@ -54,9 +56,9 @@ def _wide(v, apart):
 
 def _forward(relu, params, state, x, residual):
     axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(_wide(x, 1), axes)
-    var = jnp.mean(jnp.square(_wide(x, 2)), axes) - mean * mean
-    y = _followed(relu, _normalized(params, mean, var, x), residual).astype(x.dtype)
+    mean = jnp.mean(wide(x, 1), axes)
+    var = jnp.mean(jnp.square(wide(x, 2)), axes) - mean * mean
+    y = followed(relu, normalized(params, mean, var, x), residual).astype(x.dtype)
     new = {k: KEPT * state[k] + (1 - KEPT) * v for k, v in (("mean", mean), ("var", var))}
     return (y, new), (params, x, residual, mean, var)
 
@@ -65,10 +67,10 @@ def _backward(relu, kept, cotangents):
     params, x, residual, mean, var = kept
     g, axes = cotangents[0], tuple(range(x.ndim - 1))
     if relu:
-        g = jnp.where(_followed(False, _normalized(params, mean, var, x), residual) > 0, g, 0)
+        g = jnp.where(followed(False, normalized(params, mean, var, x), residual) > 0, g, 0)
     inverse = jax.lax.rsqrt(var + EPSILON)
-    d_bias = jnp.sum(_wide(g, 1), axes)
-    d_scale = (jnp.sum(_wide(g, 2) * _wide(x, 3), axes) - mean * d_bias) * inverse
+    d_bias = jnp.sum(wide(g, 1), axes)
+    d_scale = (jnp.sum(wide(g, 2) * wide(x, 3), axes) - mean * d_bias) * inverse
     gain, n = params["scale"] * inverse, x.size / x.shape[-1]
     slope = gain * inverse * d_scale / n
     dx = g.astype(jnp.float32) * gain - x.astype(jnp.float32) * slope + (mean * slope - gain * d_bias / n)

@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from experiments.benchmark.bars import Results
-from experiments.benchmark.sizes import CONTENDERS, OURS
+from experiments.benchmark.sizes import CONTENDERS, LEAST, OURS
 
 # The palette of Okabe and Ito; the markers differ as well.
 COLORS = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#999999", "#D55E00", "#E69F00")
-STYLES = {name: (color, marker) for name, color, marker in zip(CONTENDERS, COLORS, "os^vDP.X*", strict=True)}
+DRAWN = [name for name in CONTENDERS if name != LEAST]
+STYLES = {name: (color, marker) for name, color, marker in zip(DRAWN, COLORS, "os^vDP.X*", strict=True)}
 
 
 def draw(folder: Path, results: Results) -> None:

@@ -18,9 +18,9 @@ from flax import nnx
 import jaxbn
 import jaxbn.linen
 import jaxbn.nnx
-from experiments.benchmark import fewest
+from experiments.benchmark import fewest, least
 from experiments.benchmark.accuracy import Inputs
-from experiments.benchmark.sizes import FEWEST
+from experiments.benchmark.sizes import FEWEST, LEAST
 
 PROGRAMS = ("forward", "forward+backward", "evaluation")
 Tree = Any
@@ -146,6 +146,7 @@ LAYERS: dict[str, Callable[[int], Layer]] = {
     "haiku": haiku,
     "equinox": equinox,
     FEWEST: lambda features: Layer(fewest.start, fewest.apply),
+    LEAST: lambda features: Layer(fewest.start, least.apply),
     # What a network costs whatever its layers are.
     "no layer": lambda features: Layer(fewest.start, lambda params, state, x, residual, train, relu: (x, state)),
 }

@@ -10,7 +10,7 @@ from experiments.benchmark import compiling, dispatch, errors, folding, memory, 
 from experiments.benchmark.clock import interleaved, quartiles
 from experiments.benchmark.layers import LAYERS, present
 from experiments.benchmark.networks import NORMS
-from experiments.benchmark.sizes import EPILOGUES, FEWEST, OURS, Case, Plan
+from experiments.benchmark.sizes import EPILOGUES, NOBODYS, OURS, Case, Plan
 
 Row = dict[str, Any]
 ROWS = 65536  # of the inputs whose errors are measured
@@ -21,7 +21,7 @@ SCANNED = (8, 16, 16, 32)
 def rows(plan: Plan) -> Iterator[Row]:
     """Row after row; each part takes some seconds, the ResNet some minutes."""
     # In two dimensions features are last anyway: there PyTorch has one layout. And what is nobody's is only timed.
-    flat = [name for name in present(plan.contenders) if name not in ("torch", FEWEST)]
+    flat = [name for name in present(plan.contenders) if name not in ("torch", *NOBODYS)]
     yield from errors.by_offset(flat, ROWS)
     yield from errors.masked()
     yield from _memory(plan, flat)
@@ -39,10 +39,12 @@ def _memory(plan: Plan, names: list[str]) -> Iterator[Row]:
             labels = {"dtype": dtype, "epilogue": epilogue}
             for name in names:
                 yield {"measure": "kept", "contender": name, **labels, "value": memory.kept(name, case)}
-            for name in (*names, FEWEST) if epilogue in plan.epilogues else ():
+            for name in (*names, *NOBODYS) if epilogue in plan.epilogues else ():
                 if name in LAYERS:
-                    found = memory.one_layer(name, case)
-                    for measure, value in zip(("temporary, layer", "arrays moved"), found, strict=True):
+                    step = memory.one_layer(name, case)
+                    shown = ", ".join(f"{o.reads} → {o.writes}" for o in step.operations)
+                    found = {"temporary, layer": step.temporary, "arrays moved": step.moved, "operations": shown}
+                    for measure, value in found.items():
                         yield {"measure": measure, "contender": name, **labels, "value": value}
         for name in (OURS, "flax", "flax, stable"):
             for measure, rematerialized in (("temporary, scan", False), ("temporary, scan, rematerialized", True)):

@@ -1,7 +1,7 @@
 """Memory that can be counted: what is kept for the backward pass, and XLA's temporary memory. No times, and no luck."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,30 @@ def kept(name: str, case: Case) -> float:
     return saved / np.prod(case.shape)
 
 
-def one_layer(name: str, case: Case) -> tuple[float, int]:
-    """Of the compiled forward and backward pass of one layer: temporary bytes per element of x, and arrays moved."""
+class Step(NamedTuple):
+    """The compiled forward and backward pass of one layer.
+
+    Attributes:
+        temporary: bytes per element of x.
+        operations: those that read or write arrays of x's size.
+    """
+
+    temporary: float
+    operations: list[passes.Operation]
+
+    @property
+    def moved(self) -> int:
+        """How many such arrays all of them read and write."""
+        return sum(map(sum, self.operations))
+
+
+def one_layer(name: str, case: Case) -> Step:
+    """A training step of a layer alone."""
     layer = LAYERS[name](case.shape[-1])
     step = jax.jit(program(layer, "forward+backward", case.relu))
     compiled = step.lower(*arguments(layer, accuracy.inputs(case, 0.0))).compile()
     size = math.prod(case.shape)
-    return _temporary(compiled) / size, passes.moved(compiled.as_text() or "", size)
+    return Step(_temporary(compiled) / size, passes.operations(compiled.as_text() or "", size))
 
 
 def scanned(name: str, case: Case, layers: int, rematerialized: bool = False) -> float:

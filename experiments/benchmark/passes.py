@@ -6,6 +6,7 @@ results there. What an operation does inside is not counted. See `floor` for how
 
 import math
 import re
+from typing import NamedTuple
 
 # They move nothing: names for what is there already.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
@@ -13,19 +14,32 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?)\s([\w-]+)\((.*)$")
 _SHAPE = re.compile(r"\b[a-z]\w*\[([\d,]*)\]")
 
 
-def moved(program: str, elements: int) -> int:
-    """Arrays of `elements` entries that an optimized program reads and writes; each operation counts for itself."""
-    count, sizes = 0, {}
+class Operation(NamedTuple):
+    """How many of the large arrays it reads and writes."""
+
+    reads: int
+    writes: int
+
+
+def operations(program: str, elements: int) -> list[Operation]:
+    """Those of an optimized program that read or write arrays of `elements` entries, in its order."""
+    found, sizes = [], {}
     for line in _entry(program):
-        found = _INSTRUCTION.match(line)
-        if found is None:
+        instruction = _INSTRUCTION.match(line)
+        if instruction is None:
             continue
-        name, types, operation, rest = found.groups()
+        name, types, operation, rest = instruction.groups()
         sizes[name] = [_elements(shape) for shape in _SHAPE.findall(types)]
         if operation not in FREE:
             operands = set(re.findall(r"%([\w.-]+)", rest.split("), ")[0]))
-            count += sizes[name].count(elements) + sum(sizes.get(o, []).count(elements) for o in operands)
-    return count
+            reads = sum(sizes.get(o, []).count(elements) for o in operands)
+            found.append(Operation(reads, sizes[name].count(elements)))
+    return [o for o in found if any(o)]
+
+
+def moved(program: str, elements: int) -> int:
+    """Arrays of `elements` entries that an optimized program reads and writes; each operation counts for itself."""
+    return sum(map(sum, operations(program, elements)))
 
 
 def _entry(program: str) -> list[str]:

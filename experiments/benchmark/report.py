@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.benchmark.bars import Results, geometric_mean, ratios, resnet, value
 from experiments.benchmark.layers import PROGRAMS
-from experiments.benchmark.sizes import FEWEST, OURS
+from experiments.benchmark.sizes import EPILOGUES, NOBODYS, OURS
 from experiments.tables import markdown, put
 
 MARKS = ("<!-- measured -->", "<!-- /measured -->")
@@ -27,6 +27,7 @@ def tables(results: Results) -> str:
         bars_table(results),
         "## What bounds the time",
         f"{BOUNDS.strip()}\n\n{bounds_table(results)}",
+        PASSES.strip() + "\n\n" + passes_table(results),
         "## Overview",
         readme_table(results),
     ]
@@ -42,9 +43,15 @@ def tables(results: Results) -> str:
 FASTEST = "torch, channels_last"
 BOUNDS = """
 Over the time of PyTorch, channels_last, the geometric mean over the sizes: our time; that of `fewest passes`, the
-fastest that we know how to ask XLA for, whatever the layer (`experiments/benchmark/fewest.py`); and the floor, the time
-in which this machine copies as many bytes as must be read and written. The floor is a yardstick and no strict bound:
-reading is faster than copying, and so is what a cache holds from one pass to the next.
+fastest way to two sums in each direction that we know how to ask XLA for (`experiments/benchmark/fewest.py`); that of
+`one sum each way`, which is less than any layer and has the passes that none can do without
+(`experiments/benchmark/least.py`); and the floor, the time in which this machine copies as many bytes as must be read
+and written. The floor is a yardstick and no strict bound: reading is faster than copying, and so is what a cache holds
+from one pass to the next.
+"""
+PASSES = """
+The operations of the optimized program of a training step, in its order: how many arrays of x's size each reads, and
+how many it writes. What writes none is a sum.
 """
 LEGEND = """
 Milliseconds, the median over the rounds, and in parentheses our time over theirs, the median over the rounds of the
@@ -77,23 +84,36 @@ def bars_table(results: Results) -> str:
 
 
 def bounds_table(results: Results) -> str:
-    """Of each program our time, the fewest passes' and the floor, over the time of the fastest peer."""
+    """Of each program our time, those of the two bounds and the floor, over the time of the fastest peer."""
     body = []
     for program in PROGRAMS:
-        peer, fewest = (ratios(results, program, name) for name in (FASTEST, FEWEST))
+        peer = ratios(results, program, FASTEST)
+        bounds = [ratios(results, program, name) for name in NOBODYS]
         share = ratios(results, program, FASTEST, "floor_to_time")
         rows = [(f"{dtype}, {epilogue}", [(dtype, epilogue)]) for dtype, epilogue in peer]
         for label, groups in [*rows, ("all", list(peer))]:
             sizes = [(group, size) for group in groups for size in peer[group]]
-            if not sizes or not all(fewest.get(group) for group in groups):
+            if not sizes or not all(bound.get(group) for bound in bounds for group in groups):
                 continue
             values = (
                 geometric_mean(peer[g][size] for g, size in sizes),
-                geometric_mean(peer[g][size] / fewest[g][size] for g, size in sizes),
+                *(geometric_mean(peer[g][size] / bound[g][size] for g, size in sizes) for bound in bounds),
                 geometric_mean(share[g][size] for g, size in sizes),
             )
             body.append([program, label, *(f"{v:.2f}" for v in values)])
-    return markdown(["program", "dtype, epilogue", "jaxbn", "fewest passes", "floor"], body)
+    return markdown(["program", "dtype, epilogue", OURS, *NOBODYS, "floor"], body)
+
+
+def passes_table(results: Results) -> str:
+    """The passes over memory of each layer's training step."""
+    dtypes = results["plan"]["dtypes"]
+    body = []
+    for epilogue in EPILOGUES:
+        for name in (OURS, *NOBODYS, "flax", "flax, stable"):
+            found = [value(results, "operations", name, dtype=d, epilogue=epilogue) for d in dtypes]
+            if all(found):
+                body.append([epilogue, name, *map(str, found)])
+    return markdown(["epilogue", "layer", *dtypes], body)
 
 
 def written(v: float | int | str, form: str = ".0e") -> str:

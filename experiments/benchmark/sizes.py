@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 # Who is compared: "flax, stable" is `use_fast_variance=False`, "torch" contiguous as is its default, and "torch,
-# channels_last" what its users are advised to take for convolutions. `FEWEST` is nobody's layer; see `layers`.
-OURS, FEWEST = "jaxbn", "fewest passes"
-CONTENDERS = (OURS, "flax", "flax, stable", "flax.nnx", "haiku", "equinox", FEWEST, "torch", "torch, channels_last")
+# channels_last" what its users are advised to take for convolutions. `NOBODYS` are no layers that anyone
+# could use, but bounds; see `fewest` and `least`.
+OURS, FEWEST, LEAST = "jaxbn", "fewest passes", "one sum each way"
+NOBODYS = (FEWEST, LEAST)
+CONTENDERS = (OURS, "flax", "flax, stable", "flax.nnx", "haiku", "equinox", *NOBODYS, "torch", "torch, channels_last")
 # What follows the layer: nothing, a ReLU, or the addition of a skip connection and a ReLU.
 EPILOGUES = ("none", "relu", "residual+relu")
 
