@@ -99,6 +99,7 @@ ENTRY %main (x: f32[8,4], v: f32[4]) -> (f32[8,4], f32[4]) {
   ROOT %t = (f32[8,4]{1,0}, f32[4]{0}) tuple(%f, %v)
 }
 """
+    assert passes.operations(text, 32) == [(1, 1), (1, 0)]
     assert passes.moved(text, 32) == 3
     assert passes.moved(text, 4) == 4
 

@@ -56,6 +56,7 @@ class About(NamedTuple):
 Total = Callable[[jax.Array], jax.Array]
 Way = Callable[[Any, jax.Array], About]
 Program = Callable[..., dict[str, Any]]
+Normalized = Callable[[jax.Array], jax.Array]
 
 
 def _sum(v: jax.Array) -> jax.Array:
@@ -134,19 +135,38 @@ WAYS: dict[str, Way] = {
 }
 
 
-def program(way: Way, relu: bool, total: Total = _sum) -> Program:
+def _selected(normalized: Normalized, x: jax.Array, g: jax.Array, user: int) -> jax.Array:
+    """The gradient behind a ReLU, the same array for all its users."""
+    del user
+    return jnp.where(normalized(x) > 0, g.astype(jnp.float32), 0)
+
+
+def _clamped(normalized: Normalized, x: jax.Array, g: jax.Array, user: int) -> jax.Array:
+    """The same without a select, which sums do not fuse with: a product with 0 or 1, each user's own."""
+    for _ in range(user):
+        x, g = lax.optimization_barrier((x, g))
+    return g.astype(jnp.float32) * jnp.minimum(jnp.maximum(normalized(x) * 1e38, 0), 1)
+
+
+def program(way: Way, relu: bool, total: Total = _sum, behind: Any = _selected) -> Program:
     """Forward and backward pass; takes and gives what `layers.program` does."""
 
     def both(params, state, x, residual, g):
         about = way(state, x)
         inverse = lax.rsqrt(about.var + 1e-5)
         gain = params["scale"] * inverse
-        y = (_minus(x, about.pivot) - about.rest) * gain + params["bias"]
-        g = jnp.where(y > 0, g.astype(y.dtype), 0) if relu else g.astype(y.dtype)
-        d_bias = total(g)
-        d_scale = (total(g * about.centred) - about.rest * d_bias) * inverse
+
+        def normalized(x):
+            return (_minus(x, about.pivot) - about.rest) * gain + params["bias"]
+
+        def gradient(user):
+            return behind(normalized, x, g, user) if relu else g.astype(jnp.float32)
+
+        y = normalized(x)
+        d_bias = total(gradient(1))
+        d_scale = (total(gradient(2) * about.centred) - about.rest * d_bias) * inverse
         slope = d_scale * inverse / _rows(x)
-        dx = gain * ((g - d_bias / _rows(x)) - (_minus(x, about.pivot) - about.rest) * slope)
+        dx = gain * ((gradient(0) - d_bias / _rows(x)) - (_minus(x, about.pivot) - about.rest) * slope)
         new = (0.99 * state.mean + 0.01 * (about.pivot + about.rest), 0.99 * state.var + 0.01 * about.var)
         y = jnp.maximum(y, 0) if relu else y
         d_params = {"scale": d_scale, "bias": d_bias}
@@ -177,8 +197,10 @@ def by_blocks(way: Way, relu: bool) -> Program:
     return both
 
 
+_FIRST = next(iter(WAYS.values()))
 PROGRAMS: dict[str, Callable[[bool], Program]] = {
     **{name: partial(program, way) for name, way in WAYS.items()},
+    "the first, the gradient behind a ReLU not selected but multiplied": partial(program, _FIRST, behind=_clamped),
     "the same array, each sum a product with a vector of ones": partial(
         program, lambda state, x: _shared(_sample(x), x, _product), total=_product
     ),
