@@ -25,7 +25,7 @@ check: $(VENV)/checks
 
 # Beside the libraries that the package is compared with; PyTorch too if it is installed.
 bench: $(VENV)/experiments $(VENV)/neighbours
-	$(BIN)/python -m experiments.benchmark
+	$(BIN)/python -m experiments.benchmark --readme README.md
 
 # The report in experiments/, and README's table; with SMOKE=1 everything as small as it can be, in runs/.
 claims: $(VENV)/experiments

@@ -37,7 +37,7 @@ class Command:
     """Measure jaxbn beside the batch normalization of other libraries; write JSON, tables and figures.
 
     Attributes:
-        quick: fewer sizes, repetitions and layers: two minutes instead of thirteen.
+        quick: fewer sizes, repetitions and layers: two minutes instead of twelve.
         output: the folder to write to; `docs/benchmark` by default, `runs/benchmark` if quick.
         readme: a page that holds the marks `<!-- measured -->` and `<!-- /measured -->`: the short table goes there.
     """
