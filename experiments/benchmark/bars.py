@@ -94,7 +94,8 @@ def bars(results: Results) -> list[dict[str, Any]]:
         flax = value(results, "temporary, scan", "flax", dtype=dtype)
         ratio = None if own is None or flax is None else own / flax
         layers = f"{plan['scanned']} conv-norm-ReLU layers"
-        bar(f"temporary memory of {layers} under `lax.scan` over flax, {dtype}", (ratio, ""), limit)
+        what = f"temporary memory of {layers} under `lax.scan`, rematerialized, over flax's plain loop"
+        bar(f"{what}, {dtype}", (ratio, ""), limit)
     counts = {
         r["way"]: r["value"] for r in results["measures"] if (r["measure"], r["contender"]) == ("collectives", OURS)
     }
