@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # What sums of large arrays bear on: they are asked for otherwise than those of small ones.
 APART := $(addprefix tests/test_,values.py derivatives.py devices.py collectives.py ghost.py moments.py)
 
-.PHONY: demo test slow check bench claims clean
+.PHONY: demo test slow check bench claims compiled clean
 
 demo: $(VENV)/experiments
 	$(BIN)/python -m experiments configs/quickstart.toml
@@ -30,6 +30,16 @@ bench: $(VENV)/experiments $(VENV)/neighbours
 # The report in experiments/, and README's table; with SMOKE=1 everything as small as it can be, in runs/.
 claims: $(VENV)/experiments
 	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish)
+
+# What XLA's compilers make of the layer for TPUs (0.3 GB to install) and for GPUs (1.5 GB), on a machine that has neither:
+# docs/compiled, in an hour; with SMALL=1 what `.ci/run` checks, in minutes. It goes on where it was interrupted.
+compiled:
+	newer=$$(.ci/newer-python) && for kind in tpu gpu; do \
+	    $(MAKE) .venv-$$kind/compiled-$$kind VENV=.venv-$$kind PYTHON=$$newer \
+	        || { echo "compiled-$$kind cannot be installed: nothing was measured." >&2; exit 1; }; done
+	.venv-tpu/bin/python -m experiments.compiled measure tpu $(if $(SMALL),--small)
+	.venv-gpu/bin/python -m experiments.compiled measure gpu $(if $(SMALL),--small)
+	.venv-gpu/bin/python -m experiments.compiled report $(if $(SMALL),--small)
 
 # One file for each extra of pyproject.toml that is installed; older than what it was installed from, it is made again.
 $(VENV)/%: pyproject.toml constraints.txt

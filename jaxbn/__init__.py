@@ -29,7 +29,8 @@ from jaxbn._domains import domain_apply, domain_init
 from jaxbn._fold import fold, fold_into_next
 from jaxbn._health import health
 from jaxbn._health_report import Health, LayerHealth
-from jaxbn._moments import Moments, pool
+from jaxbn._batch_moments import moments
+from jaxbn._moments import Moments, pool, pool_named
 from jaxbn._momentum import cumulative_average, zero_debiased
 from jaxbn._pool_updates import pool_updates
 from jaxbn._recalibrate import pool_batches
@@ -37,7 +38,6 @@ from jaxbn._recurrent import lstm_apply, lstm_step
 from jaxbn._recurrent_state import LSTMCarry, LSTMParams, LSTMState, lstm_carry, lstm_init
 from jaxbn._renorm import Renorm, renorm_warmup
 from jaxbn._save_inputs import save_inputs
-from jaxbn._scope import moments, pool_named
 from jaxbn._state import BatchNormParams, BatchNormState, bn_init
 from jaxbn._whiten import WhitenState, whiten_apply, whiten_init
 

@@ -9,10 +9,12 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._moments import Moments, filled, to_layout
+from jaxbn._batch_moments import batch_moments
+from jaxbn._layout import sharded_as, to_layout
+from jaxbn._moments import Moments, broadcast_fields
 from jaxbn._normalize import FAR
-from jaxbn._scope import Scope, moments_over
-from jaxbn._state import BatchNormParams, BatchNormState, sharded_as
+from jaxbn._reduction import Reduction
+from jaxbn._state import BatchNormParams, BatchNormState
 
 
 def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) -> BatchNormState:
@@ -50,7 +52,7 @@ def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) 
     are averaged; the variance between the two means, N n / (N + n)^2 (mean_source - mean_target)^2, is left out.
     `jaxbn.pool` of the target's moments and `Moments(N, state.mean, state.var)` has it in.
     """
-    m = filled(m)
+    m = broadcast_fields(m)
     if not all(hasattr(state, name) for name in ("mean", "var", "count")):
         raise TypeError(f"`state` must be the state of `bn_init`; got {type(state).__name__}.")
     if m.mean.shape != state.mean.shape:
@@ -131,12 +133,12 @@ def weighed_apply(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _weighed(features, epsilon, params, mean, var, x, weight, mask):
-    dtype, shape = _check.working(x.dtype), x.dtype
+    dtype, shape = _check.accumulation_dtype(x.dtype), x.dtype
     x, a = x.astype(dtype), weight.astype(dtype)
     mean, var = (to_layout(v.astype(dtype), features, x.ndim) for v in (mean, var))
     scale, bias = (None if v is None else to_layout(v.astype(dtype), features, x.ndim) for v in params)
     positions = tuple(i for i in range(1, x.ndim) if i not in features)
-    own, _ = moments_over(Scope(positions), x, mask)
+    own = batch_moments(Reduction(positions), x, mask)
     a = a if mask is None else jnp.where(own.count > 0, a, 0)
     # The difference of raw moments, without the squares that cancel in it.
     var = (1 - a) * var + a * own.var + a * (1 - a) * jnp.square((own.mean - mean) + own.tail)

@@ -1,24 +1,26 @@
-"""Floor 2: batch normalization as a pure function."""
+"""Batch normalization as a pure function."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._complex import complex_layer, moments_of_parts
-from jaxbn._moments import Moments, from_layout, split, to_layout
+from jaxbn._batch_moments import batch_moments
+from jaxbn._complex import from_pairs, join_moments, to_pairs
+from jaxbn._epilogue import apply_epilogue, convert_closure
+from jaxbn._ghost import divide_batch, map_parts, pool_parts, shards_along
+from jaxbn._layout import from_layout, shard_as_features, to_layout
+from jaxbn._moments import Moments
 from jaxbn._momentum import Momentum
-from jaxbn._normalize import Frame, Rule, layer
-from jaxbn._renorm import Renorm, corrected, limits
+from jaxbn._normalize import Inputs, normalize_by, normalize_by_batch, z_type
+from jaxbn._reduction import Reduction
+from jaxbn._renorm import Renorm, compose_affine, correct_affine, limits, relate
 from jaxbn._save_inputs import saved
-from jaxbn._scope import Scope, moments_of_groups, moments_over, shards
-from jaxbn._state import BatchNormParams, BatchNormState, updated
+from jaxbn._state import BatchNormParams, BatchNormState, update_state
 
 
 def bn_apply(
@@ -99,117 +101,70 @@ def bn_apply(
     """
     x = _check.floating("x", x, or_complex=True)
     features = _check.axes(axis, x.ndim)
-    train = _check.flag("train", train)
-    update = _check.flag("update", update)
     reduced = tuple(a for a in range(x.ndim) if a not in features)
+    train, update = _check.flag("train", train), _check.flag("update", update)
     _check.parameters(x, params, state, features, reduced[:1])
-    names, groups = (), None
-    if train is not False:  # evaluation shares nothing
-        names = _check.axis_names(axis_name)
-        groups = _check.groups(axis_index_groups, names)
-    parts = _check.positive("ghost_batches", ghost_batches)
-    if parts > 1 and train is not False:  # in evaluation they need not divide the batch
-        _check.parts(parts, *((x.shape[reduced[0]], shards(x, reduced[0])) if reduced else (1, 1)))
-    bounds = limits(renorm, state.count)
-    if jnp.iscomplexobj(x) and (parts > 1 or bounds):
-        raise TypeError(f"`ghost_batches` and `renorm` are for real `x`; got {x.dtype}.")
-    rule = Rule(
-        Scope(reduced, names, groups),
-        _check.epsilon(epsilon, x.dtype),
-        train if isinstance(train, bool) else None,
-        None if parts == 1 or train is False else (reduced[0], parts),
-    )
-    if residual is not None:
-        residual = _check.floating("residual", residual, or_complex=jnp.iscomplexobj(x))
-        if residual.shape != x.shape:
-            raise ValueError(f"`residual` must have the shape of `x`, {x.shape}; got {residual.shape}.")
-    if not isinstance(unbiased_running_var, (bool, np.bool_)):
-        raise TypeError(f"`unbiased_running_var` must be True or False; got {unbiased_running_var!r}.")
+    epsilon = _check.epsilon(epsilon, x.dtype)
     mask = None if mask is None else _check.mask(mask, x.shape)
-    closed_over = []
-    if activation is not None:
-        like = jax.eval_shape(partial(_before_activation, rule, features), params, state, x, mask, residual)
-        activation, closed_over = _check.activation(activation, like)
-    y, new = _apply(
-        rule,
-        features,
-        activation,
-        bool(unbiased_running_var),
-        params,
-        state,
-        x,
-        train,
-        update,
-        _check.momentum(momentum, state.count),
-        bounds,
-        mask,
-        residual,
-        closed_over,
-    )
-    return y, new
+    residual = None if residual is None else _check.like_x("residual", residual, x)
+    ghost_batches = _check.positive("ghost_batches", ghost_batches)
+    keep_take, bounds = _check.momentum(momentum, state.count), limits(renorm, state.count)
+    unbiased = _check.boolean("unbiased_running_var", unbiased_running_var)
 
+    if jnp.iscomplexobj(x) and (ghost_batches > 1 or bounds):
+        raise TypeError(f"`ghost_batches` and `renorm` are for real `x`; got {x.dtype}.")
 
-# Compiled even when called eagerly: op by op, XLA's sums are less accurate and every step is a pass over memory.
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _apply(
-    rule, features, activation, unbiased, params, state, x, train, update, momentum, bounds, mask, residual, closed_over
-):
-    dtype = _check.working(x.dtype)
-    x = saved(x)
-    affine = BatchNormParams(None, None)
-    if any(v is not None and v.ndim > len(features) for v in params):  # by example: behind the normalization
-        affine = BatchNormParams(*(_spread(v, rule, features, x, dtype) for v in params))
-        params = BatchNormParams(None, None)
-    shared, at, ndim = rule.scope, features, x.ndim
-    if rule.groups is not None:
-        axis = rule.groups[0]
-        at, ndim = tuple(a + (a > axis) for a in features), ndim + 1
-        shared = shared._replace(reduced=tuple(a + 1 for a in shared.reduced))
-        rule = rule._replace(scope=Scope(shared.reduced))  # a group is normalized where it is
-        mask = None if mask is None else split(mask, *rule.groups)
+    dtype, of_x = _check.accumulation_dtype(x.dtype), x.dtype
+    mean, var = (shard_as_features(to_layout(v, features, x.ndim), x) for v in state[:2])
+    mean, var = mean.astype(dtype), var.astype(_check.real(dtype))
+    scale, bias = (_laid_out(v, features, reduced, x.ndim, dtype) for v in params)
+    if train is False:
+        z = normalize_by(mean, var, epsilon, x, mask, scale, bias)
+        return apply_epilogue(activation, None, None, residual, of_x, z), state
 
-    def laid_out(v, dtype) -> Any:
-        return None if v is None else to_layout(v.astype(dtype), at, ndim)
-
-    var = laid_out(state.var, _check.real(dtype))
-    scale, bias, mean = (laid_out(v, dtype) for v in (*params, state.mean))
+    names = _check.axis_names(axis_name)
+    whole = Reduction(reduced, names, _check.groups(axis_index_groups, names))
+    size, shards = (x.shape[reduced[0]], shards_along(x, reduced[0])) if reduced else (1, 1)
+    parts, r = divide_batch(ghost_batches, whole, size, shards)
+    # What differs between entries that share statistics comes after the normalization, with the activation.
+    late, leave = (None, None), lambda z: z
+    if jnp.iscomplexobj(x) or any(v is not None and v.ndim > len(features) for v in params):
+        late, scale, bias = (scale, bias), None, None
+    if jnp.iscomplexobj(x):
+        r, leave = r._replace(components=(x.ndim,)), from_pairs
+        x, mean, var, mask = to_pairs(x), to_pairs(mean), var[..., None], None if mask is None else mask[..., None]
     running = Moments(jnp.ones_like(var), mean, var, jnp.zeros_like(mean))
-    run = complex_layer if jnp.iscomplexobj(x) else layer
-    if rule.follows is False:
-        return run(rule, activation, x, scale, bias, Frame(running, mask), affine, residual, closed_over), state
-    # The statistics enter as constants: how they move with x is part of the derivative rule. (Complex x has none.)
-    if run is complex_layer:
-        batch = own = moments_of_parts(rule, x.astype(dtype), mask)
-    elif rule.groups is not None:
-        batch, own = moments_of_groups(shared, rule.groups[0], lax.stop_gradient(split(x, *rule.groups)), mask)
+
+    def layer(x, mask, *after):
+        """Return the output and the moments of a batch that is normalized as one."""
+        x = saved(x)
+        # Parts that follow the shards of a batch decide alone, and so without a guess.
+        m = jax.tree.map(saved, batch_moments(r, x, mask, running.mean if parts == 1 else None))
+        used, affine = m, (scale, bias)
+        if train is not True:
+            used = jax.tree.map(partial(jnp.where, train), m, lax.stop_gradient(running))
+            # Where they are the running ones, with their derivative: r = 1 and d = 0.
+            r_d = (jnp.where(train, n, v) for v, n in zip(relate(epsilon, lax.stop_gradient(used), running), (1, 0), strict=True))
+            affine = compose_affine(*affine, *r_d)
+        if bounds is not None:  # with the running statistics before the update
+            affine = correct_affine(bounds, epsilon, *affine, used, running)
+        inputs = Inputs(x, *affine, [], used, mask, None if train is True else train)
+        epilogue, arrays = convert_closure(
+            lambda z: apply_epilogue(activation, *after, of_x, leave(z)), z_type(epsilon, inputs)
+        )
+        return normalize_by_batch(r, epsilon, epilogue, inputs._replace(arrays=arrays)), m
+
+    if parts == 1:
+        y, m = layer(x, mask, *late, residual)
     else:
-        batch, own = moments_over(shared, lax.stop_gradient(x), mask)
-    own = jax.tree.map(saved, own)
-    frame = Frame(own, mask)
-    if rule.follows is None:
-        frame = Frame(jax.tree.map(partial(jnp.where, train), own, running), mask, train)
-    if bounds is not None:
-        # In evaluation the statistics are the running ones, and there is nothing to correct.
-        scale, bias = corrected(bounds, rule.epsilon, scale, bias, frame.m, running)
-    y = run(rule, activation, x, scale, bias, frame, affine, residual, closed_over)
-    batch = jax.tree.map(lambda v: from_layout(v, features), batch)
-    return y, updated(state, batch, momentum, unbiased, jnp.logical_and(update, train))
+        y, m = map_parts(layer, parts, reduced[0], x, mask, *late, residual)
+    m = pool_parts(m, parts, whole, r)
+    m = jax.tree.map(lambda v: from_layout(v, features), join_moments(m) if r.components else m)
+    return y, update_state(state, m, keep_take, unbiased, jnp.logical_and(update, train))
 
 
-def _spread(v, rule, features, x, dtype):
-    """A scale or bias, by feature or by example and feature, laid out to broadcast against x."""
+def _laid_out(v, features, reduced, ndim, dtype):
+    """Lay out a scale or bias, by feature or by example and feature, to broadcast against x."""
     if v is None:
         return None
-    axes = features if v.ndim == len(features) else (rule.scope.reduced[0], *features)
-    return to_layout(v.astype(dtype), axes, x.ndim)
-
-
-def _before_activation(rule, features, params, state, x, mask, residual):
-    """Something of the shape, dtype, sharding and replication of what the activation gets."""
-    dtype = _check.working(x.dtype)
-    y = x.astype(dtype) if residual is None else x.astype(dtype) + residual.astype(dtype)
-    for v in params:
-        y = y if v is None else y + _spread(v, rule, features, x, dtype)
-    for v in jax.tree.leaves((state, mask)):
-        y = y + jnp.sum(v).astype(dtype)
-    return y
+    return to_layout(v.astype(dtype), features if v.ndim == len(features) else (reduced[0], *features), ndim)

@@ -33,7 +33,7 @@ def floating(name: str, value: Any, or_complex: bool = False) -> jax.Array:
         raise TypeError(f"`{name}` must be an array; got {type(value).__name__}.") from None
 
 
-def working(dtype: Any) -> Any:
+def accumulation_dtype(dtype: Any) -> Any:
     """The dtype in which values of `dtype` are summed: never less than float32."""
     return jnp.dtype(dtype if dtype in (jnp.float64, jnp.complex64, jnp.complex128) else jnp.float32)
 
@@ -175,7 +175,7 @@ def epsilon(value: Any, dtype: Any) -> float:
     """`value` as a float that is positive in the dtype in which values of `dtype` are summed."""
     if isinstance(value, (bool, str)) or np.ndim(value) or isinstance(value, Tracer):
         raise TypeError(f"`epsilon` must be a Python float; got {value!r}: it is compiled in.")
-    number, least = float(value), float(jnp.finfo(working(dtype)).tiny)
+    number, least = float(value), float(jnp.finfo(accumulation_dtype(dtype)).tiny)
     if not least <= number < float("inf"):
         raise ValueError(f"`epsilon` must be positive, {least:.1e} at least, and finite; got {number}. Take 1e-5.")
     return number
@@ -223,53 +223,19 @@ def positive(name: str, value: Any) -> int:
     return number
 
 
-def parts(number: int, size: Any, shards: int) -> None:
-    """That there can be `number` equal parts of `size` entries, which are spread over `shards` devices."""
-    if not isinstance(size, int):
-        raise ValueError(f"`ghost_batches` must be 1 where the size of the batch is symbolic; got {number} for {size}.")
-    if size % number or number % shards:
-        spread = f" over {shards} devices, whose number must divide it" if shards > 1 else ""
-        raise ValueError(
-            f"`ghost_batches` must divide the first axis of `x` that is not a feature axis, which has {size} entries"
-            f"{spread}; got {number}."
-        )
+def boolean(name: str, value: Any) -> bool:
+    """Return `value` as a Python bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be True or False; got {value!r}.")
+    return bool(value)
 
 
-class Activation:
-    """A function as a part of a compiled program: equal to another if it is the same one and computes the same.
-
-    An object may be called again after what it reads has changed, so its identity is not enough.
-    """
-
-    def __init__(self, function: Any, text: str):
-        self.function, self.text = function, text
-
-    def __call__(self, y: jax.Array, *arrays: Any) -> jax.Array:
-        """The function."""
-        return self.function(y, *arrays)
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Activation) and self.text == other.text and self.function == other.function
-
-
-def activation(value: Any, y: jax.ShapeDtypeStruct) -> tuple[Any, list[Any]]:
-    """`value` as a function of `(y, *arrays)`, and the traced arrays that it closed over, which have derivatives."""
-    if not callable(value):
-        raise TypeError(f"`activation` must be a function such as `jax.nn.relu`; got {value!r}.")
-    traced, out = jax.make_jaxpr(lambda y: value(y), return_shape=True)(y)
-    if getattr(out, "shape", None) != y.shape:
-        raise ValueError(
-            f"`activation` must be elementwise and return one array of its argument's shape {y.shape}; got {out}."
-        )
-    if jnp.issubdtype(out.dtype, jnp.complexfloating) and not jnp.issubdtype(y.dtype, jnp.complexfloating):
-        raise TypeError(f"`activation` must be real for real `x`; got {out.dtype}. Take the real part, or its size.")
-    if not traced.consts:
-        return Activation(value, str(traced)), []
-    # Never equal to another, since the arrays that it closes over may have changed.
-    return jax.closure_convert(lambda y: value(y), y)
+def like_x(name: str, value: Any, x: jax.Array) -> jax.Array:
+    """Return `value` as an array of the shape of `x`."""
+    value = floating(name, value, or_complex=jnp.iscomplexobj(x))
+    if value.shape != x.shape:
+        raise ValueError(f"`{name}` must have the shape of `x`, {x.shape}; got {value.shape}.")
+    return value
 
 
 def parameters(x: jax.Array, params: Any, state: Any, axis: tuple[int, ...], batch: tuple[int, ...]) -> None:

@@ -91,7 +91,7 @@ def read(
 
     def statistic(ours) -> Any:
         value = jnp.asarray(found[ours])
-        return value.astype(_check.working(value.dtype))
+        return value.astype(_check.accumulation_dtype(value.dtype))
 
     count = jnp.asarray(found.get("count", np.int32(0))).astype(jnp.int32)
     return BatchNormParams(param("scale"), param("bias")), BatchNormState(statistic("mean"), statistic("var"), count)

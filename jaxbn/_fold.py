@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._moments import to_layout
+from jaxbn._layout import to_layout
 from jaxbn._state import BatchNormParams, BatchNormState
 
 # Borders that are made of x itself, or are none: normalization commutes with them.

@@ -80,7 +80,7 @@ def compared(
     params: BatchNormParams, state: BatchNormState, x: jax.Array, *, axis: Any, epsilon: float, mask: Any, **rest: Any
 ) -> tuple[jax.Array, Batch]:
     """What the layer gives in training, and how far that is from evaluation."""
-    kept = _check.working(x.dtype)
+    kept = _check.accumulation_dtype(x.dtype)
     mean, var = (jnp.asarray(v).astype(kept) for v in (state.mean, state.var))
     state = BatchNormState(mean, var, jnp.zeros((), jnp.int32))
     # One program of both modes. Nothing of the running statistics is kept, so that the new ones are the batch's.

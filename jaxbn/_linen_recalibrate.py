@@ -117,7 +117,7 @@ def recalibrate(
 
     def moments_of(states, evaluate, batch):
         asked = {
-            (*paths[name], _NAMES[evaluate]): jnp.zeros((*s.mean.shape, 4), _check.working(s.var.dtype))
+            (*paths[name], _NAMES[evaluate]): jnp.zeros((*s.mean.shape, 4), _check.accumulation_dtype(s.var.dtype))
             for name, s in states.items()
         }
         rows = run(traverse_util.unflatten_dict({**_with(flat, paths, states), **asked}), batch)

@@ -52,7 +52,7 @@ class Folded(nnx.Module):
         if any(v is not None for v in given):
             features = tuple(x.shape[a] for a in _check.axes(self.axis, x.ndim))
             # With a half and a half sqrt(var + epsilon) is 1.
-            half = jnp.full(features, 0.5, _check.working(y.dtype))
+            half = jnp.full(features, 0.5, _check.accumulation_dtype(y.dtype))
             state = BatchNormState(jnp.zeros_like(half), half, jnp.zeros((), jnp.int32))
             y, _ = bn_apply(given, state, y, False, axis=self.axis, epsilon=0.5)
         y = y if residual is None else y + jnp.asarray(residual).astype(y.dtype)

@@ -87,7 +87,7 @@ def recalibrate(
             module.__class__ = _refusing(type(module), path, what)
     for name, layer in layers.items():
         layer.__class__ = _class_of(type(layer))
-        rows[name] = jnp.zeros((*layer.var.shape, 4), _check.working(layer.var.dtype))
+        rows[name] = jnp.zeros((*layer.var.shape, 4), _check.accumulation_dtype(layer.var.dtype))
         layer.jaxbn_moments = nnx.BatchStat(rows[name])
 
     @nnx.jit

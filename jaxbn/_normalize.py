@@ -1,203 +1,245 @@
-"""Floor 1: normalization by given statistics, and its derivative.
+"""Normalization by the batch's own statistics, and its derivative.
 
-With x^ = (x - mean) / std, the derivative of batch normalization is `P(u) + x^ dscale + dbias`, where
-`u = (scale / std) dx` and `P(u) = u - E[u] - x^ E[u x^]`, with E over the entries that share the statistics. P is
-symmetric. So one forward-mode rule, linear and transposable, gives reverse mode with two reductions and one
-collective; since it is written in terms of the functions it differentiates, it holds to any order.
-
-What the backward pass keeps is decided in `layer`: the input, and vectors of one entry per feature.
+With `x_hat = (x - mean) / std` and `z = scale x_hat + bias`, the derivative is `P(u) + x_hat dscale + dbias`, where
+`u = (scale / std) dx` and `P(u) = u - E[u] - x_hat E[u x_hat]`, with E over the entries that share the statistics. P is
+symmetric, so forward and backward pass are the same two averages. Both are written here by hand, and keep nothing but
+the input and one vector per statistic and parameter: x_hat and the activation's derivative are recomputed.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxbn._moments import Moments, difference, joined, split
-from jaxbn._scope import Scope, group_sum
+from jaxbn._batch_moments import zero_masked
+from jaxbn._platform import choose_by_platform, fusion_barrier
+from jaxbn._layout import sharded_as
+from jaxbn._linear import apply_linear
+from jaxbn._moments import Moments
+from jaxbn._reduction import Reduction, varying_axes
 
-# Standard deviations from the mean, beyond which a masked entry is read as the mean. NaN is beyond too.
+# Standard deviations from the mean beyond which a masked entry is read as the mean: padding. NaN is beyond, too. Not
+# merely what is finite: an activation may cube x_hat, and its derivative would be infinite.
 FAR = 2.0**32
 
 
-class Frame(NamedTuple):
-    """What to normalize by.
-
-    Attributes:
-        m: the statistics, laid out to broadcast against x.
-        mask: which entries of x they are of, or None for all.
-        follows: whether they are the statistics of x itself, where only the program decides that.
-    """
-
-    m: Moments
-    mask: jax.Array | None = None
-    follows: jax.Array | None = None
+def inverse_std(var: jax.Array, epsilon: float, count: jax.Array | None = None) -> jax.Array:
+    """Return `1 / sqrt(var + epsilon)`, or 0 where `count` is 0."""
+    inverse = lax.rsqrt(var + epsilon)
+    return inverse if count is None else jnp.where(count > 0, inverse, 0)
 
 
-class Rule(NamedTuple):
-    """What is known before the program runs.
-
-    Attributes:
-        scope: which entries share statistics.
-        epsilon: added to the variance.
-        follows: whether the statistics are those of x itself, and so move with it; None where `Frame.follows` says.
-        groups: an axis of x and how many groups of entries along it have statistics of their own; or None. `scope` and
-            the arrays of a `Frame` are then those of x as `split` lays it out.
-    """
-
-    scope: Scope
-    epsilon: float
-    follows: bool | None
-    groups: tuple[int, int] | None = None
+def readable(mask: jax.Array | None, x: jax.Array, mean: jax.Array, inverse: jax.Array) -> jax.Array | None:
+    """Return which entries are not padding: those that count, and those that are near."""
+    if mask is None:
+        return None
+    return (mask | (jnp.abs(lax.stop_gradient((x - mean) * inverse)) < FAR)) & (inverse > 0)
 
 
-def layer(
-    rule: Rule,
-    activation: Callable[..., jax.Array] | None,
+def affine(v: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    """Return `scale v + bias`."""
+    v = v if scale is None else v * scale
+    return v if bias is None else v + bias
+
+
+def normalize_by(
+    mean: jax.Array,
+    var: jax.Array,
+    epsilon: float,
     x: jax.Array,
+    mask: jax.Array | None,
     scale: jax.Array | None,
     bias: jax.Array | None,
-    frame: Frame,
-    affine: tuple[jax.Array | None, jax.Array | None],
-    residual: jax.Array | None,
-    closed_over: list[jax.Array],
 ) -> jax.Array:
-    """`activation(scale x^ + bias + residual)`, keeping for the backward pass its arguments and nothing else.
+    """Return `scale (x - mean) / sqrt(var + epsilon) + bias` by given statistics."""
+    inverse, x = inverse_std(var, epsilon).astype(mean.dtype), x.astype(mean.dtype)
+    near = readable(mask, x, mean, inverse)
+    x = x if near is None else jnp.where(near, x, mean)
+    return affine(x - mean, inverse if scale is None else scale * inverse, bias)
 
-    `affine` are a scale and a bias that differ between entries that share statistics, applied to the result.
+
+class Inputs(NamedTuple):
+    """What the output depends on, and all that is kept for the backward pass; arrays that broadcast against x.
+
+    Attributes:
+        x: the input.
+        scale, bias: per feature, or None.
+        arrays: what the epilogue closes over.
+        m: the moments of x; or where `train` is False any others.
+        mask: which entries of x enter `m`; None for all.
+        train: whether `m` are the moments of x, and so move with it; None for always.
     """
 
-    # Everything is recomputed from the arguments: x^ and the activation's derivative are one fused read of x, dearer
-    # to store than to make. `prevent_cse=False` lets XLA share the work where forward and backward are one program.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def recomputed(x, scale, bias, frame, affine, residual, closed_over):
-        y = normalize(rule, x if rule.groups is None else split(x, *rule.groups), scale, bias, frame)
-        y = scaled(y if rule.groups is None else joined(y, x), *affine)
-        if residual is not None:
-            y = y + residual.astype(y.dtype)
-        if activation is not None:
-            y = activation(y, *closed_over)
-        return y.astype(x.dtype)
-
-    return recomputed(x, scale, bias, frame, affine, residual, closed_over)
+    x: jax.Array
+    scale: jax.Array | None
+    bias: jax.Array | None
+    arrays: list[jax.Array]
+    m: Moments
+    mask: jax.Array | None = None
+    train: jax.Array | None = None
 
 
-def scaled(y: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    """`scale y + bias`."""
-    y = y if scale is None else y * scale
-    return y if bias is None else y + bias
+def normalize_by_batch(r: Reduction, epsilon: float, epilogue: Callable[..., jax.Array], inputs: Inputs) -> jax.Array:
+    """Return `epilogue(scale x_hat + bias, *arrays)`, where x_hat is x normalized by its own moments over `r`."""
+
+    @jax.custom_jvp
+    def layer(inputs):
+        return epilogue(inputs.arrays, _normalized(epsilon, inputs).z)
+
+    @partial(layer.defjvp, symbolic_zeros=True)
+    def layer_jvp(primals, tangents):
+        # The derivative knows how the moments follow x: their own tangents are not needed.
+        dots = (None if isinstance(t, SymbolicZero) else t for t in jax.tree.leaves(tangents[0][:4]))
+        dots = jax.tree.unflatten(jax.tree.structure(primals[0][:4]), dots)
+        y = layer(*primals)
+        if not jax.tree.leaves(dots):
+            return y, jnp.zeros_like(y)
+        wanted = dots[0] is not None, dots[1] is not None, dots[2] is not None, [t is not None for t in dots[3]]
+        pull = partial(_pull, r, epsilon, epilogue, wanted)
+        return y, apply_linear(partial(_push, r, epsilon, epilogue), pull, primals[0], dots)
+
+    return layer(inputs)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def normalize(rule: Rule, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None, frame: Frame) -> jax.Array:
-    """`scale (x - mean) / sqrt(var + epsilon) + bias`."""
-    factor = inverse_std(rule, x, frame)
-    return scaled(_centred(rule, frame, x), factor if scale is None else scale * factor, bias)
+def z_type(epsilon: float, inputs: Inputs) -> Any:
+    """Return the type of what the epilogue gets."""
+    return jax.eval_shape(lambda inputs: _normalized(epsilon, inputs).z, inputs)
 
 
-@partial(normalize.defjvp, symbolic_zeros=True)
-def _normalize_jvp(rule, primals, tangents):
-    x, scale, bias, frame = primals
-    x_dot, scale_dot, bias_dot, frame_dot = tangents
-    unit = normalize(rule, x, None, None, frame)
-    factor = inverse_std(rule, x, frame)
-    gain = factor if scale is None else scale * factor
-    # x^ is `(x - near - rest) factor`, and its products are summed as those of `x - near`.
-    near, rest = lax.stop_gradient(frame.m.mean), rest_of_mean(rule, x, frame)
+class _Normalized(NamedTuple):
+    """`z = gain d + offset`: what belongs to a feature is computed first, in vectors.
 
-    # The tangent is `u + offset + x^ slope + dbias`, with an offset and a slope for each feature.
-    offset, slope = jnp.zeros((2, *frame.m.mean.shape), near.dtype)
-    y_dot = jnp.zeros_like(unit)
-    if not _is_zero(x_dot):
-        y_dot = _where_counted(rule, frame, x, gain * x_dot.astype(gain.dtype))
-        offset, slope = (-v for v in _means(rule, frame, y_dot, unit))
-    if not _is_zero(frame_dot.m.mean):
-        offset = offset - gain * frame_dot.m.mean
-    if not _is_zero(frame_dot.m.var):
-        slope = slope - gain * factor * frame_dot.m.var / 2
-    if not _is_zero(scale_dot):
-        slope = slope + scale_dot
-    slope = slope * factor
-    # The moments took the first two; the third is for the backward pass, whose sum this line becomes.
-    centred = difference(x, near, 3 if frame.mask is None else 0)
-    y_dot = y_dot + (offset - rest * slope) + _where_counted(rule, frame, x, centred) * slope
-    # Where x^ is 0 by decree, it does not move.
-    y_dot = _where_counted(rule, frame, x, y_dot)
-    if not _is_zero(bias_dot):
-        y_dot = y_dot + bias_dot
-    return normalize(rule, x, scale, bias, frame), y_dot
+    Attributes:
+        near: which entries are not padding; None for all.
+        d: `x - mean`. What rounding took from the mean, `m.tail`, is in the offset.
+        inverse: `1 / std`.
+        gain: `scale / std`.
+        z: `scale x_hat + bias`.
+    """
+
+    near: jax.Array | None
+    d: jax.Array
+    inverse: jax.Array
+    gain: jax.Array
+    z: jax.Array
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def rest_of_mean(rule: Rule, x: jax.Array, frame: Frame) -> jax.Array:
-    """What the mean is more than `frame.m.mean`, taken as a constant."""
-    return frame.m.tail
+def _normalized(epsilon: float, inputs: Inputs) -> _Normalized:
+    m, scale, bias = inputs.m, inputs.scale, inputs.bias
+    x, inverse = inputs.x.astype(m.mean.dtype), inverse_std(m.var, epsilon, m.count)
+    gain = inverse if scale is None else scale * inverse
+    near = readable(inputs.mask, x, m.mean, inverse)
+    offset = -gain * m.tail if bias is None else bias - gain * m.tail
+    mean, gain, offset = fusion_barrier(m.mean, gain, offset)
+    d = _deviations(x, mean, m.tail, near)
+    return _Normalized(near, d, inverse, gain, d * gain + offset)
 
 
-@partial(rest_of_mean.defjvp, symbolic_zeros=True)
-def _rest_of_mean_jvp(rule, primals, tangents):
-    x, frame = primals
-    x_dot, frame_dot = tangents
-    rest_dot = jnp.zeros_like(frame.m.tail)
-    if not _is_zero(x_dot):
-        unit = normalize(rule, x, None, None, frame)
-        rest_dot = rest_dot + _means(rule, frame, _where_counted(rule, frame, x, x_dot.astype(unit.dtype)), unit)[0]
-    if not _is_zero(frame_dot.m.mean):
-        rest_dot = rest_dot + frame_dot.m.mean
-    return rest_of_mean(rule, x, frame), rest_dot
+def _deviations(x, mean, tail, near):
+    """Return `x - mean`; for padding what gives `x_hat = 0`."""
+    d = x.astype(mean.dtype) - mean
+    return d if near is None else jnp.where(near, d, tail)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def inverse_std(rule: Rule, x: jax.Array, frame: Frame) -> jax.Array:
-    """`1 / sqrt(var + epsilon)`, or 0 where there are no values."""
-    return jnp.where(frame.m.count > 0, lax.rsqrt(frame.m.var + rule.epsilon), 0)
+def _push(r, epsilon, epilogue, inputs: Inputs, dots) -> jax.Array:
+    """Return the tangent of the output for tangents of x, scale, bias and arrays."""
+    x_dot, scale_dot, bias_dot, arrays_dot = dots
+    near, d, inverse, gain, z = _normalized(epsilon, inputs)
+    x_hat, z_dot = (d - inputs.m.tail) * inverse, jnp.zeros_like(z)
+    if x_dot is not None:
+        u = zero_masked(near, gain * x_dot.astype(gain.dtype))
+        sums = r.sum_members([r.sum(zero_masked(inputs.mask, v)) for v in (u, u * x_hat)])
+        first, second = _averages(r, inputs, *sums)
+        z_dot = zero_masked(near, u - first - x_hat * second)
+    z_dot = z_dot if scale_dot is None else z_dot + x_hat * scale_dot
+    z_dot = z_dot if bias_dot is None else z_dot + bias_dot
+    f, moving = _of_moving(epilogue, inputs.arrays, [t is not None for t in arrays_dot])
+    return jax.jvp(f, (z, *moving), (z_dot, *(t for t in arrays_dot if t is not None)))[1]
 
 
-@partial(inverse_std.defjvp, symbolic_zeros=True)
-def _inverse_std_jvp(rule, primals, tangents):
-    x, frame = primals
-    x_dot, frame_dot = tangents
-    factor = inverse_std(rule, x, frame)
-    factor_dot = jnp.zeros_like(factor)
-    if not _is_zero(x_dot):
-        unit = normalize(rule, x, None, None, frame)
-        u = _where_counted(rule, frame, x, factor * x_dot.astype(factor.dtype))
-        factor_dot = -factor * _means(rule, frame, u, unit)[1]
-    if not _is_zero(frame_dot.m.var):
-        factor_dot = factor_dot - factor**3 * frame_dot.m.var / 2
-    return factor, factor_dot
+def _pull(r, epsilon, epilogue, wanted, inputs: Inputs, y_bar) -> Any:
+    """Return the cotangents of x, scale, bias and arrays, of those that are wanted, for one of the output."""
+    x_wanted, scale_wanted, bias_wanted, arrays_wanted = wanted
+
+    near, d, inverse, gain, z = _normalized(epsilon, inputs)
+    f, moving = _of_moving(epilogue, inputs.arrays, arrays_wanted)
+    z_bar, *arrays_bar = jax.vjp(f, z, *moving)[1](y_bar)
+
+    def rows(z_bar, d, near):
+        return [z_bar, z_bar * d, *([] if near is None else [zero_masked(near, z_bar)])]
+
+    def sum_each(z_bar, d, near, x, m):
+        x, mean, tail = fusion_barrier(x, m.mean, m.tail)
+        d = _deviations(x, mean, tail, near)
+        return [r.sum(row) for row in rows(z_bar, d, near)]
+
+    def sum_pairs(z_bar, d, near, x, m):
+        return list(jnp.moveaxis(r.sum(jnp.stack(rows(z_bar, d, near), -1)), -1, 0))
+
+    # With two sums, XLA for GPUs writes the activation's derivative to memory, for both to read. On a TPU one sum of
+    # pairs moves more.
+    own = choose_by_platform(z_bar, d, near, inputs.x, inputs.m, cuda=sum_pairs, rocm=sum_pairs, default=sum_each)
+    whole = r.sum_members(own)
+    x, mean, tail = fusion_barrier(*fusion_barrier(inputs.x, inputs.m.mean, inputs.m.tail))
+    d = _deviations(x, mean, tail, near)
+    x_bar = scale_bar = bias_bar = None
+    if x_wanted:
+        first, second = _averages(r, inputs, whole[-1 if near is not None else 0], (whole[1] - tail * whole[0]) * inverse)
+        slope = inverse * second
+        taken = zero_masked(inputs.mask, d * slope + (first - tail * slope))
+        x_bar = sharded_as(inputs.x, zero_masked(near, gain * (z_bar - taken)).astype(inputs.x.dtype))
+    if scale_wanted:
+        sums = ((v[1] - tail * v[0]) * inverse for v in (own, whole))
+        scale_bar = _shared(r, inputs.x, inputs.scale, *sums)
+    if bias_wanted:
+        bias_bar = _shared(r, inputs.x, inputs.bias, own[0], whole[0])
+    return x_bar, scale_bar, bias_bar, arrays_bar
 
 
-def _means(rule: Rule, frame: Frame, u: jax.Array, unit: jax.Array) -> list[jax.Array]:
-    """`E[u]` and `E[u x^]` over the entries that share the statistics; 0 if the statistics are not of x."""
-    if rule.follows is False:
-        return [jnp.zeros(frame.m.mean.shape, u.dtype)] * 2
-    if frame.mask is not None:
-        u = jnp.where(frame.mask, u, 0)
-    sums = [jnp.sum(v, rule.scope.reduced, keepdims=True) for v in (u, u * unit)]
-    if rule.scope.names:
-        sums = list(group_sum(rule.scope, jnp.stack(sums)))
-    n = jnp.maximum(frame.m.count, 1)
-    return [(v / n) if frame.follows is None else jnp.where(frame.follows, v / n, 0) for v in sums]
+def _averages(r: Reduction, inputs: Inputs, first, second) -> list[jax.Array]:
+    """Return `E[u]` and `E[u x_hat]`, what the statistics take back of u, from the sums."""
+    n = jnp.maximum(inputs.m.count, 1)
+    found = first / n, r.sum_components(second) / n
+    return [v if inputs.train is None else jnp.where(inputs.train, v, 0) for v in found]
 
 
-def _centred(rule: Rule, frame: Frame, x: jax.Array) -> jax.Array:
-    """`x - mean`, subtracted in two steps: the first is exact where x is near the mean, the second is small."""
-    return _where_counted(rule, frame, x, difference(x, frame.m.mean) - frame.m.tail)
+def _shared(r: Reduction, x, v, own, whole) -> jax.Array:
+    """Return the cotangent of a parameter; under `shard_map(check_vma=True)` that of a replicated one is the sum."""
+    replicated = varying_axes(x) - varying_axes(v)
+    if replicated and replicated == set(r.names) and r.groups is None:
+        own = whole
+    elif replicated:
+        own = lax.psum(own, tuple(sorted(replicated)))
+    return sharded_as(v, own.astype(v.dtype))
 
 
-def _where_counted(rule: Rule, frame: Frame, x: jax.Array, values: jax.Array) -> jax.Array:
-    """`values`, but 0 at masked entries so far out that they can only be padding: those must stay harmless."""
-    if frame.mask is None:
-        return values
-    # Not merely finite: an activation may cube x^, and its derivative would be infinite.
-    near = jnp.abs(difference(x, frame.m.mean)) < FAR * lax.sqrt(frame.m.var + rule.epsilon)
-    return jnp.where(frame.mask | near, values, 0)
+def _of_moving(epilogue, arrays, moving):
+    """Return the epilogue as a function of z and of those arrays that move, and these arrays."""
+
+    def f(z, *values):
+        values = iter(values)
+        return epilogue([next(values) if m else a for a, m in zip(arrays, moving, strict=True)], z)
+
+    return f, [a for a, m in zip(arrays, moving, strict=True) if m]
 
 
-def _is_zero(tangent) -> bool:
-    return tangent is None or isinstance(tangent, SymbolicZero)
+def _taken(r: Reduction, inputs: Inputs, x_hat, first, second) -> jax.Array:
+    """Return what the statistics take back: `E[u] + x_hat E[u x_hat]`, from the sums of u and of u x_hat."""
+    n = jnp.maximum(inputs.m.count, 1)
+    taken = first / n + x_hat * (r.sum_components(second) / n)
+    return taken if inputs.train is None else jnp.where(inputs.train, taken, 0)
+
+
+def _shared(r: Reduction, x, v, own, whole) -> jax.Array:
+    """Return the cotangent of a parameter; under `shard_map(check_vma=True)` that of a replicated one is the sum."""
+    replicated = varying_axes(x) - varying_axes(v)
+    if replicated and replicated == set(r.names) and r.groups is None:
+        own = whole
+    elif replicated:
+        own = lax.psum(own, tuple(sorted(replicated)))
+    return sharded_as(v, own.astype(v.dtype))
+

@@ -13,9 +13,10 @@ from jax.typing import ArrayLike
 
 from jaxbn import _check
 from jaxbn._adapt import adapt
-from jaxbn._moments import Moments, pool
-from jaxbn._scope import moments, pool_named
-from jaxbn._state import BatchNormState, sharded_as
+from jaxbn._batch_moments import moments
+from jaxbn._layout import sharded_as
+from jaxbn._moments import Moments, pool, pool_named
+from jaxbn._state import BatchNormState
 
 
 def pool_batches(moments_of: Callable[[Any], Any], batches: Iterable[Any], *, progress: bool = False) -> Any:

@@ -137,7 +137,7 @@ def lstm_carry(params: LSTMParams, batch: int | Sequence[int], lengths: ArrayLik
         ((2, 5), Array([10,  7], dtype=int32))
     """
     made_by("params", params, LSTMParams, "lstm_init")
-    hidden, dtype = params.recurrent_kernel.shape[0], _check.working(params.recurrent_kernel.dtype)
+    hidden, dtype = params.recurrent_kernel.shape[0], _check.accumulation_dtype(params.recurrent_kernel.dtype)
     shape = (*_check.sizes(batch), hidden)
     return _begun(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), lengths)
 
@@ -151,7 +151,7 @@ def carry_for_flax(
     `shard_map(check_vma=True)` and on an explicit mesh JAX refuses it, unless there are `lengths`, which say what
     differs.
     """
-    c, h = (init(key, shape, _check.working(dtype)) for key in keys)
+    c, h = (init(key, shape, _check.accumulation_dtype(dtype)) for key in keys)
     carry = _begun(c, h, lengths)
     # RNN takes the last carry of each sequence along axis 1 of `[time, batch, ...]`. Of size 1 it serves all of them.
     return carry._replace(step=carry.step[None])
@@ -170,7 +170,7 @@ def by_gate(init: Initializer) -> Initializer:
         block = (shape[0], shape[1] // 4)
         # No orthogonal matrix can be computed in half precision. And all gates in one: several batches of QR
         # decompositions at the same time can wait for each other for ever on a CPU of two cores.
-        parts = jax.vmap(lambda k: init(k, block, _check.working(dtype)))(jax.random.split(key, 4))
+        parts = jax.vmap(lambda k: init(k, block, _check.accumulation_dtype(dtype)))(jax.random.split(key, 4))
         # A block may be a box with the names of its axes.
         return jax.tree.map(lambda v: jnp.moveaxis(v, 0, 1).reshape(shape).astype(dtype), parts)
 

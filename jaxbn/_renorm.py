@@ -110,7 +110,7 @@ def limits(renorm: Any, count: jax.Array) -> tuple[Any, Any] | None:
     return _check.number("r_max", found["r_max"], 1), _check.number("d_max", found["d_max"], 0)
 
 
-def corrected(
+def correct_affine(
     bounds: tuple[Any, Any],
     epsilon: float,
     scale: jax.Array | None,
@@ -118,13 +118,26 @@ def corrected(
     batch: Moments,
     running: Moments,
 ) -> tuple[jax.Array, jax.Array]:
-    """Scale and bias with which normalization by the batch is renormalization: `scale r` and `scale d + bias`."""
+    """Return scale and bias with which normalization by the batch is renormalization: `scale r` and `scale d + bias`."""
     r_max, d_max = (jnp.asarray(v).astype(batch.var.dtype) for v in bounds)
-    std = lax.sqrt(running.var + epsilon)
-    r = jnp.clip(lax.sqrt(batch.var + epsilon) / std, 1 / r_max, r_max)
-    d = jnp.clip(((batch.mean - running.mean) + batch.tail) / std, -d_max, d_max)
+    r, d = relate(epsilon, batch, running)
+    r, d = jnp.clip(r, 1 / r_max, r_max), jnp.clip(d, -d_max, d_max)
     # A feature without values has no statistics to correct.
     r, d = (lax.stop_gradient(jnp.where(batch.count > 0, v, n)) for v, n in ((r, 1), (d, 0)))
+    return compose_affine(scale, bias, r, d)
+
+
+def relate(epsilon: float, own: Moments, running: Moments) -> tuple[jax.Array, jax.Array]:
+    """Return `r = std_own / std_running` and `d = (mean_own - mean_running) / std_running`: x_hat by the running
+    statistics is `r x_hat + d`."""
+    std = lax.sqrt(running.var + epsilon)
+    return lax.sqrt(own.var + epsilon) / std, ((own.mean - running.mean) + own.tail) / std
+
+
+def compose_affine(
+    scale: jax.Array | None, bias: jax.Array | None, r: jax.Array, d: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the scale and bias of `scale (r v + d) + bias`."""
     if scale is not None:
         r, d = scale * r, scale * d
     return r, (d if bias is None else bias + d)

@@ -1,4 +1,4 @@
-"""Floor 1: what a layer learns, and what it averages over batches."""
+"""What a layer learns, and what it averages over batches."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbn import _check
+from jaxbn._layout import sharded_as
 from jaxbn._moments import Moments
 
 
@@ -68,7 +69,7 @@ def bn_init(
         raise TypeError(f"`dtype` must be a floating point dtype; got {dtype!r}.") from None
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"`dtype` must be floating point; got {dtype}.")
-    kept = _check.working(dtype)
+    kept = _check.accumulation_dtype(dtype)
     params = BatchNormParams(
         None if scale is None else _check.initial("scale", scale, dtype, shape),
         None if bias is None else _check.initial("bias", bias, dtype, shape),
@@ -81,33 +82,33 @@ def bn_init(
     return params, state
 
 
-def updated(
-    state: BatchNormState, batch: Moments, momentum: tuple[Any, Any], unbiased: bool, allowed: bool | jax.Array
+def update_state(
+    state: BatchNormState, m: Moments, momentum: tuple[Any, Any], unbiased: bool, allowed: bool | jax.Array
 ) -> BatchNormState:
-    """The state after one more batch. A feature takes part if it has values and their second moment is finite."""
-    batch = jax.tree.map(partial(sharded_as, state.mean), batch)
+    """Return the state after one more batch of moments `m`.
+
+    A feature takes part if it has values, their second moment is finite, and so is what would be stored.
+    """
+    m = jax.tree.map(partial(sharded_as, state.mean), m)
     # n / (n - 1) of a single value is infinite: it has no unbiased variance, and does not take part.
-    var = batch.var * (batch.count / (batch.count - 1)) if unbiased else batch.var
-    takes_part = allowed & (batch.count > 0) & jnp.isfinite(var + jnp.square(jnp.abs(batch.mean)))
+    alone = m.count == 1
+    var = m.var * (m.count / jnp.where(alone, 1, m.count - 1)) if unbiased else m.var
+    takes_part = allowed & (m.count > 0) & jnp.isfinite(var + jnp.square(jnp.abs(m.mean)))
+    takes_part = takes_part & ~alone if unbiased else takes_part
+    mean, var = average(momentum, state.mean, m.mean), average(momentum, state.var, var)
+    takes_part = takes_part & jnp.isfinite(mean) & jnp.isfinite(var)
+    new = BatchNormState(
+        jnp.where(takes_part, mean, state.mean),
+        jnp.where(takes_part, var, state.var),
+        state.count + jnp.any(takes_part).astype(state.count.dtype),
+    )
+    return lax.stop_gradient(new)
 
-    average = partial(averaged, momentum, takes_part)
-    count = state.count + jnp.any(takes_part).astype(state.count.dtype)
-    return lax.stop_gradient(BatchNormState(average(state.mean, batch.mean), average(state.var, var), count))
 
-
-def averaged(momentum: tuple[Any, Any], takes_part: jax.Array, running: jax.Array, value: jax.Array) -> jax.Array:
-    """The running value after one more, where that takes part."""
-    # In the dtype of the statistics: in bfloat16 0.999 would be 1.
+def average(momentum: tuple[Any, Any], running: jax.Array, value: jax.Array) -> jax.Array:
+    """Return the running average after one more value, in the dtype of the running one."""
+    # Computed in the dtype of the statistics: in bfloat16 0.999 would be 1.
     kept, taken = (jnp.asarray(v).astype(value.dtype) for v in momentum)
     mixed = kept * running.astype(value.dtype) + taken * value
     # What is not kept at all may be anything, infinity too.
-    mixed = jnp.where(kept == 0, value, mixed)
-    return jnp.where(takes_part, mixed.astype(running.dtype), running)
-
-
-def sharded_as(like: jax.Array, v: jax.Array) -> jax.Array:
-    """`v` with the sharding of `like`, where the mesh's is explicit: the features of x may be spread otherwise."""
-    own, to = jax.typeof(v).sharding, jax.typeof(like).sharding
-    if own.spec == to.spec:
-        return v
-    return jax.sharding.reshard(v, own.update(spec=to.spec) if to.mesh.empty else to)
+    return jnp.where(kept == 0, value, mixed).astype(running.dtype)

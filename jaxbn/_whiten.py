@@ -13,11 +13,12 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbn import _check
-from jaxbn._moments import to_layout
+from jaxbn._batch_moments import batch_moments
+from jaxbn._layout import to_layout
 from jaxbn._momentum import Momentum
 from jaxbn._normalize import FAR
-from jaxbn._scope import Scope, group_sum, moments_over
-from jaxbn._state import BatchNormParams, averaged, bn_init
+from jaxbn._reduction import Reduction
+from jaxbn._state import BatchNormParams, average, bn_init
 
 
 class WhitenState(NamedTuple):
@@ -159,14 +160,14 @@ def whiten_apply(
 @partial(jax.jit, static_argnums=(0,), inline=False)
 def _apply(static, params, state, x, train, update, momentum, mask):
     at, groups, size, steps, epsilon, names, parts = static
-    dtype = _check.working(x.dtype)
+    dtype = _check.accumulation_dtype(x.dtype)
     # Features last, in groups: [examples.., groups, size].
     wide = jnp.moveaxis(x, at, -1).astype(dtype)
     mask = None if mask is None else jnp.moveaxis(mask, at, -1)
     mean, cov = (v.astype(dtype) for v in (state.mean, state.cov))
     new = state
     if train is not False:
-        batch_mean, batch_cov, count = _statistics(Scope(tuple(range(x.ndim - 1)), names, parts), wide, mask, groups)
+        batch_mean, batch_cov, count = _statistics(Reduction(tuple(range(x.ndim - 1)), names, parts), wide, mask, groups)
         takes_part = count > 0
         allowed = jnp.logical_and(update, train) & jnp.all(takes_part)
         new = _updated(state, batch_mean, batch_cov, momentum, allowed)
@@ -186,9 +187,9 @@ def _apply(static, params, state, x, train, update, momentum, mask):
     return jnp.moveaxis(whitened(wide, mean, w, params), -1, at).astype(x.dtype), new
 
 
-def _statistics(scope, x, mask, groups):
-    """Mean `[features]`, covariance `[groups, size, size]` and count `[]` of `x` over `scope`; differentiable."""
-    m, _ = moments_over(scope, x, mask)
+def _statistics(r, x, mask, groups):
+    """Mean `[features]`, covariance `[groups, size, size]` and count `[]` of `x` over `r`; differentiable."""
+    m = batch_moments(r, x, mask)
     d = (x - m.mean) - m.tail
     d = _grouped(d if mask is None else jnp.where(mask, d, 0), groups)
     # Where the mesh is explicit, a sum over devices must say where it ends up: on all of them.
@@ -196,7 +197,7 @@ def _statistics(scope, x, mask, groups):
     everywhere = sharding.update(spec=P()) if AxisType.Explicit in sharding.mesh.axis_types else None
     square = jnp.einsum("...gi,...gj->gij", d, d, precision=lax.Precision.HIGHEST, out_sharding=everywhere)
     count = m.count.ravel()[0]
-    return m.mean.ravel(), group_sum(scope, square) / jnp.maximum(count, 1), count
+    return m.mean.ravel(), r.sum_members([square])[0] / jnp.maximum(count, 1), count
 
 
 def _centred(x, mean, cov, epsilon, mask):
@@ -231,9 +232,10 @@ def _updated(state, mean, cov, momentum, allowed):
     diagonal = jnp.diagonal(cov, axis1=-2, axis2=-1)
     allowed = allowed & jnp.all(jnp.isfinite(cov)) & jnp.all(jnp.isfinite(diagonal.ravel() + mean * mean))
 
-    average = partial(averaged, momentum, allowed)
-    count = state.count + allowed.astype(state.count.dtype)
-    return lax.stop_gradient(WhitenState(average(state.mean, mean), average(state.cov, cov), count))
+    mean, cov = average(momentum, state.mean, mean), average(momentum, state.cov, cov)
+    allowed = allowed & jnp.all(jnp.isfinite(mean)) & jnp.all(jnp.isfinite(cov))
+    new = WhitenState(mean, cov, state.count + allowed.astype(state.count.dtype))
+    return lax.stop_gradient(jax.tree.map(partial(jnp.where, allowed), new, state))
 
 
 def _grouped(x, groups):

@@ -3,24 +3,11 @@
 import jax
 import pytest
 
-from jaxbn import _moments
-
 # Before any array exists: eight devices on one machine, no silent promotion of dtypes or ranks.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-def pytest_addoption(parser):
-    """`--apart`: small arrays are summed as large ones are on a CPU, so that the same tests are tests of that."""
-    parser.addoption("--apart", action="store_true", help="sum arrays of any size as large ones are on a CPU")
-
-
-def pytest_configure(config):
-    """Before anything is compiled."""
-    if config.getoption("--apart"):
-        _moments.LARGE = 0
 
 
 def pytest_sessionstart():

@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 from ways import AXIS, MEMBERS, NAMED, ONE, WAYS, Way, assert_close, assert_replicated, mesh_of, shard_map_way, vmap_way
 
 import jaxbn
-from jaxbn import _scope
 
 ROWS, FEATURES = 32, 3
 LOCAL = ROWS // MEMBERS
@@ -282,23 +281,6 @@ def test_eighty_members(groups):
     assert_equals_numpy(case, parts, shared["state"], rtol=1e-6)
     assert_close(shared, wanted, rtol=1e-6)
     assert_close(counted(parts, mask), counted(wanted_parts, mask))
-
-
-@pytest.mark.slow
-@each_named_way
-def test_many_rows_path(way, monkeypatch):
-    """The two-collective path on real devices: the limit lowered, as if eight members were more than fit."""
-    monkeypatch.setattr(_scope, "MAX_ROWS", 4)
-    # A width of its own, or JAX would find programs traced under the usual limit.
-    x, mask = shards(features=5), MASK
-    case = Case(np.where(mask, x, np.nan).astype(np.float32), mask)
-    text = way.compiled_text(step(way), *arguments(case))
-    (parts, shared), (wanted_parts, wanted) = (w.run(step(w), *arguments(case)) for w in (way, ONE))
-    assert way.name == "vmap" or text.count(" all-reduce(") == 3, "two forward and one backward"
-    assert_replicated(shared)
-    assert_close(shared, wanted)
-    assert_close(counted(parts, mask), counted(wanted_parts, mask))
-    compare_groups(way, GROUPS["uneven"], case)
 
 
 def train_step(axis_name, params, state, x, mask=None, **options):

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_collectives import collectives
-from ways import MEMBERS, NAMED, assert_close, each_way, mesh_of, shard_map_way
+from ways import AXIS, MEMBERS, assert_close, each_way, mesh_of, shard_map_way
 
 import jaxbn
 
@@ -81,16 +81,15 @@ def test_a_traced_flag_is_training_too():
 
 @each_way
 def test_on_many_devices_parts_are_local_and_the_state_is_shared(way):
-    """Two parts a device; 16 on one device. Masks differ, NaN under them."""
+    """Sixteen parts, two a device, in each way of running. Masks differ, NaN under them."""
     x = rng.standard_normal((ROWS, FEATURES)).astype(np.float32) + np.arange(ROWS)[:, None].astype(np.float32)
     mask = np.ones((ROWS, 1), bool)
     mask[3], mask[8:10], mask[31] = False, False, False
     x = np.where(mask, x, np.nan).astype(np.float32)
-    parts = 2 if way in NAMED else 2 * MEMBERS
 
-    def member(whole, pieces, parts=parts, name=way.axis_name):
+    def member(whole, pieces, name=way.axis_name):
         def loss(params, x):
-            y, new = jaxbn.bn_apply(params, STATE, x, True, mask=pieces["mask"], axis_name=name, ghost_batches=parts)
+            y, new = jaxbn.bn_apply(params, STATE, x, True, mask=pieces["mask"], axis_name=name, ghost_batches=16)
             return jnp.sum(jnp.where(pieces["mask"], jnp.sin(y), 0)), (y, new)
 
         gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
@@ -98,45 +97,60 @@ def test_on_many_devices_parts_are_local_and_the_state_is_shared(way):
         return {"y": y, "dx": dx}, (new, way.total(d_params) if name else d_params)
 
     got = way.run(member, {"params": PARAMS}, {"x": x, "mask": mask})
-    wanted = jax.jit(lambda w, p: member(w, p, 2 * MEMBERS, None))({"params": PARAMS}, {"x": x, "mask": mask})
+    wanted = jax.jit(lambda w, p: member(w, p, None))({"params": PARAMS}, {"x": x, "mask": mask})
     assert_close(got, wanted)
 
 
-def test_groups_of_devices_share_the_state_alone():
-    """`axis_index_groups` of unequal sizes, with unequal masks: parts stay local, and each group has its own state."""
-    groups, way = [[3], [6, 1], [0, 7, 2, 5, 4]], shard_map_way(True)
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_parts_of_several_devices(parts):
+    """The same number means the same parts where a part is larger than what a device holds."""
+    way = shard_map_way(True)
+    x = np.where(MASK, X, np.nan).astype(np.float32)
 
-    def member(whole, pieces):
+    def member(whole, pieces, name=AXIS):
         def loss(params, x):
-            y, new = ghosts(x, pieces["mask"], 2, params, axis_name=way.axis_name, axis_index_groups=groups)
+            y, new = ghosts(x, pieces["mask"], parts, params, axis_name=name)
             return jnp.sum(jnp.where(pieces["mask"], jnp.sin(y), 0)), (y, new)
 
-        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        (d_params, dx), (y, new) = gradient(whole["params"], pieces["x"])
-        return {"y": y, "dx": dx, "new": jax.tree.map(lambda v: v[None], new)}, d_params
+        (d_params, dx), (y, new) = jax.grad(loss, argnums=(0, 1), has_aux=True)(whole["params"], pieces["x"])
+        return {"y": y, "dx": dx}, (new, d_params)
 
-    @jax.jit
-    def one(params, x, mask):
-        def loss(params, x):
-            y, new = ghosts(x, mask, 2 * MEMBERS, params)
-            return jnp.sum(jnp.where(mask, jnp.sin(y), 0)), (y, new)
+    got = way.run(member, {"params": PARAMS}, {"x": x, "mask": MASK})
+    wanted = jax.jit(lambda w, p: member(w, p, None))({"params": PARAMS}, {"x": x, "mask": MASK})
+    assert_close(got, wanted)
 
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
 
-    x = np.where(MASK, X, np.nan).astype(np.float32)
-    got, d_params = way.run(member, {"params": PARAMS}, {"x": x, "mask": MASK})
-    (wanted_params, dx), (y, _) = one(PARAMS, x, MASK)
-    assert_close((got["y"], got["dx"], d_params), (y, dx, wanted_params))
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_groups_of_devices_divide_their_batch(parts):
+    """`axis_index_groups` of equal sizes: each group is a batch, of `ghost_batches` parts."""
+    groups, way = [[3, 6, 1, 0], [7, 2, 5, 4]], shard_map_way(True)
+
+    def member(whole, pieces):
+        y, new = ghosts(pieces["x"], None, parts, axis_name=way.axis_name, axis_index_groups=groups)
+        return {"y": y, "new": jax.tree.map(lambda v: v[None], new)}, ()
+
+    got, _ = way.run(member, {"none": np.zeros(1)}, {"x": X})
+    shards = X.reshape(MEMBERS, ROWS // MEMBERS, *X.shape[1:])
     for group in groups:
-        mine = np.isin(np.arange(ROWS) // (ROWS // MEMBERS), group)
-        _, (_, new) = one(PARAMS, x, MASK & mine[:, None, None])
-        for i in group:
+        y, new = ghosts(shards[np.array(group)].reshape(-1, *X.shape[1:]), groups=parts)
+        for place, i in enumerate(group):
+            assert_close(got["y"].reshape(shards.shape)[i], y.reshape(len(group), *shards.shape[1:])[place])
             assert_close(jax.tree.map(lambda v, i=i: v[i], got["new"]), new, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("parts", "groups"), [(3, None), (6, None), (2, [[3], [6, 1], [0, 7, 2, 5, 4]]), (24, None)]
+)
+def test_parts_that_do_not_fit_the_devices_are_refused(parts, groups):
+    with pytest.raises(ValueError, match="ghost_batches"):
+        jax.vmap(lambda x: ghosts(x, None, parts, axis_name=AXIS, axis_index_groups=groups), axis_name=AXIS)(
+            X.reshape(MEMBERS, ROWS // MEMBERS, *X.shape[1:])
+        )
 
 
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit], ids=["auto", "explicit"])
 def test_parts_that_follow_the_shards_need_no_collective(kind):
-    """Under sharded `jit`: none for the output and its gradient, and one for the state."""
+    """Under sharded `jit`: none for the output and its gradient, and two for the state, of the mean and about it."""
     mesh = mesh_of(kind)
 
     def state(x):
@@ -151,15 +165,17 @@ def test_parts_that_follow_the_shards_need_no_collective(kind):
     with jax.set_mesh(mesh):
         x = jax.device_put(X, NamedSharding(mesh, P("members")))
         counts = [sum(collectives(jax.jit(f).lower(x).compile().as_text()).values()) for f in (output, gradient, state)]
-    assert counts == [0, 0, 1]
+    assert counts == [0, 0, 2]
 
 
 def test_activation_and_residual_see_x_as_it_is():
-    """Arrays of x's shape in an activation, and channels first."""
-    weights = rng.standard_normal(X.shape).astype(np.float32)
+    """A residual, arrays in an activation, and channels first; an array that only fits the whole is refused."""
+    weights = rng.standard_normal((1, *X.shape[1:])).astype(np.float32)
     y, _ = ghosts(X, activation=lambda y: y * weights, residual=X)
     plain, _ = ghosts(X)
     np.testing.assert_allclose(y, (plain + X) * weights, rtol=1e-5, atol=1e-5)
+    with pytest.raises(TypeError, match="one part"):
+        ghosts(X, activation=lambda y: y * X)
     first, state = ghosts(np.moveaxis(X, -1, 0), axis=0)
     np.testing.assert_allclose(np.moveaxis(first, 0, -1), plain, rtol=1e-6, atol=1e-6)
     assert_close(state, ghosts(X)[1], atol=1e-6)

@@ -1,0 +1,17 @@
+"""What the compilers of TPUs and GPUs make of jaxbn and of Flax, on a machine that has neither.
+
+    make compiled            # everything; SMALL=1 for what `.ci/run` checks
+
+XLA's compilers run without the hardware. What they produce is the program that would run: the bytes that it moves, the
+collectives that it sends, the memory that it takes. Those are facts about a target; times are not among them.
+
+How it is built, from the ground up:
+
+* `targets`: the cards, their environment variables and their meshes.
+* `cases`: what is measured, as data; all of it, and the small part.
+* `programs`: a case's training step and the shapes that it is compiled for.
+* `counting`: what is read off an optimized program.
+* `measure`: a case's record, and which records are still valid.
+* `bars`, `report`: what was promised with the verdicts, and the tables.
+* `command`, `__main__`: the command line.
+"""

@@ -1,0 +1,94 @@
+"""What is measured: programs, contenders, and the ways and layouts in which they are compiled."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+from experiments.compiled.targets import TARGETS
+
+# The layer by itself; four times convolution 3x3, layer and ReLU; ResNet-50. A training step each.
+ALONE, NET, RESNET = "alone", "net", "ResNet-50"
+NET_LAYERS = 4
+OURS, FLAX, STABLE, NONE = "jaxbn", "flax", "flax, stable", "none"
+# In ResNet-50: only the layer's class is another, ReLU outside; and with the ReLUs that follow a layer inside it.
+SWAPPED, INSIDE = "jaxbn, swapped", "jaxbn, inside"
+# `pmap` is not among them: it is deprecated, and compiles to what `shard_map` does.
+JIT, EXPLICIT, SHARD_MAP = WAYS = ("jit", "jit, Explicit", "shard_map")
+# What the mesh cuts: the batch on a mesh of one axis; else on a mesh of two the batch over both, or over the first and
+# over the second the features or the rows of the images.
+BATCH, BOTH, FEATURES, ROWS = LAYOUTS = ("batch", "batch over both axes", "features over one", "rows over one")
+ODD = ("h100-127", "v5p-127")
+DTYPES = ("bfloat16", "float32")
+
+
+class Case(NamedTuple):
+    """One program of one contender for one target."""
+
+    program: str
+    target: str
+    way: str
+    layout: str
+    epilogue: str
+    dtype: str
+    contender: str
+
+    @property
+    def ours(self) -> bool:
+        """Whether the layer is jaxbn's."""
+        return self.contender.startswith(OURS)
+
+    @property
+    def kind(self) -> str:
+        """The kind of target."""
+        return TARGETS[self.target].kind
+
+    @property
+    def title(self) -> str:
+        """All but the contender, in words."""
+        return ", ".join(v for v in self[:-1] if v != BATCH)
+
+
+def list_cases(kinds: tuple[str, ...] = ("tpu", "gpu"), small: bool = False) -> list[Case]:
+    """Return the cases on targets of `kinds`: all, or the small part that is checked with every change."""
+    return [case for case in (_small() if small else _all()) if case.kind in kinds]
+
+
+def _all() -> Iterator[Case]:
+    even = [t for t in TARGETS if t not in ODD]
+    for target, way, dtype in product(even, WAYS, DTYPES):
+        yield from _cases(ALONE, target, way, dtype)
+        yield from _cases(NET, target, way, dtype, contenders=(NONE, OURS, FLAX, STABLE))
+    for target, dtype in product(even, DTYPES):
+        yield from _cases(ALONE, target, JIT, dtype, epilogue="none")
+    for target in ODD:
+        yield from _cases(ALONE, target, JIT, "bfloat16", contenders=(OURS, FLAX))
+    for target, way, layout in product(("h100-64", "v5e-64"), (JIT, EXPLICIT), LAYOUTS[1:]):
+        yield from _cases(ALONE, target, way, "bfloat16", layout, contenders=(OURS, FLAX))
+    for target in ("h100-8", "h100-256", "v5e-4", "v5e-256"):
+        yield from _cases(RESNET, target, JIT, "bfloat16", contenders=(SWAPPED, INSIDE, FLAX))
+
+
+def _small() -> Iterator[Case]:
+    for target, way in product(("v5e-4", "v5e-256", "h100-8", "h100-256"), (JIT, SHARD_MAP)):
+        yield from _cases(NET, target, way, "bfloat16", contenders=(NONE, OURS, FLAX))
+    for way in (JIT, SHARD_MAP):
+        yield from _cases(ALONE, "v5p-4096", way, "bfloat16", contenders=(OURS, FLAX))
+
+
+def _cases(
+    program: str,
+    target: str,
+    way: str,
+    dtype: str,
+    layout: str = BATCH,
+    *,
+    epilogue: str = "ReLU",
+    contenders: tuple[str, ...] = (OURS, FLAX, STABLE),
+) -> Iterator[Case]:
+    for contender in contenders:
+        yield Case(program, target, way, layout, epilogue, dtype, contender)
+
+
+def read_case(fields: dict[str, Any]) -> Case:
+    """Return the case that a record names."""
+    return Case(**fields)

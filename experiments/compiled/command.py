@@ -1,0 +1,189 @@
+"""From a command line to records, and from records to tables."""
+
+import dataclasses
+import json
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.compiled import bars, report
+from experiments.compiled.cases import Case, list_cases
+from experiments.compiled.measure import Record, hash_sources, keep_valid, measure_case, measure_missing, read_records
+from experiments.compiled.targets import PACKAGES, TARGETS, name_versions, set_environment
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+RUNS, DOCS = Path("runs/compiled"), Path("docs/compiled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Compile the programs for the targets of one kind; add a record of each to a file, in which a later run goes on.
+
+    Attributes:
+        kind: whose compiler.
+        small: only what is checked with every change.
+        targets: only these, such as `v5e-4 h100-8`; all by default.
+        records: the folder of records.
+    """
+
+    kind: tyro.conf.Positional[Literal["tpu", "gpu"]]
+    small: bool = False
+    targets: tuple[str, ...] = ()
+    records: Path = RUNS
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Join the records of both kinds to `results.json` and `table.md`; print the bars; exit with 1 if one is missed.
+
+    Attributes:
+        small: only what is checked with every change.
+        records: the folder of records.
+        output: the folder to write to; `docs/compiled` by default, the folder of records if small.
+    """
+
+    small: bool = False
+    records: Path = RUNS
+    output: Path | None = None
+
+
+Command = Annotated[Measure, tyro.conf.subcommand("measure")] | Annotated[Report, tyro.conf.subcommand("report")]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line `arguments`; return the exit code."""
+    command = tyro.cli(Command, args=arguments, prog="python -m experiments.compiled")
+    try:
+        return measure(command) if isinstance(command, Measure) else write(command)
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"Interrupted: what was measured is in {command.records}; the same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def measure(command: Measure) -> int:
+    """Measure what has no valid record yet; return the exit code.
+
+    Raises:
+        ValueError: a target is unknown or of the other kind, a package is missing, or the folder cannot be written to.
+    """
+    chosen = choose_cases(command)
+    versions = name_versions(command.kind, find_versions(command.kind))
+    open_folder("--records", command.records)
+    set_environment(command.kind)
+    failed, console = 0, Console(soft_wrap=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("programs"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn(command.kind), *columns, console=console) as progress:
+        bar = progress.add_task(command.kind, total=len(chosen))
+        path = command.records / f"{command.kind}.jsonl"
+        for case, record in measure_missing(path, chosen, versions, measure_case):
+            failed += "error" in record
+            console.print(describe(case, record), markup=False, highlight=False)
+            progress.advance(bar)
+    if failed:
+        print(f"{failed} of {len(chosen)} programs failed to compile.", file=sys.stderr)
+    return 0  # which of them count, the bars say
+
+
+def choose_cases(command: Measure) -> list[Case]:
+    """Return the cases that a command names.
+
+    Raises:
+        ValueError: a target is unknown or of the other kind.
+    """
+    known = [name for name, target in TARGETS.items() if target.kind == command.kind]
+    for name in command.targets:
+        if name not in known:
+            raise ValueError(f"`--targets` of {command.kind} are {', '.join(known)}; {name} is none of them.")
+    chosen = list_cases((command.kind,), command.small)
+    return [case for case in chosen if not command.targets or case.target in command.targets]
+
+
+def find_versions(kind: str) -> dict[str, str | None]:
+    """Return the installed versions of the packages that `kind` needs."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES[kind]:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def open_folder(option: str, folder: Path) -> None:
+    """Make a folder that can be written to.
+
+    Raises:
+        ValueError: it is a file, or cannot be made or written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`{option}` must be a folder; {folder} is a file.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"`{option}` cannot be made: {error}.") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"`{option}` must be writable; {folder} is not.")
+
+
+def write(command: Report) -> int:
+    """Write the tables; return 0 if all bars are met, else 1.
+
+    Raises:
+        ValueError: a folder is missing or cannot be written to.
+    """
+    if not command.records.is_dir():
+        raise ValueError(f"`--records` must be the folder of a run of `measure`; there is none at {command.records}.")
+    folder = command.output or (command.records if command.small else DOCS)
+    open_folder("--output", folder)
+    wanted, hashes = list_cases(small=command.small), hash_sources()
+    found: bars.Records = {}
+    for kind in PACKAGES:
+        found |= keep_current(read_records(command.records / f"{kind}.jsonl"), hashes)
+    found = {case: found[case] for case in wanted if case in found}
+    verdicts = bars.judge(keep_valid(found, hashes), wanted)
+    results = {"bars": [v._asdict() for v in verdicts], "records": list(found.values())}
+    replace(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    replace(folder / "table.md", report.write_page(found, wanted, verdicts))
+    print(report.write_bars(verdicts))
+    for case in wanted:
+        if case not in found:
+            print(f"Not measured from the sources as they are: {case.title}, {case.contender}.")
+    for case, record in found.items():
+        if "error" in record:
+            print(f"Failed: {case.title}, {case.contender}: {record['error']}")
+    print(f"Written to {folder}: results.json, table.md.")
+    return 0 if len(found) == len(wanted) and all(v.verdict == bars.MET for v in verdicts) else 1
+
+
+def keep_current(found: dict[Case, Record], hashes: dict[bool, str]) -> dict[Case, Record]:
+    """Return the records that were made from the sources as they are, failures too."""
+    return {case: record for case, record in found.items() if record["sources"] == hashes[case.ours]}
+
+
+def describe(case: Case, record: Record) -> str:
+    """Return a line of the log."""
+    if "error" in record:
+        return f"{case.title}, {case.contender}: failed: {record['error']}"
+    x = record["array_bytes"]
+    rare = record["moved_bytes_rare"]
+    taken = "" if rare is None else f" ({rare / x:.2f} with the rare pass)"
+    sent = ", ".join(f"{s['number']} {kind} ({s['bytes']:,} B)" for kind, s in record["collectives"].items())
+    kept = f"temporary {record['temporary_bytes'] / x:.2f} x"
+    moved = f"moved {record['moved_bytes'] / x:.2f} x{taken}"
+    return f"{case.title}, {case.contender}: {moved}, {kept}, {sent or 'no collectives'}; {record['seconds']} s"
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file that is there in full or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,134 @@
+"""The record of a case, and the file of records, in which an interrupted run goes on."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from experiments.compiled.cases import Case, read_case
+
+ROOT = Path(__file__).parents[2]
+# What the numbers depend on, beside jaxbn where the layer is its own.
+SOURCES = [
+    *(ROOT / "experiments/compiled" / f"{name}.py" for name in ("targets", "programs", "counting", "measure")),
+    *(ROOT / "experiments/benchmark" / f"{name}.py" for name in ("networks", "passes")),
+]
+Record = dict[str, Any]
+
+
+def hash_sources() -> dict[bool, str]:
+    """Return a digest of the sources that a case depends on, by whether the layer is jaxbn's."""
+    own = sorted((ROOT / "jaxbn").glob("*.py"))
+    return {ours: _digest([*SOURCES, *own] if ours else SOURCES) for ours in (False, True)}
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    found = hashlib.sha256()
+    for path in paths:
+        content = path.read_bytes()
+        found.update(f"{path.name} {len(content)}\n".encode() + content)
+    return found.hexdigest()[:16]
+
+
+def read_records(path: Path) -> dict[Case, Record]:
+    """Return the last record of each case; a line that an interruption cut off is none."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[read_case(record["case"])] = record
+    return found
+
+
+def keep_valid(found: dict[Case, Record], hashes: dict[bool, str]) -> dict[Case, Record]:
+    """Return the records that were made from the sources as they are and hold no error."""
+    return {c: r for c, r in found.items() if r["sources"] == hashes[c.ours] and "error" not in r}
+
+
+def measure_missing(
+    path: Path, cases: list[Case], versions: dict[str, str], measure: Callable[[Case], Record]
+) -> Iterator[tuple[Case, Record]]:
+    """Measure the cases of which `path` has no valid record from the same versions; add each as it is done."""
+    hashes = hash_sources()
+    valid = keep_valid(read_records(path), hashes)
+    if path.is_file() and not path.read_bytes().endswith(b"\n"):
+        path.write_bytes(path.read_bytes() + b"\n")
+    for case in cases:
+        record = valid.get(case)
+        if record is None or record["versions"] != versions:
+            began = time.perf_counter()
+            record = {"case": case._asdict(), "sources": hashes[case.ours], "versions": versions}
+            try:
+                record |= measure(case)
+            except Exception as error:  # a library's failure is a result, which the bars count as missed
+                record["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            record["seconds"] = round(time.perf_counter() - began, 1)
+            with path.open("ab", buffering=0) as file:
+                file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        yield case, record
+
+
+def measure_case(case: Case) -> Record:
+    """Return what the compiler made of a case.
+
+    `moved_bytes` is that of the steady state, in which the second pass that jaxbn makes in its first steps and after
+    jumps is not taken; `moved_bytes_rare` that of the program with it. Temporaries and collectives are the program's.
+    """
+    from experiments.compiled.counting import count_collectives, has_branch
+
+    lowered, array = _lower(case)
+    with never_branching():
+        steady, _ = _lower(case)
+    branches = lowered.as_text() != steady.as_text()
+    with ThreadPoolExecutor() as pool:  # each takes one core
+        compiled, *others = pool.map(lambda program: program.compile(), [lowered, steady][: 1 + branches])
+    usual = others[0] if branches else compiled
+    if has_branch(usual.as_text()):
+        raise ValueError("a branch other than that of `jax.lax.cond` is in the program: its steady state is not known")
+    return {
+        "array_bytes": array,
+        "moved_bytes": _moved(case, usual),
+        "moved_bytes_rare": _moved(case, compiled) if branches else None,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "collectives": {kind: sent._asdict() for kind, sent in count_collectives(compiled.as_text()).items()},
+    }
+
+
+@contextmanager
+def never_branching() -> Iterator[None]:
+    """Compile `jax.lax.cond` as if its first branch, the rare one by jaxbn's convention, were never taken."""
+    import jax
+
+    cond = jax.lax.cond
+    jax.lax.cond = lambda _, rare, usual, *operands: usual(*operands)
+    try:
+        yield
+    finally:
+        jax.lax.cond = cond
+
+
+def _lower(case: Case) -> tuple[Any, float]:
+    """Return what a case's compiler is given, and the bytes that a device holds of x."""
+    import jax
+
+    from experiments.compiled.programs import build_program
+
+    jax.clear_caches()  # no trace from before `jax.lax.cond` was another
+    program = build_program(case)
+    with jax.set_mesh(program.mesh):
+        return jax.jit(program.step, donate_argnums=0).lower(*program.arguments), program.array_bytes
+
+
+def _moved(case: Case, compiled: Any) -> float:
+    """Return the compiler's own count of the bytes moved; for GPUs, for which it makes none, the count by operation."""
+    from experiments.compiled.counting import count_moved
+
+    if case.kind == "tpu":
+        return compiled.cost_analysis()["bytes accessed"]
+    return count_moved(compiled.as_text())

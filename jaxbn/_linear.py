@@ -1,0 +1,112 @@
+"""Linear maps that bring their transpose: a derivative written by hand in both directions.
+
+`jax.custom_derivatives.linear_call` is the same without `vmap` and without derivatives of the residuals. Here all of
+JAX's transformations hold: forward mode is `forward`, reverse mode is `transpose`, `vmap` maps both, and higher
+derivatives are JAX's own, of `forward`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir, partial_eval
+
+from jaxbn._platform import push_moving
+
+
+def apply_linear(forward: Callable[..., Any], transpose: Callable[..., Any], residuals: Any, operands: Any) -> Any:
+    """Return the array `forward(residuals, operands)`, which is linear in the operands.
+
+    Args:
+        forward: a function of residuals and operands that returns one array.
+        transpose: a function of residuals and a cotangent of that array. It returns the cotangents of the operands.
+        residuals: a tree of arrays that both directions use, and all that is kept for the backward pass.
+        operands: a tree of floating point arrays.
+    """
+    residuals, residuals_tree = jax.tree.flatten(residuals)
+    operands, operands_tree = jax.tree.flatten(operands)
+    n = len(residuals)
+
+    def there(*args):
+        return [forward(residuals_tree.unflatten(args[:n]), operands_tree.unflatten(args[n:]))]
+
+    def back(*args):
+        return jax.tree.leaves(transpose(residuals_tree.unflatten(args[:n]), args[n]))
+
+    return _bind(there, back, residuals, operands)[0]
+
+
+linear_p = Primitive("linear")
+linear_p.multiple_results = True
+
+
+def _bind(there, back, residuals, operands):
+    # Both directions are traced here, where the names of mapped axes are bound.
+    n, m = len(residuals), len(operands)
+    there = jax.make_jaxpr(there)(*residuals, *operands)
+    back = jax.make_jaxpr(back)(*residuals, *there.out_avals)
+    # What neither direction uses need not be kept.
+    used = [_used(closed)[:n] for closed in (there, back)]
+    kept = [a or b for a, b in zip(*used, strict=True)]
+    there, back = (_restrict(c, [*kept, *[True] * k]) for c, k in ((there, m), (back, len(there.out_avals))))
+    residuals = [r for r, keep in zip(residuals, kept, strict=True) if keep]
+    return linear_p.bind(*residuals, *operands, there=there, back=back, n=len(residuals))
+
+
+def _used(closed):
+    """Return which inputs a jaxpr uses."""
+    return partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))[1]
+
+
+def _restrict(closed, kept):
+    """Return a jaxpr of fewer inputs."""
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), instantiate=kept)
+    return closed.replace(jaxpr=jaxpr)
+
+
+def _run(*args, there, back, n):
+    return jaxpr_as_fun(there)(*args)
+
+
+def _differentiate(primals, tangents, *, there, back, n):
+    out, parts = linear_p.bind(*primals, there=there, back=back, n=n), []
+    if any(type(t) is not ad.Zero for t in tangents[n:]):
+        operands = map(ad.instantiate_zeros, tangents[n:])
+        parts.append(linear_p.bind(*primals[:n], *operands, there=there, back=back, n=n))
+    if any(type(t) is not ad.Zero for t in tangents[:n]):
+        there_of = lambda *residuals: jaxpr_as_fun(there)(*residuals, *primals[n:])  # noqa: E731
+        parts.append(push_moving(there_of, primals[:n], tangents[:n]))
+    return out, [sum(t[1:], t[0]) for t in zip(*parts, strict=True)]
+
+
+def _transpose(cotangents, *args, there, back, n):
+    cotangents = map(ad.instantiate_zeros, cotangents)
+    out = linear_p.bind(*args[:n], *cotangents, there=back, back=there, n=n)
+    return [None] * n + [ct if ad.is_undefined_primal(a) else None for ct, a in zip(out, args[n:], strict=True)]
+
+
+def _batch(axis_data, args, dims, *, there, back, n):
+    args = [a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True)]
+    axes = [None if d is None else 0 for d in dims]
+    vmap = partial(jax.vmap, axis_name=axis_data.name, axis_size=axis_data.size, spmd_axis_name=axis_data.spmd_name)
+
+    def mapped_there(*args):
+        return vmap(jaxpr_as_fun(there), in_axes=axes)(*args)
+
+    def mapped_back(*args):
+        out = vmap(jaxpr_as_fun(back), in_axes=axes[:n] + [0] * (len(args) - n))(*args)
+        return [o if axis == 0 else o.sum(0) for o, axis in zip(out, axes[n:], strict=True)]
+
+    out = _bind(mapped_there, mapped_back, args[:n], args[n:])
+    return out, [0] * len(out)
+
+
+linear_p.def_impl(_run)
+linear_p.def_abstract_eval(lambda *args, there, back, n: there.out_avals)
+mlir.register_lowering(linear_p, mlir.lower_fun(_run, multiple_results=True))
+ad.primitive_jvps[linear_p] = _differentiate
+ad.primitive_transposes[linear_p] = _transpose
+batching.fancy_primitive_batchers[linear_p] = _batch
