@@ -133,7 +133,7 @@ def bn_apply(
     if jnp.iscomplexobj(x):
         r, leave = r._replace(components=(x.ndim,)), from_pairs
         x, mean, var, mask = to_pairs(x), to_pairs(mean), var[..., None], None if mask is None else mask[..., None]
-    running = Moments(jnp.ones_like(var), mean, var, jnp.zeros_like(mean))
+    running = Moments(jnp.ones_like(mean, var.dtype), mean, var, jnp.zeros_like(mean))
 
     def layer(x, mask, *after):
         """Return the output and the moments of a batch that is normalized as one."""
@@ -142,9 +142,12 @@ def bn_apply(
         m = jax.tree.map(saved, batch_moments(r, x, mask, running.mean if parts == 1 else None))
         used, affine = m, (scale, bias)
         if train is not True:
-            used = jax.tree.map(partial(jnp.where, train), m, lax.stop_gradient(running))
+            used = jax.tree.map(partial(lax.select, train), m, lax.stop_gradient(running))
             # Where they are the running ones, with their derivative: r = 1 and d = 0.
-            r_d = (jnp.where(train, n, v) for v, n in zip(relate(epsilon, lax.stop_gradient(used), running), (1, 0), strict=True))
+            r_d = (
+                jnp.where(train, n, v)
+                for v, n in zip(relate(epsilon, lax.stop_gradient(used), running), (1, 0), strict=True)
+            )
             affine = compose_affine(*affine, *r_d)
         if bounds is not None:  # with the running statistics before the update
             affine = correct_affine(bounds, epsilon, *affine, used, running)
@@ -158,7 +161,7 @@ def bn_apply(
         y, m = layer(x, mask, *late, residual)
     else:
         y, m = map_parts(layer, parts, reduced[0], x, mask, *late, residual)
-    m = pool_parts(m, parts, whole, r)
+    m = pool_parts(lax.stop_gradient(m), parts, whole, r)
     m = jax.tree.map(lambda v: from_layout(v, features), join_moments(m) if r.components else m)
     return y, update_state(state, m, keep_take, unbiased, jnp.logical_and(update, train))
 

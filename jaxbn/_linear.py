@@ -6,7 +6,6 @@ derivatives are JAX's own, of `forward`.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir, partial_eval
 
-from jaxbn._platform import push_moving
+from jaxbn._platform import map_members, push_moving
 
 
 def apply_linear(forward: Callable[..., Any], transpose: Callable[..., Any], residuals: Any, operands: Any) -> Any:
@@ -89,19 +88,19 @@ def _transpose(cotangents, *args, there, back, n):
 
 
 def _batch(axis_data, args, dims, *, there, back, n):
-    args = [a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True)]
-    axes = [None if d is None else 0 for d in dims]
-    vmap = partial(jax.vmap, axis_name=axis_data.name, axis_size=axis_data.size, spmd_axis_name=axis_data.spmd_name)
-
-    def mapped_there(*args):
-        return vmap(jaxpr_as_fun(there), in_axes=axes)(*args)
+    mapped = not all(d is None for d in dims)
 
     def mapped_back(*args):
-        out = vmap(jaxpr_as_fun(back), in_axes=axes[:n] + [0] * (len(args) - n))(*args)
-        return [o if axis == 0 else o.sum(0) for o, axis in zip(out, axes[n:], strict=True)]
+        cotangents = [0 if mapped else None] * (len(args) - n)
+        out = map_members(jaxpr_as_fun(back), axis_data, [*dims[:n], *cotangents])(*args)
+        # The cotangent of an operand that all members share is the sum of theirs.
+        return [
+            (o.sum(0) if d is None else jnp.moveaxis(o, 0, d)) if mapped else o
+            for o, d in zip(out, dims[n:], strict=True)
+        ]
 
-    out = _bind(mapped_there, mapped_back, args[:n], args[n:])
-    return out, [0] * len(out)
+    out = _bind(map_members(jaxpr_as_fun(there), axis_data, dims), mapped_back, args[:n], args[n:])
+    return out, [0 if mapped else None] * len(out)
 
 
 linear_p.def_impl(_run)

@@ -188,7 +188,9 @@ def _pull(r, epsilon, epilogue, wanted, inputs: Inputs, y_bar) -> Any:
     d = _deviations(x, mean, tail, near)
     x_bar = scale_bar = bias_bar = None
     if x_wanted:
-        first, second = _averages(r, inputs, whole[-1 if near is not None else 0], (whole[1] - tail * whole[0]) * inverse)
+        first, second = _averages(
+            r, inputs, whole[-1 if near is not None else 0], (whole[1] - tail * whole[0]) * inverse
+        )
         slope = inverse * second
         taken = zero_masked(inputs.mask, d * slope + (first - tail * slope))
         x_bar = sharded_as(inputs.x, zero_masked(near, gain * (z_bar - taken)).astype(inputs.x.dtype))
@@ -242,4 +244,3 @@ def _shared(r: Reduction, x, v, own, whole) -> jax.Array:
     elif replicated:
         own = lax.psum(own, tuple(sorted(replicated)))
     return sharded_as(v, own.astype(v.dtype))
-

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
@@ -63,10 +64,22 @@ def push_moving(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequenc
 
 
 def _batch(axis_data, args, dims, *, jaxprs):
-    options = dict(axis_name=axis_data.name, axis_size=axis_data.size, spmd_axis_name=axis_data.spmd_name)
-    branches = {name: jax.vmap(jaxpr_as_fun(jaxpr), in_axes=dims, **options) for name, jaxpr in jaxprs}
+    branches = {name: map_members(jaxpr_as_fun(jaxpr), axis_data, dims) for name, jaxpr in jaxprs}
     out = choose_by_platform(*args, **branches)
-    return out, [0] * len(out)
+    return out, [None if all(d is None for d in dims) else 0] * len(out)
+
+
+def map_members(f: Callable[..., Any], axis_data: Any, dims: Sequence[int | None]) -> Callable[..., Any]:
+    """Return `f` of arrays that are mapped along `dims`, in a batching rule; of none that is mapped, `f` of each one."""
+    options = dict(axis_name=axis_data.name, axis_size=axis_data.size, spmd_axis_name=axis_data.spmd_name)
+    if not all(d is None for d in dims):
+        return jax.vmap(f, in_axes=list(dims), **options)
+
+    def one(*args):  # its collectives over the mapped axis still count all members
+        mapped = jax.vmap(lambda _: f(*args), **options)(jnp.zeros(axis_data.size))
+        return jax.tree.map(lambda v: v[0], mapped)
+
+    return one
 
 
 platform_p.def_impl(_run("default"))
@@ -86,7 +99,6 @@ def fusion_barrier(*arrays: Any) -> Any:
     fused pass makes all sums of one difference.
     """
 
-    def barrier(*arrays):  # one for each array, which keeps its type: what is replicated stays so
-        return jax.tree.map(lax.optimization_barrier, arrays)
-
-    return choose_by_platform(*arrays, cpu=barrier, default=lambda *arrays: arrays)
+    return choose_by_platform(
+        *arrays, cpu=lambda *arrays: lax.optimization_barrier(arrays), default=lambda *arrays: arrays
+    )

@@ -167,7 +167,9 @@ def _apply(static, params, state, x, train, update, momentum, mask):
     mean, cov = (v.astype(dtype) for v in (state.mean, state.cov))
     new = state
     if train is not False:
-        batch_mean, batch_cov, count = _statistics(Reduction(tuple(range(x.ndim - 1)), names, parts), wide, mask, groups)
+        batch_mean, batch_cov, count = _statistics(
+            Reduction(tuple(range(x.ndim - 1)), names, parts), wide, mask, groups
+        )
         takes_part = count > 0
         allowed = jnp.logical_and(update, train) & jnp.all(takes_part)
         new = _updated(state, batch_mean, batch_cov, momentum, allowed)

@@ -28,6 +28,14 @@ def collectives(text: str) -> Counter[str]:
     return Counter(re.findall(rf" = .*?\s({'|'.join(OPERATIONS)})(?:-start)?\(", text))
 
 
+def without_branches(text: str) -> str:
+    """A program without the branches of its conditionals: the second pass over x is in one, and rarely taken."""
+    names = {name for names in re.findall(r"branch_computations=\{([^}]*)\}", text) for name in names.split(", ")}
+    names |= set(re.findall(r"(?:true|false)_computation=(%[\w.\-]+)", text))
+    computations = re.split(r"\n(?=%|ENTRY)", text)
+    return "\n".join(c for c in computations if c.split(" ")[0] not in names)
+
+
 def ours(params, state, x, train, mask, way: Way, **options):
     """One layer with its activation."""
     return jaxbn.bn_apply(
@@ -68,13 +76,20 @@ def training_step(layer, way: Way, first: bool = False):
 
 
 def count(way: Way, member, masked: bool = False) -> int:
-    """The collectives that `member` takes, which are all sums."""
+    """The collectives that `member` takes in every step, which are all sums; at most one more is in the rare branch."""
     params, state = jaxbn.bn_init(4)
     x = np.random.default_rng(0).standard_normal((32, 4)).astype(np.float32)
     parts = {"x": x} | ({"mask": x[:, :1] > 0} if masked else {})
-    found = collectives(way.compiled_text(member, {"params": params, "state": state}, parts))
-    assert set(found) <= {"all-reduce"}, found
+    text = way.compiled_text(member, {"params": params, "state": state}, parts)
+    found, every = collectives(without_branches(text)), collectives(text)
+    assert set(every) <= {"all-reduce"}, every
+    assert every.total() <= found.total() + 1
     return found.total()
+
+
+def of_running_mean(way: Way) -> int:
+    """One more, of the running means: where types do not say that all devices hold the same, it is made so."""
+    return int(way.name in ("shard_map-unchecked", "pmap"))
 
 
 @masked
@@ -82,12 +97,12 @@ def count(way: Way, member, masked: bool = False) -> int:
 @each_way
 def test_training_step_takes_two(way, first, masked):
     """One forward, one backward: the latter also carries the gradients of the parameters to their sum."""
-    assert count(way, training_step(ours, way, first), masked) == 2
+    assert count(way, training_step(ours, way, first), masked) == 2 + of_running_mean(way)
 
 
 @each_named_way
-def test_groups_take_one_each_way(way):
-    """Groups cost no more collectives than the whole axis does; the parameters' gradients are a sum of their own."""
+def test_groups_take_two_forward_and_one_backward(way):
+    """The mean comes first: groups can't share a branch. The parameters' gradients are a sum of their own."""
     layer = partial(ours, axis_index_groups=[[0, 1, 2], [3, 4, 5, 6, 7]])
     whole_step = training_step(layer, way)
 
@@ -95,15 +110,15 @@ def test_groups_take_one_each_way(way):
         own, (new, d_params) = whole_step(whole, parts)
         return [*own, jax.tree.map(lambda v: v[None], new)], d_params
 
-    assert count(way, member) <= 3
-    assert count(way, lambda whole, parts: (member(whole, parts)[0], ())) == 2
+    assert count(way, member) <= 4
+    assert count(way, lambda whole, parts: (member(whole, parts)[0], ())) == 3
 
 
 @masked
 @each_way
 def test_forward_takes_one(way, masked):
     """Counts, means and variances travel together."""
-    assert count(way, forward(ours, way, train=True), masked) == 1
+    assert count(way, forward(ours, way, train=True), masked) == 1 + of_running_mean(way)
 
 
 @each_way

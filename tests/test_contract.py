@@ -223,7 +223,7 @@ COVERED = {
     "ghost": HERE
     | {
         "devices": "test_ghost::test_on_many_devices_parts_are_local_and_the_state_is_shared, "
-        "groups: test_ghost::test_groups_of_devices_share_the_state_alone",
+        "groups: test_ghost::test_groups_of_devices_divide_their_batch",
         "refused": "parts that do not divide the batch: test_ghost::test_refused, or the devices of an explicit mesh: "
         "test_attacks_variants::test_parts_that_do_not_follow_an_explicit_mesh_are_refused; no batch: "
         "test_ghost::test_a_row_without_a_batch_is_refused, a symbolic one: "
