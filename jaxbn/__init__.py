@@ -24,12 +24,12 @@ How it is built, from the ground up; a file imports from lower floors only:
 """
 
 from jaxbn._adapt import adapt, weighed_apply
+from jaxbn._batch_moments import moments
 from jaxbn._batch_norm import bn_apply
 from jaxbn._domains import domain_apply, domain_init
 from jaxbn._fold import fold, fold_into_next
 from jaxbn._health import health
 from jaxbn._health_report import Health, LayerHealth
-from jaxbn._batch_moments import moments
 from jaxbn._moments import Moments, pool, pool_named
 from jaxbn._momentum import cumulative_average, zero_debiased
 from jaxbn._pool_updates import pool_updates

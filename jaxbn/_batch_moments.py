@@ -13,9 +13,9 @@ from jax.typing import ArrayLike
 
 from jaxbn import _check
 from jaxbn._any_member import any_member
-from jaxbn._platform import fusion_barrier
 from jaxbn._layout import from_layout
 from jaxbn._moments import Moments, moments_about, round_off
+from jaxbn._platform import fusion_barrier
 from jaxbn._reduction import Reduction, varying_axes
 
 
@@ -153,12 +153,14 @@ def _part(r: Reduction, x: jax.Array) -> jax.Array:
     """Return a sixteenth of x, or a little more, for the pivot of a second pass over all of it.
 
     The mean of a k-th of the values is at most `sqrt(k - 1)` standard deviations from the mean of all, however they are
-    arranged; so the mean square about it is at most k times the variance, and 4 bits cancel. The part is taken along an
-    axis that no one shards a batch along; where there is none, it is all of x.
+    arranged; so the mean square about it is at most k times the variance, and 4 bits cancel. The part is taken along
+    one axis, of those along which batches are not sharded and memory is not contiguous if there is one; else it is all
+    of x.
     """
-    sizes = {a: x.shape[a] for a in r.axes[1:] if isinstance(x.shape[a], int) and x.shape[a] > 1}
-    if not sizes:
+    spec = jax.typeof(x).sharding.spec
+    axes = [a for a in r.axes[1:] if isinstance(x.shape[a], int) and x.shape[a] > 1 and spec[a] is None]
+    if not axes:
         return x
-    axis = max(sizes, key=sizes.__getitem__)
-    stride = sizes[axis] // -(-sizes[axis] // 16)
+    axis = max(axes, key=lambda a: a if a < x.ndim - 1 else 0)
+    stride = x.shape[axis] // -(-x.shape[axis] // 16)
     return lax.slice_in_dim(x, stride // 2, None, stride=stride, axis=axis)

@@ -1,7 +1,7 @@
 """Batch normalization as a pure function."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,14 @@ from jax.typing import ArrayLike
 from jaxbn import _check
 from jaxbn._batch_moments import batch_moments
 from jaxbn._complex import from_pairs, join_moments, to_pairs
-from jaxbn._epilogue import apply_epilogue, convert_closure
-from jaxbn._ghost import divide_batch, map_parts, pool_parts, shards_along
+from jaxbn._epilogue import apply_epilogue
+from jaxbn._ghost import divide_batch, map_parts, pool_parts
 from jaxbn._layout import from_layout, shard_as_features, to_layout
 from jaxbn._moments import Moments
 from jaxbn._momentum import Momentum
-from jaxbn._normalize import Inputs, normalize_by, normalize_by_batch, z_type
+from jaxbn._normalize import normalize_by, normalize_by_batch
 from jaxbn._reduction import Reduction
-from jaxbn._renorm import Renorm, compose_affine, correct_affine, limits, relate
+from jaxbn._renorm import Renorm, choose_statistics, correct_affine, limits
 from jaxbn._save_inputs import saved
 from jaxbn._state import BatchNormParams, BatchNormState, update_state
 
@@ -114,53 +114,41 @@ def bn_apply(
     if jnp.iscomplexobj(x) and (ghost_batches > 1 or bounds):
         raise TypeError(f"`ghost_batches` and `renorm` are for real `x`; got {x.dtype}.")
 
-    dtype, of_x = _check.accumulation_dtype(x.dtype), x.dtype
+    dtype, out = _check.accumulation_dtype(x.dtype), x.dtype
     mean, var = (shard_as_features(to_layout(v, features, x.ndim), x) for v in state[:2])
     mean, var = mean.astype(dtype), var.astype(_check.real(dtype))
     scale, bias = (_laid_out(v, features, reduced, x.ndim, dtype) for v in params)
     if train is False:
         z = normalize_by(mean, var, epsilon, x, mask, scale, bias)
-        return apply_epilogue(activation, None, None, residual, of_x, z), state
+        return apply_epilogue(activation, None, None, residual, out, z), state
 
     names = _check.axis_names(axis_name)
     whole = Reduction(reduced, names, _check.groups(axis_index_groups, names))
-    size, shards = (x.shape[reduced[0]], shards_along(x, reduced[0])) if reduced else (1, 1)
-    parts, r = divide_batch(ghost_batches, whole, size, shards)
+    parts, r = divide_batch(ghost_batches, whole, x)
     # What differs between entries that share statistics comes after the normalization, with the activation.
-    late, leave = (None, None), lambda z: z
+    by_entry, leave = (None, None), lambda z: z
     if jnp.iscomplexobj(x) or any(v is not None and v.ndim > len(features) for v in params):
-        late, scale, bias = (scale, bias), None, None
+        by_entry, scale, bias = (scale, bias), None, None
     if jnp.iscomplexobj(x):
         r, leave = r._replace(components=(x.ndim,)), from_pairs
         x, mean, var, mask = to_pairs(x), to_pairs(mean), var[..., None], None if mask is None else mask[..., None]
     running = Moments(jnp.ones_like(mean, var.dtype), mean, var, jnp.zeros_like(mean))
 
-    def layer(x, mask, *after):
+    def layer(x, mask, *after: Any):
         """Return the output and the moments of a batch that is normalized as one."""
         x = saved(x)
-        # Parts that follow the shards of a batch decide alone, and so without a guess.
+        # Parts that follow the shards of a batch decide alone about a second pass, and so without a guess.
         m = jax.tree.map(saved, batch_moments(r, x, mask, running.mean if parts == 1 else None))
-        used, affine = m, (scale, bias)
-        if train is not True:
-            used = jax.tree.map(partial(lax.select, train), m, lax.stop_gradient(running))
-            # Where they are the running ones, with their derivative: r = 1 and d = 0.
-            r_d = (
-                jnp.where(train, n, v)
-                for v, n in zip(relate(epsilon, lax.stop_gradient(used), running), (1, 0), strict=True)
-            )
-            affine = compose_affine(*affine, *r_d)
-        if bounds is not None:  # with the running statistics before the update
-            affine = correct_affine(bounds, epsilon, *affine, used, running)
-        inputs = Inputs(x, *affine, [], used, mask, None if train is True else train)
-        epilogue, arrays = convert_closure(
-            lambda z: apply_epilogue(activation, *after, of_x, leave(z)), z_type(epsilon, inputs)
-        )
-        return normalize_by_batch(r, epsilon, epilogue, inputs._replace(arrays=arrays)), m
+        used, gain, offset = choose_statistics(train, epsilon, m, running, scale, bias)
+        if bounds is not None:
+            gain, offset = correct_affine(bounds, epsilon, gain, offset, used, running)
 
-    if parts == 1:
-        y, m = layer(x, mask, *late, residual)
-    else:
-        y, m = map_parts(layer, parts, reduced[0], x, mask, *late, residual)
+        def finish(z):
+            return apply_epilogue(activation, *after, dtype=out, z=leave(z))
+
+        return normalize_by_batch(r, epsilon, finish, x, mask, used, train, gain, offset), m
+
+    y, m = map_parts(layer, parts, r, x, mask, *by_entry, residual)
     m = pool_parts(lax.stop_gradient(m), parts, whole, r)
     m = jax.tree.map(lambda v: from_layout(v, features), join_moments(m) if r.components else m)
     return y, update_state(state, m, keep_take, unbiased, jnp.logical_and(update, train))

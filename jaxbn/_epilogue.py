@@ -1,11 +1,9 @@
 """What follows the normalization inside the layer: scale and bias by example, a residual, an activation."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
 
 from jaxbn._normalize import affine
 
@@ -22,7 +20,7 @@ def activate(activation: Any, z: jax.Array) -> jax.Array:
     if not callable(activation):
         raise TypeError(f"`activation` must be a function such as `jax.nn.relu`; got {activation!r}.")
     try:
-        y = activation(z)
+        y: Any = activation(z)
     except (TypeError, ValueError) as error:
         raise type(error)(
             f"`activation` must be an elementwise function of one JAX array, here of shape {z.shape} (of one part with "
@@ -36,12 +34,3 @@ def activate(activation: Any, z: jax.Array) -> jax.Array:
     if jnp.issubdtype(y.dtype, jnp.complexfloating) and not jnp.issubdtype(z.dtype, jnp.complexfloating):
         raise TypeError(f"`activation` must be real for real `x`; got {y.dtype}. Take the real part, or its size.")
     return y
-
-
-def convert_closure(f: Callable[[jax.Array], jax.Array], z: Any) -> tuple[Callable[..., jax.Array], list[Any]]:
-    """Return `f` as a function of the arrays that it closes over and its argument, and these arrays.
-
-    As `jax.closure_convert`, but of all arrays, so that `vmap` maps them too.
-    """
-    closed = jax.make_jaxpr(f)(z)
-    return lambda arrays, z: jaxpr_as_fun(closed.replace(consts=list(arrays)))(z)[0], list(closed.consts)

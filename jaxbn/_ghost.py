@@ -12,21 +12,20 @@ from jaxbn._moments import Moments, pool, pool_named
 from jaxbn._reduction import Reduction
 
 
-def divide_batch(ghost_batches: int, r: Reduction, size: Any, shards: int) -> tuple[int, Reduction]:
-    """Return into how many parts each member divides the batch it holds, and who shares statistics.
-
-    `size` is that of the batch axis, and `shards` over how many devices its type says that it is sharded.
-    """
-    parts, r = _share_parts(ghost_batches, r)
+def divide_batch(ghost_batches: int, r: Reduction, x: jax.Array) -> tuple[int, Reduction]:
+    """Return into how many parts each member divides what it holds of x, and who shares statistics."""
+    parts, divided = _share_parts(ghost_batches, r)
+    size, shards = (x.shape[r.axes[0]], _shards(x, r.axes[0])) if r.axes else (1, 1)
     if parts > 1 and not isinstance(size, int):
         raise ValueError(f"`ghost_batches` must be 1 where the size of the batch is symbolic; got {parts} for {size}.")
     if parts > 1 and (size % parts or parts % shards):
+        member = " on each member" if r.names else ""
         spread = f" over {shards} devices, whose number must divide it" if shards > 1 else ""
         raise ValueError(
             f"`ghost_batches` must divide the first axis of `x` that is not a feature axis, which has {size} entries"
-            f"{' on each member' if r.names != () or parts != ghost_batches else ''}{spread}; got {ghost_batches}."
+            f"{member}{spread}; got {ghost_batches}."
         )
-    return parts, r
+    return parts, divided
 
 
 def _share_parts(ghost_batches: int, r: Reduction) -> tuple[int, Reduction]:
@@ -48,13 +47,15 @@ def _share_parts(ghost_batches: int, r: Reduction) -> tuple[int, Reduction]:
 
 
 def map_parts(
-    layer: Callable[..., tuple[jax.Array, Moments]], parts: int, axis: int, x: jax.Array, *others: Any
+    layer: Callable[..., tuple[jax.Array, Moments]], parts: int, r: Reduction, x: jax.Array, *others: Any
 ) -> tuple[jax.Array, Moments]:
-    """Return the output of `layer(x, *others)` on each part along `axis`, joined again, and the moments of each part.
+    """Return the output of `layer(x, *others)` on each part of a batch, joined again, and the moments of each part.
 
-    An array of size 1 along the axis is the same for all parts.
+    An array of size 1 along the batch axis is the same for all parts.
     """
-
+    if parts == 1:
+        return layer(x, *others)
+    axis = r.axes[0]
     in_axes = [None if v is None or v.shape[axis] == 1 else axis for v in (x, *others)]
     split = [v if a is None else _split(v, axis, parts) for v, a in zip((x, *others), in_axes, strict=True)]
     y, m = jax.vmap(layer, in_axes=in_axes, out_axes=(axis, 0))(*split)
@@ -83,7 +84,7 @@ def _explicit(sharding):
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def shards_along(x: jax.Array, axis: int) -> int:
+def _shards(x: jax.Array, axis: int) -> int:
     """Return over how many devices x is sharded along `axis`, as far as its type says: where the mesh is explicit."""
     sharding = jax.typeof(x).sharding
     names = sharding.spec[axis] or ()

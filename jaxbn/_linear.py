@@ -38,6 +38,15 @@ def apply_linear(forward: Callable[..., Any], transpose: Callable[..., Any], res
     return _bind(there, back, residuals, operands)[0]
 
 
+def convert_closure(f: Callable[[jax.Array], jax.Array], x: Any) -> tuple[Callable[..., jax.Array], list[Any]]:
+    """Return `f` as a function of the arrays that it closes over and of its argument, and these arrays.
+
+    As `jax.closure_convert`, but of all arrays, so that `vmap` maps them too.
+    """
+    closed = jax.make_jaxpr(f)(x)
+    return lambda arrays, x: jaxpr_as_fun(closed.replace(consts=list(arrays)))(x)[0], list(closed.consts)
+
+
 linear_p = Primitive("linear")
 linear_p.multiple_results = True
 

@@ -1,17 +1,20 @@
 """The moments of a group of values, and how groups pool."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import register_namedtuple_serialization
 
 from jaxbn import _check
 from jaxbn._reduction import Reduction
 
 
+@partial(register_namedtuple_serialization, serialized_name="jaxbn.Moments")
 class Moments(NamedTuple):
     """Count, mean and biased variance of a group of values, one entry per feature.
 

@@ -16,10 +16,10 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxbn._batch_moments import zero_masked
-from jaxbn._platform import choose_by_platform, fusion_barrier
 from jaxbn._layout import sharded_as
-from jaxbn._linear import apply_linear
+from jaxbn._linear import apply_linear, convert_closure
 from jaxbn._moments import Moments
+from jaxbn._platform import choose_by_platform, fusion_barrier
 from jaxbn._reduction import Reduction, varying_axes
 
 # Standard deviations from the mean beyond which a masked entry is read as the mean: padding. NaN is beyond, too. Not
@@ -62,15 +62,49 @@ def normalize_by(
     return affine(x - mean, inverse if scale is None else scale * inverse, bias)
 
 
-class Inputs(NamedTuple):
-    """What the output depends on, and all that is kept for the backward pass; arrays that broadcast against x.
+def normalize_by_batch(
+    r: Reduction,
+    epsilon: float,
+    epilogue: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    mask: jax.Array | None,
+    m: Moments,
+    train: bool | jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """Return `epilogue(scale x_hat + bias)`, where x_hat is x normalized by its own moments `m` over `r`.
+
+    Where `train` is False, `m` may be any statistics, and do not move with x. The arrays broadcast against x.
+    """
+    inputs = _Inputs(x, scale, bias, [], m, mask, None if train is True else jnp.asarray(train))
+    z = jax.eval_shape(lambda inputs: _normalized(epsilon, inputs).z, inputs)
+    converted, arrays = convert_closure(epilogue, z)
+
+    @jax.custom_jvp
+    def layer(inputs):
+        return converted(inputs.arrays, _normalized(epsilon, inputs).z)
+
+    @partial(layer.defjvp, symbolic_zeros=True)
+    def layer_jvp(primals, tangents):
+        # The derivative knows how the moments follow x: their own tangents are not needed.
+        dots = [None if isinstance(t, SymbolicZero) else t for t in jax.tree.leaves(tangents[0][:4])]
+        dots = jax.tree.unflatten(jax.tree.structure(primals[0][:4]), dots)
+        y = layer(*primals)
+        if not jax.tree.leaves(dots):
+            return y, jnp.zeros_like(y)
+        wanted = jax.tree.map(lambda t: t is not None, dots, is_leaf=lambda t: t is None)
+        push, pull = partial(_push, r, epsilon, converted), partial(_pull, r, epsilon, converted, wanted)
+        return y, apply_linear(push, pull, primals[0], dots)
+
+    return layer(inputs._replace(arrays=arrays))
+
+
+class _Inputs(NamedTuple):
+    """What the output depends on, and all that is kept for the backward pass. The first four have derivatives.
 
     Attributes:
-        x: the input.
-        scale, bias: per feature, or None.
         arrays: what the epilogue closes over.
-        m: the moments of x; or where `train` is False any others.
-        mask: which entries of x enter `m`; None for all.
         train: whether `m` are the moments of x, and so move with it; None for always.
     """
 
@@ -79,35 +113,8 @@ class Inputs(NamedTuple):
     bias: jax.Array | None
     arrays: list[jax.Array]
     m: Moments
-    mask: jax.Array | None = None
-    train: jax.Array | None = None
-
-
-def normalize_by_batch(r: Reduction, epsilon: float, epilogue: Callable[..., jax.Array], inputs: Inputs) -> jax.Array:
-    """Return `epilogue(scale x_hat + bias, *arrays)`, where x_hat is x normalized by its own moments over `r`."""
-
-    @jax.custom_jvp
-    def layer(inputs):
-        return epilogue(inputs.arrays, _normalized(epsilon, inputs).z)
-
-    @partial(layer.defjvp, symbolic_zeros=True)
-    def layer_jvp(primals, tangents):
-        # The derivative knows how the moments follow x: their own tangents are not needed.
-        dots = (None if isinstance(t, SymbolicZero) else t for t in jax.tree.leaves(tangents[0][:4]))
-        dots = jax.tree.unflatten(jax.tree.structure(primals[0][:4]), dots)
-        y = layer(*primals)
-        if not jax.tree.leaves(dots):
-            return y, jnp.zeros_like(y)
-        wanted = dots[0] is not None, dots[1] is not None, dots[2] is not None, [t is not None for t in dots[3]]
-        pull = partial(_pull, r, epsilon, epilogue, wanted)
-        return y, apply_linear(partial(_push, r, epsilon, epilogue), pull, primals[0], dots)
-
-    return layer(inputs)
-
-
-def z_type(epsilon: float, inputs: Inputs) -> Any:
-    """Return the type of what the epilogue gets."""
-    return jax.eval_shape(lambda inputs: _normalized(epsilon, inputs).z, inputs)
+    mask: jax.Array | None
+    train: jax.Array | None
 
 
 class _Normalized(NamedTuple):
@@ -128,7 +135,7 @@ class _Normalized(NamedTuple):
     z: jax.Array
 
 
-def _normalized(epsilon: float, inputs: Inputs) -> _Normalized:
+def _normalized(epsilon: float, inputs: _Inputs) -> _Normalized:
     m, scale, bias = inputs.m, inputs.scale, inputs.bias
     x, inverse = inputs.x.astype(m.mean.dtype), inverse_std(m.var, epsilon, m.count)
     gain = inverse if scale is None else scale * inverse
@@ -145,15 +152,15 @@ def _deviations(x, mean, tail, near):
     return d if near is None else jnp.where(near, d, tail)
 
 
-def _push(r, epsilon, epilogue, inputs: Inputs, dots) -> jax.Array:
+def _push(r, epsilon, epilogue, inputs: _Inputs, dots: Any) -> jax.Array:
     """Return the tangent of the output for tangents of x, scale, bias and arrays."""
     x_dot, scale_dot, bias_dot, arrays_dot = dots
     near, d, inverse, gain, z = _normalized(epsilon, inputs)
     x_hat, z_dot = (d - inputs.m.tail) * inverse, jnp.zeros_like(z)
     if x_dot is not None:
         u = zero_masked(near, gain * x_dot.astype(gain.dtype))
-        sums = r.sum_members([r.sum(zero_masked(inputs.mask, v)) for v in (u, u * x_hat)])
-        first, second = _averages(r, inputs, *sums)
+        first, second = r.sum_members([r.sum(zero_masked(inputs.mask, v)) for v in (u, u * x_hat)])
+        first, second = _averages(r, inputs, first, second)
         z_dot = zero_masked(near, u - first - x_hat * second)
     z_dot = z_dot if scale_dot is None else z_dot + x_hat * scale_dot
     z_dot = z_dot if bias_dot is None else z_dot + bias_dot
@@ -161,10 +168,10 @@ def _push(r, epsilon, epilogue, inputs: Inputs, dots) -> jax.Array:
     return jax.jvp(f, (z, *moving), (z_dot, *(t for t in arrays_dot if t is not None)))[1]
 
 
-def _pull(r, epsilon, epilogue, wanted, inputs: Inputs, y_bar) -> Any:
+def _pull(r, epsilon, epilogue, wanted, inputs: _Inputs, y_bar) -> Any:
     """Return the cotangents of x, scale, bias and arrays, of those that are wanted, for one of the output."""
     x_wanted, scale_wanted, bias_wanted, arrays_wanted = wanted
-
+    x, scale, bias, _, m, mask, _ = inputs
     near, d, inverse, gain, z = _normalized(epsilon, inputs)
     f, moving = _of_moving(epilogue, inputs.arrays, arrays_wanted)
     z_bar, *arrays_bar = jax.vjp(f, z, *moving)[1](y_bar)
@@ -172,37 +179,34 @@ def _pull(r, epsilon, epilogue, wanted, inputs: Inputs, y_bar) -> Any:
     def rows(z_bar, d, near):
         return [z_bar, z_bar * d, *([] if near is None else [zero_masked(near, z_bar)])]
 
-    def sum_each(z_bar, d, near, x, m):
-        x, mean, tail = fusion_barrier(x, m.mean, m.tail)
-        d = _deviations(x, mean, tail, near)
-        return [r.sum(row) for row in rows(z_bar, d, near)]
+    def sum_each(z_bar, d, near, x, mean, tail):
+        x, mean, tail = fusion_barrier(x, mean, tail)
+        return [r.sum(row) for row in rows(z_bar, _deviations(x, mean, tail, near), near)]
 
-    def sum_pairs(z_bar, d, near, x, m):
+    def sum_pairs(z_bar, d, near, x, mean, tail):
         return list(jnp.moveaxis(r.sum(jnp.stack(rows(z_bar, d, near), -1)), -1, 0))
 
     # With two sums, XLA for GPUs writes the activation's derivative to memory, for both to read. On a TPU one sum of
     # pairs moves more.
-    own = choose_by_platform(z_bar, d, near, inputs.x, inputs.m, cuda=sum_pairs, rocm=sum_pairs, default=sum_each)
+    args = z_bar, d, near, x, m.mean, m.tail
+    own = choose_by_platform(*args, cuda=sum_pairs, rocm=sum_pairs, default=sum_each)
     whole = r.sum_members(own)
-    x, mean, tail = fusion_barrier(*fusion_barrier(inputs.x, inputs.m.mean, inputs.m.tail))
-    d = _deviations(x, mean, tail, near)
+    # Of z_bar x_hat, from those of z_bar d.
+    own_second, second = ((row[1] - m.tail * row[0]) * inverse for row in (own, whole))
     x_bar = scale_bar = bias_bar = None
     if x_wanted:
-        first, second = _averages(
-            r, inputs, whole[-1 if near is not None else 0], (whole[1] - tail * whole[0]) * inverse
-        )
-        slope = inverse * second
-        taken = zero_masked(inputs.mask, d * slope + (first - tail * slope))
-        x_bar = sharded_as(inputs.x, zero_masked(near, gain * (z_bar - taken)).astype(inputs.x.dtype))
+        first, second_mean = _averages(r, inputs, whole[0 if near is None else 2], second)
+        slope = inverse * second_mean
+        taken = zero_masked(mask, d * slope + (first - m.tail * slope))
+        x_bar = sharded_as(x, zero_masked(near, gain * (z_bar - taken)).astype(x.dtype))
     if scale_wanted:
-        sums = ((v[1] - tail * v[0]) * inverse for v in (own, whole))
-        scale_bar = _shared(r, inputs.x, inputs.scale, *sums)
+        scale_bar = _shared(r, x, scale, own_second, second)
     if bias_wanted:
-        bias_bar = _shared(r, inputs.x, inputs.bias, own[0], whole[0])
+        bias_bar = _shared(r, x, bias, own[0], whole[0])
     return x_bar, scale_bar, bias_bar, arrays_bar
 
 
-def _averages(r: Reduction, inputs: Inputs, first, second) -> list[jax.Array]:
+def _averages(r: Reduction, inputs: _Inputs, first, second) -> list[jax.Array]:
     """Return `E[u]` and `E[u x_hat]`, what the statistics take back of u, from the sums."""
     n = jnp.maximum(inputs.m.count, 1)
     found = first / n, r.sum_components(second) / n
@@ -227,20 +231,3 @@ def _of_moving(epilogue, arrays, moving):
         return epilogue([next(values) if m else a for a, m in zip(arrays, moving, strict=True)], z)
 
     return f, [a for a, m in zip(arrays, moving, strict=True) if m]
-
-
-def _taken(r: Reduction, inputs: Inputs, x_hat, first, second) -> jax.Array:
-    """Return what the statistics take back: `E[u] + x_hat E[u x_hat]`, from the sums of u and of u x_hat."""
-    n = jnp.maximum(inputs.m.count, 1)
-    taken = first / n + x_hat * (r.sum_components(second) / n)
-    return taken if inputs.train is None else jnp.where(inputs.train, taken, 0)
-
-
-def _shared(r: Reduction, x, v, own, whole) -> jax.Array:
-    """Return the cotangent of a parameter; under `shard_map(check_vma=True)` that of a replicated one is the sum."""
-    replicated = varying_axes(x) - varying_axes(v)
-    if replicated and replicated == set(r.names) and r.groups is None:
-        own = whole
-    elif replicated:
-        own = lax.psum(own, tuple(sorted(replicated)))
-    return sharded_as(v, own.astype(v.dtype))

@@ -15,8 +15,8 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def choose_by_platform(*args: Any, default: Callable[..., Any], **branches: Callable[..., Any]) -> Any:
     """Return `branches[platform](*args)`, or `default(*args)`, which compute the same.
 
-    The functions close over no arrays. As `jax.lax.platform_dependent`, but that is a `lax.cond`, which outside of `jit`
-    is compiled again at every call. The derivative is that of the default.
+    The functions close over no arrays. As `jax.lax.platform_dependent`, but that is a `lax.cond`, which outside of
+    `jit` is compiled again at every call. The derivative is that of the default.
     """
     flat, tree = jax.tree.flatten(args)
     shapes = []
@@ -70,7 +70,7 @@ def _batch(axis_data, args, dims, *, jaxprs):
 
 
 def map_members(f: Callable[..., Any], axis_data: Any, dims: Sequence[int | None]) -> Callable[..., Any]:
-    """Return `f` of arrays that are mapped along `dims`, in a batching rule; of none that is mapped, `f` of each one."""
+    """Return `f` of arrays that are mapped along `dims`, in a batching rule; if none is, that of one member."""
     options = dict(axis_name=axis_data.name, axis_size=axis_data.size, spmd_axis_name=axis_data.spmd_name)
     if not all(d is None for d in dims):
         return jax.vmap(f, in_axes=list(dims), **options)

@@ -1,12 +1,14 @@
 """Floor 2: what a batch-normalized LSTM learns, averages over batches, and carries from step to step."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.export import register_namedtuple_serialization
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbn import _check
@@ -18,6 +20,7 @@ LECUN, ORTHOGONAL = jax.nn.initializers.lecun_normal(), jax.nn.initializers.orth
 TENTH, ZEROS = jax.nn.initializers.constant(0.1), jax.nn.initializers.zeros
 
 
+@partial(register_namedtuple_serialization, serialized_name="jaxbn.LSTMParams")
 class LSTMParams(NamedTuple):
     """What is learned. The gates' four blocks lie side by side: input, forget, candidate, output (i, f, g, o).
 
@@ -36,6 +39,7 @@ class LSTMParams(NamedTuple):
     cell_norm: BatchNormParams
 
 
+@partial(register_namedtuple_serialization, serialized_name="jaxbn.LSTMState")
 class LSTMState(NamedTuple):
     """What is averaged over batches, each array with a leading axis of time steps: `[max_steps, ...]`."""
 
@@ -44,6 +48,7 @@ class LSTMState(NamedTuple):
     cell_norm: BatchNormState
 
 
+@partial(register_namedtuple_serialization, serialized_name="jaxbn.LSTMCarry")
 class LSTMCarry(NamedTuple):
     """What goes from step to step.
 

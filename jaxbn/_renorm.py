@@ -1,6 +1,7 @@
 """Floor 1: batch renormalization, which ties the statistics of the batch to the running ones."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -110,6 +111,26 @@ def limits(renorm: Any, count: jax.Array) -> tuple[Any, Any] | None:
     return _check.number("r_max", found["r_max"], 1), _check.number("d_max", found["d_max"], 0)
 
 
+def choose_statistics(
+    train: bool | jax.Array,
+    epsilon: float,
+    batch: Moments,
+    running: Moments,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+) -> tuple[Moments, jax.Array | None, jax.Array | None]:
+    """Return the statistics to normalize by, scale and bias: where `train` is traced, of the batch or the running ones.
+
+    The running ones enter as constants, like the batch's. Their derivative is in scale and bias, as that of r = 1 and
+    d = 0 in a renormalization.
+    """
+    if train is True:
+        return batch, scale, bias
+    used = jax.tree.map(partial(lax.select, train), batch, lax.stop_gradient(running))
+    r, d = _relate(epsilon, lax.stop_gradient(used), running)
+    return used, *_compose(scale, bias, jnp.where(train, 1, r), jnp.where(train, 0, d))
+
+
 def correct_affine(
     bounds: tuple[Any, Any],
     epsilon: float,
@@ -118,25 +139,24 @@ def correct_affine(
     batch: Moments,
     running: Moments,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return scale and bias with which normalization by the batch is renormalization: `scale r` and `scale d + bias`."""
+    """Return `scale r` and `scale d + bias`, with which normalization by the batch is renormalization.
+
+    `running` are the statistics before the update. A feature without values has none to correct.
+    """
     r_max, d_max = (jnp.asarray(v).astype(batch.var.dtype) for v in bounds)
-    r, d = relate(epsilon, batch, running)
+    r, d = _relate(epsilon, batch, running)
     r, d = jnp.clip(r, 1 / r_max, r_max), jnp.clip(d, -d_max, d_max)
-    # A feature without values has no statistics to correct.
     r, d = (lax.stop_gradient(jnp.where(batch.count > 0, v, n)) for v, n in ((r, 1), (d, 0)))
-    return compose_affine(scale, bias, r, d)
+    return _compose(scale, bias, r, d)
 
 
-def relate(epsilon: float, own: Moments, running: Moments) -> tuple[jax.Array, jax.Array]:
-    """Return `r = std_own / std_running` and `d = (mean_own - mean_running) / std_running`: x_hat by the running
-    statistics is `r x_hat + d`."""
+def _relate(epsilon: float, own: Moments, running: Moments) -> tuple[jax.Array, jax.Array]:
+    """Return r and d of `x_hat_running = r x_hat_own + d`."""
     std = lax.sqrt(running.var + epsilon)
     return lax.sqrt(own.var + epsilon) / std, ((own.mean - running.mean) + own.tail) / std
 
 
-def compose_affine(
-    scale: jax.Array | None, bias: jax.Array | None, r: jax.Array, d: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _compose(scale, bias, r: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the scale and bias of `scale (r v + d) + bias`."""
     if scale is not None:
         r, d = scale * r, scale * d

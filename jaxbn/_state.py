@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import register_namedtuple_serialization
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbn import _check
@@ -14,6 +15,7 @@ from jaxbn._layout import sharded_as
 from jaxbn._moments import Moments
 
 
+@partial(register_namedtuple_serialization, serialized_name="jaxbn.BatchNormParams")
 class BatchNormParams(NamedTuple):
     """What is learned: `scale` (gamma) and `bias` (beta), `[*features]`; None where the layer has none."""
 
@@ -21,6 +23,7 @@ class BatchNormParams(NamedTuple):
     bias: jax.Array | None
 
 
+@partial(register_namedtuple_serialization, serialized_name="jaxbn.BatchNormState")
 class BatchNormState(NamedTuple):
     """What is averaged over batches: `mean` and `var`, `[*features]`, and `count`, the int32 number of updates."""
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import register_namedtuple_serialization
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
@@ -21,6 +22,7 @@ from jaxbn._reduction import Reduction
 from jaxbn._state import BatchNormParams, average, bn_init
 
 
+@partial(register_namedtuple_serialization, serialized_name="jaxbn.WhitenState")
 class WhitenState(NamedTuple):
     """What is averaged over batches: `mean` `[features]`, `cov` `[groups, size, size]`, and `count`, of updates."""
 

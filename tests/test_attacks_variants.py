@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-
 from test_collectives import collectives, without_branches
 
 import jaxbn

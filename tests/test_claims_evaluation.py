@@ -25,9 +25,9 @@ def test_each_average_is_that_of_its_momentum():
         y, states = both.apply(params, states, x, Pass(train=True))
         for name, momentum in AVERAGES.items():
             expected, alone[name] = jaxbn.bn_apply(params, alone[name], x, True, momentum=momentum, activation=jnp.tanh)
-    # The same computation in the same order.
+    # The same computation in the same order; eagerly and compiled, products and sums may be rounded together or apart.
     jax.tree.map(np.testing.assert_array_equal, states, alone)
-    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-7)
     assert len({float(s.mean[0]) for s in states.values()}) == len(AVERAGES)
 
 

@@ -138,9 +138,7 @@ def test_groups_of_devices_divide_their_batch(parts):
             assert_close(jax.tree.map(lambda v, i=i: v[i], got["new"]), new, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("parts", "groups"), [(3, None), (6, None), (2, [[3], [6, 1], [0, 7, 2, 5, 4]]), (24, None)]
-)
+@pytest.mark.parametrize(("parts", "groups"), [(3, None), (6, None), (2, [[3], [6, 1], [0, 7, 2, 5, 4]]), (24, None)])
 def test_parts_that_do_not_fit_the_devices_are_refused(parts, groups):
     with pytest.raises(ValueError, match="ghost_batches"):
         jax.vmap(lambda x: ghosts(x, None, parts, axis_name=AXIS, axis_index_groups=groups), axis_name=AXIS)(

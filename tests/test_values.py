@@ -3,8 +3,6 @@
 from functools import cache, partial
 from typing import Any
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
