@@ -1,5 +1,7 @@
 """The environment is hostile on purpose: what passes here passes in a careful user's program."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -8,6 +10,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling is most of what tests cost: programs are kept on disk from run to run, and for the other worker.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache" / jax.__version__))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_sessionstart():
