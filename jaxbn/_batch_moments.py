@@ -79,8 +79,9 @@ def _moments(r, x, mask, guess):
         if not set(r.names) <= varying_axes(x) - varying_axes(pivot):
             pivot = lax.pmean(pivot, r.names)  # the members may hold different ones
         count, shift, square = _about(r, x, mask, pivot)
-        # Farther than one std away, too many digits cancel. NaN is far.
-        far = ~(jnp.square(shift) <= r.sum_components(square - jnp.square(shift)))
+        # Farther than one std away, too many digits cancel, or the square overflows. NaN is far.
+        var = r.sum_components(square - jnp.square(shift))
+        far = ~((jnp.square(shift) <= var) & jnp.isfinite(var))
 
         def again():
             nearer = round_off(pivot + shift)

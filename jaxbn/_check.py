@@ -28,7 +28,7 @@ def floating(name: str, value: Any, or_complex: bool = False) -> jax.Array:
             f"Convert it first, for example by `{name}.astype(jnp.float32)`."
         )
     try:
-        return jnp.asarray(value)
+        return value if isinstance(value, jax.Array) else jnp.asarray(value)
     except (TypeError, ValueError):  # a type without values, as of `jax.eval_shape`
         raise TypeError(f"`{name}` must be an array; got {type(value).__name__}.") from None
 
@@ -106,6 +106,12 @@ def mask(value: Any, shape: tuple[int, ...]) -> jax.Array:
             f"`mask` must broadcast to the shape of `x`; got mask {array.shape} for x {shape}. "
             "Give it x's number of dimensions, with size 1 where it does not vary: [batch, 1] for x [batch, features]."
         )
+    leading = all(m == 1 or m == n for m, n in zip(array.shape, shape[: array.ndim], strict=True))
+    if missing and leading and any(m != 1 for m in array.shape):
+        raise ValueError(
+            f"`mask` must say which axes of `x` its own are; got mask {array.shape} for x {shape}, which fits its "
+            "first axes and its last. Give it x's number of dimensions: [batch, time, 1] for x [batch, time, features]."
+        )
     return lax.expand_dims(array.astype(bool), range(missing))
 
 
@@ -126,6 +132,15 @@ def axis_names(value: Any) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError(f"`axis_name` must not name an axis twice; got {value!r}.")
     return tuple(names)
+
+
+def summable(names: tuple[str, ...], varying: frozenset[str]) -> None:
+    """Check that JAX can sum over `names`, given the mapped axes that the type of the values knows."""
+    if varying and not set(names) <= set(jax.sharding.get_abstract_mesh().manual_axes):
+        raise ValueError(
+            "`axis_name` must not name an axis of `jax.vmap` inside `jax.shard_map(check_vma=True)`, where JAX sums "
+            f"over axes of the mesh alone; got {names}. Pass `check_vma=False` to the `shard_map`."
+        )
 
 
 def still_bound(names: tuple[str, ...]) -> None:
@@ -243,7 +258,11 @@ def parameters(x: jax.Array, params: Any, state: Any, axis: tuple[int, ...], bat
     features = tuple(x.shape[a] for a in axis)
     for owner, names, given in (("params", ("scale", "bias"), params), ("state", ("mean", "var", "count"), state)):
         if not all(hasattr(given, name) for name in names):
-            raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
+            kind = "BatchNormParams" if owner == "params" else "BatchNormState"
+            restored = (
+                f" If it was restored from a checkpoint, pass `{kind}(**{owner})`." if isinstance(given, dict) else ""
+            )
+            raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.{restored}")
         for name in names:
             if owner == "params" and getattr(given, name) is None:
                 continue

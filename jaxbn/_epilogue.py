@@ -21,10 +21,12 @@ def activate(activation: Any, z: jax.Array) -> jax.Array:
         raise TypeError(f"`activation` must be a function such as `jax.nn.relu`; got {activation!r}.")
     try:
         y: Any = activation(z)
-    except (TypeError, ValueError) as error:
-        raise type(error)(
+    except Exception as error:  # whatever a user's function raises
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        first_line = (str(error) or "-").splitlines()[0]
+        raise kind(
             f"`activation` must be an elementwise function of one JAX array, here of shape {z.shape} (of one part with "
-            f"`ghost_batches`); it failed: {str(error).splitlines()[0] if str(error) else error!r}"
+            f"`ghost_batches`), as `jax.nn.relu` is; it raised {type(error).__name__}: {first_line}"
         ) from error
     if getattr(y, "shape", None) != z.shape:
         raise ValueError(

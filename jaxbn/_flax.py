@@ -1,29 +1,57 @@
 """Floor 3: what the two Flax modules have in common: dtypes as flax chooses them, and what a call may add."""
 
-from collections.abc import Callable
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.nnx.nn.dtypes import canonicalize_dtype
+import numpy as np
+from jax.core import Tracer
 
 from jaxbn import _check
 from jaxbn._adapt import weighed_apply
 from jaxbn._batch_norm import bn_apply
 from jaxbn._domains import domain_apply
+from jaxbn._recurrent_state import LSTMCarry
+
+try:
+    from flax.nnx.nn.dtypes import canonicalize_dtype
+except ModuleNotFoundError as error:
+    if error.name != "flax":
+        raise
+    raise ModuleNotFoundError(
+        "`jaxbn.linen` and `jaxbn.nnx` need flax, which is not installed: `pip install jaxbn[flax]`.", name="flax"
+    ) from None
+
+
+@contextmanager
+def promotion() -> Iterator[None]:
+    """Promote as a module does, whatever the program at large allows."""
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            yield
+    except ValueError as error:
+        if type(error).__name__ != "TypePromotionError":
+            raise
+        raise TypeError(
+            "`x` must have a dtype that promotes with those of the layer, or the layer a `dtype`; "
+            f"{str(error).split('. ')[0]}. Convert it first, for example by `x.astype(jnp.bfloat16)`."
+        ) from None
 
 
 def output_dtype(*arrays: jax.Array | None, dtype: Any) -> Any:
     """`dtype`, or that to which the arrays promote."""
-    # The module's own rule, whatever the program at large allows.
-    with jax.numpy_dtype_promotion("standard"):
+    with promotion():
         return canonicalize_dtype(*arrays, dtype=dtype)
 
 
 def widened(x: jax.Array, dtype: Any) -> jax.Array:
     """`x` in `dtype` if that is wider. A narrower output is computed from `x` as it is, and rounded at the end."""
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    floating = jnp.issubdtype(x.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.floating)
     return x if floating and jnp.finfo(x.dtype).bits >= jnp.finfo(dtype).bits else x.astype(dtype)
 
 
@@ -33,11 +61,68 @@ def negated(flag: Any) -> Any:
     return jnp.logical_not(flag) if isinstance(flag, jax.Array) else not flag
 
 
-def mean_for(x: jax.Array, mean: jax.Array) -> jax.Array:
-    """The running mean, complex if `x` is: flax's becomes so with the first update."""
-    if not jnp.iscomplexobj(x):
+def constant(value: Any) -> Any:
+    """Return a scalar array as the number that it is: a setting is compiled in."""
+    return float(value) if hasattr(value, "dtype") and np.shape(value) == () and not isinstance(value, Tracer) else value
+
+
+def kept_dtypes(mean: Any, *others: Any) -> tuple[Any, Any]:
+    """Return the dtypes of the running mean, complex if one of all is, and of the running variance."""
+    if any(v is not None and jnp.issubdtype(v, jnp.complexfloating) for v in (mean, *others)):
+        mean = jnp.promote_types(mean, jnp.complex64)
+    return mean, _check.real(mean)
+
+
+def mean_for(x: jax.Array, mean: jax.Array, updates: bool) -> jax.Array:
+    """Return the running mean, complex if `x` is. Where it is updated it must be so: a variable keeps its type."""
+    if not jnp.iscomplexobj(x) or jnp.iscomplexobj(mean):
         return mean
-    return mean.astype(jnp.complex64 if jnp.finfo(mean.dtype).bits <= 32 else jnp.complex128)
+    if updates:
+        raise TypeError(
+            f"`x` must be real in training where the running mean is; got {x.dtype}. Make the layer with "
+            "`param_dtype=jnp.complex64`, or `dtype=jnp.complex64` if scale and bias are to be real; in linen it is "
+            "enough to initialize the variables with complex `x`."
+        )
+    return mean.astype(jnp.promote_types(mean.dtype, jnp.complex64))
+
+
+def check_features(
+    x: jax.Array, axis: int | Sequence[int], made_for: tuple[int, ...], advice: str, **given: jax.Array | None
+) -> None:
+    """Check that `x` has the features that the layer was made for, and so have scale and bias that are given."""
+    axes = _check.axes(axis, x.ndim)
+    found = tuple(x.shape[a] for a in axes)
+    if found != made_for:
+        raise ValueError(
+            f"`x` must have {made_for} features along axis {axis}, for which the layer was made; got {x.shape}, with "
+            f"{found} there. {advice} Or name by `axis` where x has its features."
+        )
+    examples = tuple(n for a, n in enumerate(x.shape) if a not in axes)[:1]
+    for name, value in given.items():
+        if value is not None and value.shape not in (found, (*examples, *found)):
+            raise ValueError(
+                f"`{name}` must have shape {found}, or {(*examples, *found)} for one of each example; got "
+                f"{value.shape}."
+            )
+
+
+def lengths_of_rnn(rnn: Any) -> Any:
+    """Return the `seq_lengths` of the call of `rnn`, a class of flax's, that asks its cell for something, if one does.
+
+    Flax does not hand them to the cell, which would take padding for data. So they are looked up where they are.
+    """
+    code, frame = inspect.unwrap(rnn.__call__).__code__, sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    if frame is None:
+        return None
+    lengths, carry = frame.f_locals.get("seq_lengths"), frame.f_locals.get("initial_carry")
+    if lengths is not None and isinstance(carry, LSTMCarry) and carry.lengths is None:
+        raise ValueError(
+            "`initial_carry` must know the lengths where `seq_lengths` is given, or padding would enter the "
+            "statistics. Make it by `cell.initialize_carry(..., lengths=seq_lengths)`."
+        )
+    return lengths
 
 
 def own_or_given(name: str, own: Any, given: Any, num_domains: int | None) -> Any:

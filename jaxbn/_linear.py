@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir, partial_eval
 
 from jaxbn._platform import map_members, push_moving
@@ -44,7 +44,8 @@ def convert_closure(f: Callable[[jax.Array], jax.Array], x: Any) -> tuple[Callab
     As `jax.closure_convert`, but of all arrays, so that `vmap` maps them too.
     """
     closed = jax.make_jaxpr(f)(x)
-    return lambda arrays, x: jaxpr_as_fun(closed.replace(consts=list(arrays)))(x)[0], list(closed.consts)
+    jaxpr = closed.jaxpr  # without the arrays, which may be tracers and must not stay in a rule
+    return lambda arrays, x: jaxpr_as_fun(ClosedJaxpr(jaxpr, list(arrays)))(x)[0], list(closed.consts)
 
 
 linear_p = Primitive("linear")

@@ -10,7 +10,17 @@ from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._flax import applied, leading, mean_for, negated, output_dtype, own_or_given, widened
+from jaxbn._flax import (
+    applied,
+    check_features,
+    kept_dtypes,
+    leading,
+    mean_for,
+    negated,
+    output_dtype,
+    own_or_given,
+    widened,
+)
 from jaxbn._momentum import Momentum
 from jaxbn._renorm import Renorm, counts
 from jaxbn._state import BatchNormParams, BatchNormState
@@ -22,7 +32,7 @@ class BatchNorm(nn.Module):
     `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`; see `jaxbn.bn_apply`, which computes it.
     Variables: `params/{scale,bias}` and `batch_stats/{mean,var}`, and `batch_stats/count` where `momentum` or a limit
     of `renorm` is a schedule. Like flax's, it leaves the statistics alone during `init`, and needs no bound axis name
-    then.
+    then; and training without `mutable=["batch_stats"]` is an error, unless the call says `update=False`.
 
     Attributes:
         use_running_average: normalize by `batch_stats` (evaluation) rather than by the batch (training). Here or at
@@ -49,7 +59,9 @@ class BatchNorm(nn.Module):
         num_domains: so many sets of all variables, on a leading axis; the call says which (`jaxbn.domain_apply`).
 
     Raises:
-        TypeError, ValueError: as `bn_apply`; and as flax where `use_running_average` is given twice or never.
+        TypeError, ValueError: as `bn_apply`; as flax where `use_running_average` is given twice or never; where a
+            schedule finds statistics without their count; where complex `x` would change the type of a real mean.
+        flax.errors.ModifyScopeVariableError: training where `batch_stats` are not mutable.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -99,8 +111,9 @@ class BatchNorm(nn.Module):
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
         domain: int | jax.Array | None = None,
+        update: bool | jax.Array = True,
     ) -> jax.Array:
-        """Normalize `x`.
+        """Normalize `x`, and in training update the running statistics.
 
         Args:
             x: the input, floating point, complex or integer.
@@ -110,6 +123,7 @@ class BatchNorm(nn.Module):
             scale, bias: for a layer without its own, `[*features]` or `[batch, *features]`: conditional batch
                 normalization.
             domain: for a layer of several domains, which of them x is from.
+            update: False leaves the statistics as they are; `batch_stats` need not be mutable then.
 
         Returns:
             An array of x's shape.
@@ -123,29 +137,40 @@ class BatchNorm(nn.Module):
         apply = applied(self.num_domains, domain, self.example_weight)
         shape = (*domains, *(x.shape[a] for a in axes))
         kept = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        kept, kept_real = kept_dtypes(kept, x.dtype, self.param_dtype, self.dtype)
+        train, update = negated(evaluate), _check.flag("update", update)
+        updates = not self.is_initializing() and train is not False and update is not False
 
         # Parameters first: flax draws their keys in this order.
         own = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         gamma = own_or_given("scale", own, scale, self.num_domains)
         own = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
         beta = own_or_given("bias", own, bias, self.num_domains)
+        fresh = not self.has_variable("batch_stats", "mean")
         mean = self.variable("batch_stats", "mean", lambda: self.mean_init(self._key(), shape, kept))
-        var = self.variable("batch_stats", "var", lambda: self.var_init(self._key(), shape, kept))
+        var = self.variable("batch_stats", "var", lambda: self.var_init(self._key(), shape, kept_real))
         count = None
-        # Evaluation does without, so that statistics that were never counted will do.
-        counted = self.is_mutable_collection("batch_stats") or self.has_variable("batch_stats", "count")
-        if counted and (callable(self.momentum) or counts(self.renorm)):
-            count = self.variable("batch_stats", "count", lambda: jnp.zeros(domains, jnp.int32))
+        if callable(self.momentum) or counts(self.renorm):
+            if fresh or self.has_variable("batch_stats", "count"):
+                count = self.variable("batch_stats", "count", lambda: jnp.zeros(domains, jnp.int32))
+            elif updates:  # evaluation does without
+                raise ValueError(
+                    "`batch_stats` must have the `count` of their updates where `momentum` or `renorm` is a schedule, "
+                    "whose first step would replace statistics that were never counted; it has none. Add it by "
+                    "`jaxbn.linen.convert(variables, count=...)`."
+                )
+        given = {} if domains else {"scale": gamma, "bias": beta}
+        made_for = mean.value.shape[len(domains) :]
+        check_features(x, axes, made_for, "Initialize the variables with such an `x`.", **given)
 
         dtype = output_dtype(x, gamma, beta, dtype=self.dtype)
-        updating = not self.is_initializing() and self.is_mutable_collection("batch_stats")
         y, new = apply(
             BatchNormParams(gamma, beta),
             BatchNormState(
-                mean_for(x, mean.value), var.value, jnp.zeros(domains, jnp.int32) if count is None else count.value
+                mean_for(x, mean.value, updates), var.value, jnp.zeros(domains, jnp.int32) if count is None else count.value
             ),
             widened(x, dtype),
-            negated(evaluate),
+            train,
             axis=axes,
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -153,13 +178,13 @@ class BatchNorm(nn.Module):
             axis_name=None if self.is_initializing() else self.axis_name,
             axis_index_groups=None if self.is_initializing() else self.axis_index_groups,
             mask=mask,
-            update=updating,
+            update=update if updates else False,
             activation=self.activation,
             residual=residual,
             ghost_batches=self.ghost_batches if not self.is_initializing() else 1,
             renorm=self.renorm,
         )
-        if updating:
+        if updates:  # where flax refuses what is not mutable
             mean.value, var.value = new.mean, new.var
             if count is not None:
                 count.value = new.count

@@ -2,12 +2,25 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 Momentum = float | jax.Array | Callable[[jax.Array], jax.Array]
+
+
+# No closure: equal settings are to be equal, so that equal models are one program, and to pickle.
+@dataclass(frozen=True)
+class _ZeroDebiased:
+    decay: float
+
+    def __call__(self, count):
+        # (1 - d^t) / (1 - d^(t+1)) by expm1, which does not cancel for d near 1.
+        rate = math.log(max(self.decay, 1e-30))
+        count = jnp.asarray(count).astype(float)
+        return self.decay * jnp.expm1(rate * count) / jnp.expm1(rate * (count + 1))
 
 
 def zero_debiased(decay: float = 0.99) -> Callable[[ArrayLike], jax.Array]:
@@ -21,7 +34,7 @@ def zero_debiased(decay: float = 0.99) -> Callable[[ArrayLike], jax.Array]:
         decay: the fraction that is kept in the long run, in [0, 1).
 
     Returns:
-        A schedule for `momentum`: `count -> decay (1 - decay^count) / (1 - decay^(count + 1))`, a scalar.
+        A schedule for `momentum`: `count -> decay (1 - decay^count) / (1 - decay^(count + 1))`, a scalar. Equal decays give equal schedules.
 
     Raises:
         ValueError: `decay` is not in [0, 1).
@@ -34,14 +47,7 @@ def zero_debiased(decay: float = 0.99) -> Callable[[ArrayLike], jax.Array]:
     """
     if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
         raise ValueError(f"`decay` must be a number in [0, 1); got {decay!r}. The plain mean is `cumulative_average`.")
-
-    def keep(count):
-        # (1 - d^t) / (1 - d^(t+1)) by expm1, which does not cancel for d near 1.
-        rate = math.log(max(decay, 1e-30))
-        count = jnp.asarray(count).astype(float)
-        return decay * jnp.expm1(rate * count) / jnp.expm1(rate * (count + 1))
-
-    return keep
+    return _ZeroDebiased(decay)
 
 
 def cumulative_average(count: ArrayLike) -> jax.Array:

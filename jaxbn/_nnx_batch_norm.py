@@ -12,7 +12,19 @@ from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._flax import applied, leading, mean_for, negated, output_dtype, own_or_given, widened
+from jaxbn._flax import (
+    applied,
+    check_features,
+    constant,
+    kept_dtypes,
+    leading,
+    mean_for,
+    negated,
+    output_dtype,
+    own_or_given,
+    promotion,
+    widened,
+)
 from jaxbn._momentum import Momentum
 from jaxbn._renorm import Renorm, counts
 from jaxbn._state import BatchNormParams, BatchNormState
@@ -34,7 +46,7 @@ class BatchNorm(nnx.Module):
         momentum: the fraction of the running value that is kept, or a schedule of the number of updates.
         epsilon: added to the variance.
         dtype: of the output; by default that to which x, the statistics, scale and bias promote.
-        param_dtype: of scale and bias.
+        param_dtype: of scale and bias. Where it or `dtype` is complex, the running mean is.
         use_bias, use_scale: whether the layer has them.
         bias_init, scale_init: their initializers.
         axis_name: named axis or axes over which statistics are shared. Not needed under `jit` with sharded arrays.
@@ -55,7 +67,8 @@ class BatchNorm(nnx.Module):
         num_domains: so many sets of all variables, on a leading axis; the call says which (`jaxbn.domain_apply`).
 
     Raises:
-        TypeError, ValueError: as `bn_apply`; and as flax where `use_running_average` is None throughout.
+        TypeError, ValueError: as `bn_apply`; as flax where `use_running_average` is None throughout; and where complex
+            `x` would change the type of a real mean.
 
     Example:
         >>> import jax.numpy as jnp
@@ -108,8 +121,9 @@ class BatchNorm(nnx.Module):
         # Keys are drawn in flax's order, so that the same seed gives the same parameters.
         scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else None
         bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else None
-        self.mean = nnx.BatchStat(mean_init(jax.random.key(0), shape, jnp.float32), **mean_metadata)
-        self.var = nnx.BatchStat(var_init(jax.random.key(0), shape, jnp.float32), **var_metadata)
+        kept, kept_real = kept_dtypes(jnp.float32, param_dtype, dtype)
+        self.mean = nnx.BatchStat(mean_init(jax.random.key(0), shape, kept), **mean_metadata)
+        self.var = nnx.BatchStat(var_init(jax.random.key(0), shape, kept_real), **var_metadata)
         counted = callable(momentum) or counts(renorm)
         self.count = nnx.BatchStat(jnp.zeros(domains, jnp.int32)) if counted else nnx.data(None)
         self.scale = nnx.data(None) if scale is None else scale
@@ -118,7 +132,7 @@ class BatchNorm(nnx.Module):
         self.use_running_average = use_running_average
         self.axis = axis
         self.momentum = momentum
-        self.epsilon = epsilon
+        self.epsilon = constant(epsilon)
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.use_bias = use_bias
@@ -131,9 +145,7 @@ class BatchNorm(nnx.Module):
         self.activation = activation
         self.frozen = frozen
         self.ghost_batches = ghost_batches
-        # Static: an array among the limits becomes the number that it is.
-        plain = isinstance(renorm, Renorm)
-        self.renorm = Renorm(*(float(v) if isinstance(v, jax.Array) else v for v in renorm)) if plain else renorm
+        self.renorm = Renorm(*map(constant, renorm)) if isinstance(renorm, Renorm) else renorm
         self.num_domains = num_domains
         self.example_weight = example_weight
 
@@ -147,6 +159,7 @@ class BatchNorm(nnx.Module):
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
         domain: int | jax.Array | None = None,
+        update: bool | jax.Array = True,
     ) -> jax.Array:
         """Normalize `x`, and in training update the running statistics.
 
@@ -158,6 +171,7 @@ class BatchNorm(nnx.Module):
             scale, bias: for a layer without its own, `[*features]` or `[batch, *features]`: conditional batch
                 normalization.
             domain: for a layer of several domains, which of them x is from.
+            update: False leaves the running statistics as they are.
 
         Returns:
             An array of x's shape.
@@ -175,17 +189,22 @@ class BatchNorm(nnx.Module):
                 "A layer whose `momentum` or `renorm` is a schedule must have a count of its updates; this one was "
                 "made without. Set the schedule by `model = jaxbn.nnx.convert(model, momentum=...)`."
             )
-        train, x = negated(evaluate), jnp.asarray(x)
+        train, x, update = negated(evaluate), jnp.asarray(x), _check.flag("update", update)
+        updates = train is not False and update is not False
         mean, var = self.mean[...], self.var[...]
         gamma = own_or_given("scale", None if self.scale is None else self.scale[...], scale, self.num_domains)
         beta = own_or_given("bias", None if self.bias is None else self.bias[...], bias, self.num_domains)
-        with jax.numpy_dtype_promotion("standard"):
+        made_for = mean.shape[0 if self.num_domains is None else 1 :]
+        given = {"scale": gamma, "bias": beta} if self.num_domains is None else {}
+        advice = f"Make the layer with `num_features` of such an `x`, not {self.num_features}."
+        check_features(x, self.axis, made_for, advice, **given)
+        with promotion():
             promoted, _, _, gamma, beta = self.promote_dtype((x, mean, var, gamma, beta), dtype=self.dtype)
         dtype = output_dtype(promoted, gamma, beta, dtype=self.dtype)
         count = jnp.zeros(mean.shape[: 0 if self.num_domains is None else 1], jnp.int32)
         y, new = applied(self.num_domains, domain, self.example_weight)(
             BatchNormParams(gamma, beta),
-            BatchNormState(mean_for(x, mean), var, count if self.count is None else self.count[...]),
+            BatchNormState(mean_for(x, mean, updates), var, count if self.count is None else self.count[...]),
             widened(x, dtype),
             train,
             axis=self.axis,
@@ -195,23 +214,25 @@ class BatchNorm(nnx.Module):
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             mask=mask,
+            update=update,
             activation=self.activation,
             residual=residual,
             ghost_batches=self.ghost_batches,
             renorm=self.renorm,
         )
-        if train is not False:
+        if updates:
             self.mean.set_value(new.mean)
             self.var.set_value(new.var)
             if self.count is not None:
                 self.count.set_value(new.count)
         return y.astype(dtype)
 
+    # `nnx.view_info` reads the arguments from the docstring, where it wants two spaces before each.
     def set_view(self, use_running_average: bool | None = None):
-        """What `nnx.view` may set.
+        """Set what `nnx.view` may set.
 
         Args:
-            use_running_average: whether the running statistics are used instead of the batch's.
+          use_running_average: whether the running statistics are used instead of the batch's.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average

@@ -58,11 +58,12 @@ class Folded(nnx.Module):
         y = y if residual is None else y + jnp.asarray(residual).astype(y.dtype)
         return y if self.activation is None else self.activation(y).astype(y.dtype)
 
+    # `nnx.view_info` reads the arguments from the docstring, where it wants two spaces before each.
     def set_view(self, use_running_average: bool | None = None):
-        """What `nnx.view` may set, as for a normalization.
+        """Take what `nnx.view` sets for a normalization.
 
         Args:
-            use_running_average: without effect.
+          use_running_average: without effect.
         """
 
 

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxbn._flax import negated, output_dtype, widened
 from jaxbn._momentum import Momentum
+from jaxbn._nnx_batch_norm import BatchNorm
 from jaxbn._state import BatchNormParams
 from jaxbn._whiten import WhitenState, whiten_apply, whiten_init
 
@@ -122,11 +123,4 @@ class IterNorm(nnx.Module):
                 variable.set_value(v)
         return y.astype(dtype)
 
-    def set_view(self, use_running_average: bool | None = None):
-        """What `nnx.view` may set.
-
-        Args:
-            use_running_average: whether the running statistics are used instead of the batch's.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
+    set_view = BatchNorm.set_view

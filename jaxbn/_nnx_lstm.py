@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxbn import _check
 from jaxbn._flax import negated, output_dtype
 from jaxbn._momentum import Momentum
+from jaxbn._nnx_batch_norm import BatchNorm
 from jaxbn._recurrent import lstm_step
 from jaxbn._recurrent_state import (
     LECUN,
@@ -194,11 +195,4 @@ class BatchNormLSTMCell(RNNCellBase):
         """The number of feature axes of the input."""
         return 1
 
-    def set_view(self, use_running_average: bool | None = None):
-        """What `nnx.view` may set.
-
-        Args:
-            use_running_average: whether the running statistics are used instead of the batch's.
-        """
-        if use_running_average is not None:
-            self.use_running_average = use_running_average
+    set_view = BatchNorm.set_view

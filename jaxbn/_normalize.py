@@ -33,11 +33,19 @@ def inverse_std(var: jax.Array, epsilon: float, count: jax.Array | None = None) 
     return inverse if count is None else jnp.where(count > 0, inverse, 0)
 
 
-def readable(mask: jax.Array | None, x: jax.Array, mean: jax.Array, inverse: jax.Array) -> jax.Array | None:
-    """Return which entries are not padding: those that count, and those that are near."""
+def find_padding(
+    mask: jax.Array | None, x: jax.Array, mean: jax.Array, inverse: jax.Array
+) -> tuple[jax.Array | None, jax.Array]:
+    """Return which entries are not padding, those that count and those that are near, and x with 0 for NaN padding.
+
+    Without a mask, None and x. Nothing is computed of what is replaced, not even under `jax_debug_nans`.
+    """
     if mask is None:
-        return None
-    return (mask | (jnp.abs(lax.stop_gradient((x - mean) * inverse)) < FAR)) & (inverse > 0)
+        return None, x.astype(mean.dtype)
+    known = mask | jnp.isfinite(x)
+    x = jnp.where(known, x, 0).astype(mean.dtype)
+    near = mask | (jnp.abs(lax.stop_gradient((x - mean) * inverse)) < FAR)
+    return known & near & (inverse > 0), x
 
 
 def affine(v: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
@@ -56,10 +64,9 @@ def normalize_by(
     bias: jax.Array | None,
 ) -> jax.Array:
     """Return `scale (x - mean) / sqrt(var + epsilon) + bias` by given statistics."""
-    inverse, x = inverse_std(var, epsilon).astype(mean.dtype), x.astype(mean.dtype)
-    near = readable(mask, x, mean, inverse)
-    x = x if near is None else jnp.where(near, x, mean)
-    return affine(x - mean, inverse if scale is None else scale * inverse, bias)
+    inverse = inverse_std(var, epsilon).astype(mean.dtype)
+    near, x = find_padding(mask, x, mean, inverse)
+    return affine(zero_masked(near, x - mean), inverse if scale is None else scale * inverse, bias)
 
 
 def normalize_by_batch(
@@ -137,9 +144,9 @@ class _Normalized(NamedTuple):
 
 def _normalized(epsilon: float, inputs: _Inputs) -> _Normalized:
     m, scale, bias = inputs.m, inputs.scale, inputs.bias
-    x, inverse = inputs.x.astype(m.mean.dtype), inverse_std(m.var, epsilon, m.count)
+    inverse = inverse_std(m.var, epsilon, m.count)
     gain = inverse if scale is None else scale * inverse
-    near = readable(inputs.mask, x, m.mean, inverse)
+    near, x = find_padding(inputs.mask, inputs.x, m.mean, inverse)
     offset = -gain * m.tail if bias is None else bias - gain * m.tail
     mean, gain, offset = fusion_barrier(m.mean, gain, offset)
     d = _deviations(x, mean, m.tail, near)
@@ -148,7 +155,7 @@ def _normalized(epsilon: float, inputs: _Inputs) -> _Normalized:
 
 def _deviations(x, mean, tail, near):
     """Return `x - mean`; for padding what gives `x_hat = 0`."""
-    d = x.astype(mean.dtype) - mean
+    d = zero_masked(near, x).astype(mean.dtype) - mean
     return d if near is None else jnp.where(near, d, tail)
 
 

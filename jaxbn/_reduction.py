@@ -43,6 +43,7 @@ class Reduction(NamedTuple):
             return list(rows)
         _check.still_bound(self.names)
         v = jnp.stack(list(rows))
+        _check.summable(self.names, varying_axes(v))
         if self.groups is None:
             return list(lax.psum(v, self.names))
         # `lax.psum` takes no groups under `shard_map(check_vma=True)` nor under `vmap`: a row for each group instead.

@@ -1,12 +1,14 @@
 """Floor 1: batch renormalization, which ties the statistics of the batch to the running ones."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxbn import _check
@@ -52,6 +54,19 @@ class Renorm(NamedTuple):
     d_max: Limit = 5.0
 
 
+# No closure: equal settings are to be equal, so that equal models are one program, and to pickle.
+@dataclass(frozen=True)
+class _Ramp:
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, count: ArrayLike) -> jax.Array:
+        share = (jnp.asarray(count).astype(float) - self.start) / (self.end - self.start)
+        return self.low + (self.high - self.low) * jnp.clip(share, 0, 1)
+
+
 def renorm_warmup(
     r_max: float = 3.0, d_max: float = 5.0, *, start: int = 5000, r_end: int = 40000, d_end: int = 25000
 ) -> Renorm:
@@ -66,7 +81,7 @@ def renorm_warmup(
         r_end, d_end: updates after which the limits are reached.
 
     Returns:
-        A `Renorm` of two schedules. The Flax modules keep a count of updates for it.
+        A `Renorm` of two schedules, equal for equal arguments. The Flax modules keep a count of updates for it.
 
     Raises:
         TypeError: an argument is not one real number.
@@ -89,11 +104,8 @@ def renorm_warmup(
         _check.number("start", start, 0)
         if not 0 <= start < end:
             raise ValueError(f"`{name}` must be greater than `start`, and that not negative; got {end} and {start}.")
-
-    def ramp(count: ArrayLike, end: int) -> jax.Array:
-        return jnp.clip((jnp.asarray(count).astype(float) - start) / (end - start), 0, 1)
-
-    return Renorm(lambda count: 1 + (r_max - 1) * ramp(count, r_end), lambda count: d_max * ramp(count, d_end))
+    r, d, begin, r_last, d_last = (v if isinstance(v, Tracer) else float(v) for v in (r_max, d_max, start, r_end, d_end))
+    return Renorm(_Ramp(1.0, r, begin, r_last), _Ramp(0.0, d, begin, d_last))
 
 
 def counts(renorm: Renorm | None) -> bool:

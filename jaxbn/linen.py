@@ -1,5 +1,7 @@
 """Batch normalization for Flax linen: the module, and what does something to all layers of a model at once."""
 
+# First: without flax it says what to install.
+from jaxbn import _flax as _flax
 from jaxbn._linen_batch_norm import BatchNorm as BatchNorm
 from jaxbn._linen_fold import fold as fold
 from jaxbn._linen_health import health as health
