@@ -3,22 +3,17 @@
     params, state = jaxbn.bn_init(num_features)
     y, state = jaxbn.bn_apply(params, state, x, train=True)
 
-How it is built, from the ground up; a file imports from lower floors only:
+`bn_apply` (in `_batch_norm`) is the algorithm: take the moments, normalize by them, update the running ones.
 
-0. `_moments`: the count, mean and variance of a group of values, and how groups pool. `_scope`: whose values are a
-   group, on one device and on many. `_momentum`: schedules of the running average. `_save_inputs`: what a
-   rematerialized network keeps. `_check`: what may be passed.
-1. `_normalize`: normalization by given statistics, and the one rule from which every derivative follows. `_complex`:
-   the same for complex input, by JAX's own differentiation. `_renorm`: statistics tied to the running ones. `_state`:
-   what is learned and what is averaged.
-2. `_batch_norm`: `bn_apply`. Take the moments, normalize, update the running ones. `_adapt`: statistics of other data,
-   or of each example.
-3. `_pool_updates`: one update from several microbatches. `_domains`: statistics for each of several domains.
-   `_recalibrate`: moments of a stream of batches. `_fold`: evaluation as a part of the next linear layer. `_health`:
-   what is wrong with a layer's statistics. `_whiten`: uncorrelated features. `_recurrent_state`, `_recurrent`: an LSTM
-   with statistics for each step. `_flax`: what the Flax modules share.
-4. `linen`, `nnx`: the same for Flax; storage and names only. `convert`: other libraries' checkpoints.
-5. `_linen_model`, `_nnx_model`, and the files of both on folding, recalibration and health: all layers of a model.
+* The moments: `_batch_moments` of an array, `_moments` of groups and how they pool, `_reduction` says which entries and
+  devices share them.
+* The normalization and its derivative: `_normalize`; `_epilogue` is what follows it inside the layer.
+* The state: `_state`, and `_momentum`, schedules of the running average.
+* Around these: `_ghost` batches, `_renorm`alization, `_complex` input.
+* What JAX lacks: `_linear` functions with a transpose by hand, a choice by `_platform`, `_any_member` of a `vmap`.
+  `_layout` of arrays, `_save_inputs` for rematerialization, `_check` of arguments.
+* More: `_adapt`, `_pool_updates`, `_recalibrate` (statistics of other data), `_domains`, `_whiten`, `_recurrent`
+  (variants), `_fold`, `_health` (evaluation), `_linen*`, `_nnx*` (Flax: storage and names), `_convert*` (other libraries).
 
 `jaxbn.linen`, `jaxbn.nnx` and `jaxbn.convert` are imported by name; `import jaxbn` needs jax alone.
 """

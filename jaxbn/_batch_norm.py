@@ -42,7 +42,7 @@ def bn_apply(
     ghost_batches: int = 1,
     renorm: Renorm | None = None,
 ) -> tuple[jax.Array, BatchNormState]:
-    """Batch normalization: the output, and the state after this batch.
+    """Normalize a batch; return the output, and the state after this batch.
 
     `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`. In training mean and var are those of
     `x`, over all axes but `axis`, over all devices of `axis_name`, over what `mask` lets count; and the running values
@@ -51,8 +51,8 @@ def bn_apply(
     Args:
         params: from `bn_init`; `scale` and `bias` `[*features]`, any floating dtype. Or what a network has computed, by
             feature or `[batch, *features]`, for each example along the first reduced axis: conditional batch
-            normalization, `y[n] = scale[n] x^[n] + bias[n]` (de Vries et al. 2017, "Modulating early visual processing
-            by language").
+            normalization, `y[n] = scale[n] x_hat[n] + bias[n]` (de Vries et al. 2017, "Modulating early visual
+            processing by language").
         state: from `bn_init` or an earlier call; `mean` and `var` `[*features]`, `count` `[]`.
         x: input, floating point, any shape, `features = [x.shape[a] for a in axis]`. Statistics are computed in
             float32 (float64 for float64) whatever its dtype. Complex x has a complex mean and a real variance.
@@ -67,22 +67,25 @@ def bn_apply(
             are those of the whole array.
         axis_index_groups: a partition of the members; each part has its own statistics.
         mask: True where a value counts, broadcastable to `x`. Other values are normalized by the same statistics,
-            but do not enter them; NaN, infinity and what is more than 2^32 deviations out give x^ = 0.
+            but do not enter them; NaN, infinity and what is more than 2^32 deviations out give x_hat = 0. One with
+            fewer dimensions than `x` that would fit its first axes as well as its last is refused.
         update: False leaves the state as it is: a second pass over a batch, or a step that loss scaling skips.
-        activation: any elementwise function of arrays; inside the layer it costs no memory for the backward pass.
+        activation: any elementwise function of one JAX array; in training it costs no memory for the backward pass.
         residual: added before the activation, of x's shape.
-        ghost_batches: into how many equal parts the first reduced axis is divided, each normalized by its own
-            statistics, `x^[n] = (x[n] - mean_g) / sqrt(var_g + epsilon)` for n in part g; the state is updated by those
-            of all parts together (Hoffer et al. 2017, "Train longer, generalize better"). In training the parts must
-            divide the batch, or it is refused; in evaluation there are none. Under sharded `jit` as many as devices
-            make normalization local. Under `axis_name` they are parts of what each member holds, from two on local to
-            it, and the state is that of all members.
+        ghost_batches: into how many equal parts the batch is divided along its first reduced axis, each normalized by
+            its own statistics, `x_hat[n] = (x[n] - mean_g) / sqrt(var_g + epsilon)` for n in part g; the state is
+            updated by those of all parts together (Hoffer et al. 2017, "Train longer, generalize better"). In training
+            the parts must divide the batch, or it is refused; in evaluation there are none. They are parts of the whole
+            batch in every way of running: under `axis_name` a multiple or a divisor of the number of members, or of
+            each group's. As many as devices make normalization local. The activation gets one part at a time.
         renorm: batch renormalization; see `Renorm`.
 
     Returns:
         `(y, new_state)`: `y` of x's shape and dtype, `new_state` of the same shapes and dtypes as `state`,
-        without gradient. A feature without values, or whose second moment is not finite in the dtype of the statistics,
-        keeps its running ones; `count` grows if any feature's statistics changed. In evaluation `new_state` is `state`.
+        without gradient. A feature keeps its running statistics if it has no values, if the sum of their squares about
+        the mean is not finite in the dtype of the statistics (float32: n var below 3e38; beyond, its output is NaN),
+        or if the dtype of the state cannot hold the new ones; `count` grows if any feature's statistics changed. In
+        evaluation `new_state` is `state`, and the program is a few plain operations.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range than stated; the message says which.
@@ -97,7 +100,7 @@ def bn_apply(
 
     Ioffe and Szegedy 2015, "Batch normalization", algorithms 1 and 2. Conventions differ: this `momentum` is
     `1 - momentum` of PyTorch; the running variance is biased here, in Flax, Haiku and Keras, unbiased in PyTorch and
-    in the paper; PyTorch's feature axis is 1, Keras's epsilon 1e-3. One value per feature gives x^ = 0.
+    in the paper; PyTorch's feature axis is 1, Keras's epsilon 1e-3. One value per feature gives x_hat = 0.
     """
     x = _check.floating("x", x, or_complex=True)
     features = _check.axes(axis, x.ndim)

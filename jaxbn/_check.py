@@ -1,4 +1,4 @@
-"""Floor 0: what a caller may pass. Each error states the rule, what came, and the likely fix."""
+"""What a caller may pass. Each error states the rule, what came, and the likely fix."""
 
 import operator
 from collections.abc import Sequence

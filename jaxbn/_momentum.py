@@ -1,4 +1,4 @@
-"""Floor 0: schedules of the kept fraction. `count` is the number of updates that the state has seen."""
+"""Schedules of the kept fraction. `count` is the number of updates that the state has seen."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,8 @@ def zero_debiased(decay: float = 0.99) -> Callable[[ArrayLike], jax.Array]:
         decay: the fraction that is kept in the long run, in [0, 1).
 
     Returns:
-        A schedule for `momentum`: `count -> decay (1 - decay^count) / (1 - decay^(count + 1))`, a scalar. Equal decays give equal schedules.
+        A schedule for `momentum`: `count -> decay (1 - decay^count) / (1 - decay^(count + 1))`, a scalar. Equal
+        decays give equal schedules.
 
     Raises:
         ValueError: `decay` is not in [0, 1).

@@ -1,4 +1,4 @@
-"""Floor 0: what a rematerialized network keeps of its normalizations."""
+"""What a rematerialized network keeps of its normalizations."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ _saved = jax.checkpoint_policies.save_only_these_names(_NAME)
 
 
 def save_inputs(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Rematerialization policy: keep each normalization's input and statistics, and recompute what is between them.
+    """Keep each normalization's input and statistics in training, and recompute what is between them: a policy.
 
     A convolution keeps its input for the backward pass, which is mostly the output of a normalization and its
     activation. Under this policy that is made again, elementwise, from the normalization's input, which is kept anyway.
@@ -45,5 +45,5 @@ def save_inputs(primitive: Any, *args: Any, **params: Any) -> bool:
 
 
 def saved(v: jax.Array) -> jax.Array:
-    """`v`, which `save_inputs` keeps."""
+    """Name `v` as what `save_inputs` keeps."""
     return checkpoint_name(v, _NAME)

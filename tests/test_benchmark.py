@@ -449,7 +449,7 @@ def test_the_readme_gets_its_rows(results, tmp_path):
     rows = [line for line in between.splitlines() if line.startswith("|")]
     assert 20 < len(rows) < 30
     assert {row.count("|") for row in rows} == {len(report.COLUMNS) + 2}
-    assert sum("not measured" in row for row in rows if row.startswith("| GPU")) == 3
+    assert not any(row.startswith("| GPU") for row in rows)  # this was measured on a CPU
     assert results["command"] in between
 
 

@@ -42,9 +42,9 @@ def tables(results: Results) -> str:
 # The peer that is fastest where it is at hand; its own kernels, not XLA's.
 FASTEST = "torch, channels_last"
 BOUNDS = """
-Over the time of PyTorch, channels_last, the geometric mean over the sizes: our time; that of `fewest passes`, the
-fastest way to two sums in each direction that we know how to ask XLA for (`experiments/benchmark/fewest.py`); that of
-`one sum each way`, which is less than any layer and has the passes that none can do without
+Over the time of PyTorch, channels_last, the geometric mean over the sizes: our time; that of `fewest passes`, which
+takes two sums in each direction with the fewest reads of memory that we know how to ask XLA for
+(`experiments/benchmark/fewest.py`); that of `one sum each way`, which computes less than a layer must
 (`experiments/benchmark/least.py`); and the floor, the time in which this machine copies as many bytes as must be read
 and written. The floor is a yardstick and no strict bound: reading is faster than copying, and so is what a cache holds
 from one pass to the next.
@@ -190,12 +190,14 @@ def readme_table(results: Results) -> str:
     for kind in ("jitted", "eager"):
         row(f"time of the {kind} call of a tiny layer", ".2f", relative(of("dispatch", call=kind)))
     row(f"temporary memory of {network}'s training step", ".2f", relative(of("temporary, ResNet")))
-    for what, measured in (
-        ("the floor's share of the time of forward+backward, bfloat16 + ReLU", lambda n: _share(results, n)),
-        (f"time of {network}'s training step", relative(of("step time, ResNet"))),
-        (f"peak memory of {network}'s training step", relative(of("peak, ResNet"))),
-    ):
-        row(f"GPU: {what}", ".2f", measured if platform == "gpu" else lambda n: NOT_MEASURED)
+    if platform == "gpu":
+        row(
+            "GPU: the floor's share of the time of forward+backward, bfloat16 + ReLU",
+            ".2f",
+            lambda n: _share(results, n),
+        )
+        row(f"GPU: time of {network}'s training step", ".2f", relative(of("step time, ResNet")))
+        row(f"GPU: peak memory of {network}'s training step", ".2f", relative(of("peak, ResNet")))
     return markdown(["", *COLUMNS.values()], body)
 
 

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments import tables
 from experiments.compiled import bars, report
 from experiments.compiled.cases import Case, list_cases
 from experiments.compiled.measure import Record, hash_sources, keep_valid, measure_case, measure_missing, read_records
@@ -153,6 +154,9 @@ def write(command: Report) -> int:
     results = {"bars": [v._asdict() for v in verdicts], "records": list(found.values())}
     replace(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     replace(folder / "table.md", report.write_page(found, wanted, verdicts))
+    if folder == DOCS:
+        tables.put(Path("README.md"), report.write_summary(found), ("<!-- compiled -->", "<!-- /compiled -->"))
+        tables.put(Path("docs/devices.md"), report.write_sent(found), ("<!-- sent -->", "<!-- /sent -->"))
     print(report.write_bars(verdicts))
     for case in wanted:
         if case not in found:

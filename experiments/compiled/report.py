@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import groupby
 
 from experiments.compiled.bars import Records, Verdict
-from experiments.compiled.cases import ALONE, FLAX, RESNET, Case
+from experiments.compiled.cases import ALONE, BATCH, FLAX, INSIDE, JIT, NET, OURS, RESNET, STABLE, SWAPPED, Case
 from experiments.compiled.measure import Record
 from experiments.compiled.targets import BANDWIDTH, TARGETS
 from experiments.tables import markdown
@@ -30,6 +30,46 @@ layer can do without; for TPUs, and in networks, flax's default is what to compa
 KEPT = """
 Temporary memory, over that of x on a device, for ResNet-50 in GiB; then the collectives and the bytes of their results.
 """
+
+
+SUMMARY = """
+Compiled, not run: bytes that a training step moves, of a network of four times convolution 3x3, layer and ReLU (over
+those of its input, bfloat16), and of ResNet-50 (64 images a device), by `make compiled`
+([docs/compiled/table.md](docs/compiled/table.md)).
+"""
+
+
+def write_summary(found: Records) -> str:
+    """Return what the networks move, for the README: flax, jaxbn swapped in, and with the activation inside."""
+    body = []
+    for target in ("h100-8", "h100-256", "v5e-4", "v5e-256"):
+        card, n = TARGETS[target].card, TARGETS[target].devices
+        case = Case(NET, target, JIT, BATCH, "ReLU", "bfloat16", OURS)
+        cells = [_moved(found, case._replace(contender=c)) for c in (FLAX, STABLE, "", OURS)]
+        body.append([f"four convolutions, {n} {card}", *cells])
+        case = case._replace(program=RESNET)
+        cells = [_moved(found, case._replace(contender=c)) for c in (FLAX, "", SWAPPED, INSIDE)]
+        body.append([f"ResNet-50, GiB, {n} {card}", *cells])
+    head = ["", "flax", "flax, `use_fast_variance=False`", "jaxbn, import swapped", "jaxbn, ReLU inside"]
+    return f"{markdown(head, body)}\n\n{SUMMARY.strip()}"
+
+
+def _moved(found: Records, case: Case) -> str:
+    record = found.get(case, {})
+    return f"{record['moved_bytes'] / _unit(case, record):.1f}" if "moved_bytes" in record else ""
+
+
+def write_sent(found: Records) -> str:
+    """Return the collectives of one layer by the number of devices, for the page on devices."""
+    body = []
+    for target in ("h100-8", "h100-64", "h100-256", "h100-1024", "v5e-4", "v5e-64", "v5e-256", "v5p-4096"):
+        case = Case(ALONE, target, JIT, BATCH, "ReLU", "bfloat16", OURS)
+        row = [f"{TARGETS[target].devices:,} {TARGETS[target].card}"]
+        for contender in (OURS, FLAX):
+            sent = found.get(case._replace(contender=contender), {}).get("collectives", {})
+            row.append(", ".join(f"{s['number']} {kind}, {s['bytes']:,} bytes" for kind, s in sent.items()))
+        body.append(row)
+    return markdown(["devices", "jaxbn, with the rare second pass", "flax"], body)
 
 
 def write_page(found: Records, wanted: list[Case], verdicts: list[Verdict]) -> str:
