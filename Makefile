@@ -9,7 +9,7 @@ APART := $(addprefix tests/test_,values.py derivatives.py devices.py collectives
 .PHONY: demo test slow check bench claims compiled clean
 
 demo: $(VENV)/experiments
-	$(BIN)/python -m experiments configs/quickstart.toml
+	$(BIN)/python -m experiments configs/quickstart.toml --replace
 
 test: $(VENV)/tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
@@ -25,7 +25,7 @@ check: $(VENV)/checks
 
 # Beside the libraries that the package is compared with; PyTorch too if it is installed.
 bench: $(VENV)/experiments $(VENV)/neighbours
-	$(BIN)/python -m experiments.benchmark --readme README.md
+	$(BIN)/python -m experiments.benchmark --replace --readme README.md
 
 # The report in experiments/, and README's table; with SMOKE=1 everything as small as it can be, in runs/.
 claims: $(VENV)/experiments

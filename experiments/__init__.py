@@ -10,8 +10,8 @@ How it is built, from the ground up:
   them, as pairs of pure functions.
 * `parallel`: the ways to spread a step over devices, and the scope of its statistics.
 * `train`: the loop.
-* `record`, `summary`, `figure`, `tables`: what is written, what it amounts to, how it looks.
-* `interrupt`, `command`, `__main__`: Ctrl-C, and the command line.
+* `disk`, `record`, `summary`, `figure`, `tables`: how and what is written, what it amounts to, how it looks.
+* `memory`, `interrupt`, `command`, `__main__`: what a run needs, how it ends early, and the command line.
 * `statistics`, `variants`: other ways to evaluate, and the README's table of variants.
 * `claims`, `benchmark`: twelve claims with their report, and time and memory; packages with a command of their own.
 """

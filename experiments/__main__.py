@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments CONFIG [--out FOLDER] [settings]`; `--help` lists the settings."""
+"""The command line: `python -m experiments CONFIG [--out FOLDER] [settings]`; `--help` lists the rest."""
 
 import sys
 

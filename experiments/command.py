@@ -1,7 +1,6 @@
 """From a command line to a finished run: read, validate, train each arm, write what came of it."""
 
 import dataclasses
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,12 +12,12 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import figure, networks, parallel, record, statistics, summary, train
+from experiments import disk, figure, memory, networks, parallel, record, statistics, summary, train
 from experiments.config import Config, Settings, changed, load, refusal
 from experiments.data import digits
-from experiments.interrupt import INTERRUPTED, Interrupt
+from experiments.interrupt import INTERRUPTED, Interrupt, refuse
 
-USAGE = "python -m experiments CONFIG [--out FOLDER] [settings]"
+USAGE = "python -m experiments CONFIG [--out FOLDER] [--replace] [settings]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,28 +27,35 @@ class Command:
     Attributes:
         config: a file of `configs/`.
         settings: each overrides the config.
-        out: the folder to write to; `runs/NAME` by default. A former run there is replaced.
+        out: the folder to write to, new or empty; `runs/NAME` by default.
+        replace: replace the files of a former run that is there. Whatever else is there stays.
     """
 
     config: tyro.conf.Positional[Path]
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     out: Path | None = None
+    replace: bool = False
 
 
 def main(arguments: list[str], interrupt: Interrupt) -> int:
     """Run the command line `arguments`; the exit code."""
     try:
-        config, folder = parse(arguments)
+        config, folder, replace = parse(arguments)
         parallel.require_devices(config.settings.devices)
-        record.open_folder(folder, config)
+        memory.require(config.settings)
     except (ValueError, TypeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    return run(config, folder, interrupt)
+        return refuse(error)
+    try:
+        with disk.hold("--out", folder):
+            disk.check_contents("--out", folder, record.FILES[0], record.KEYS, replace=replace)
+            record.begin(folder, config)
+            return run(config, folder, interrupt)
+    except OSError as error:
+        return refuse(error)
 
 
-def parse(arguments: list[str]) -> tuple[Config, Path]:
-    """The config that `arguments` name, changed as they say, and where to write.
+def parse(arguments: list[str]) -> tuple[Config, Path, bool]:
+    """The config that `arguments` name, changed as they say, where to write, and whether to replace what is there.
 
     Raises:
         ValueError, TypeError: something is wrong with the file or the settings.
@@ -63,7 +69,7 @@ def parse(arguments: list[str]) -> tuple[Config, Path]:
         command = tyro.cli(Command, args=arguments, default=default, prog="python -m experiments")
     except ValidationError as error:
         raise refusal(error, Settings, "command line") from None
-    return changed(config, command.settings), command.out or Path("runs") / config.name
+    return changed(config, command.settings), command.out or Path("runs") / config.name, command.replace
 
 
 def run(config: Config, folder: Path, interrupt: Interrupt) -> int:
@@ -98,7 +104,7 @@ def run(config: Config, folder: Path, interrupt: Interrupt) -> int:
             at = s.learning_rates.index(results[0]["learning_rate"])
             chosen = jax.tree.map(lambda v: v[:, at : at + 1], trained["batch"].carry)
             results[0]["evaluations"] = statistics.accuracies(s, arms["batch"], chosen, data)
-        record.write_json(folder / "summary.json", {"complete": complete, "arms": results})
+        disk.write_json(folder / "summary.json", {"complete": complete, "arms": results})
         spread = f"lines: median of {s.seeds} seeds; bands: interquartile range; loss: mean of {s.log_every} steps"
         name = config.name if complete else f"{config.name}, interrupted"
         figure.draw(folder / "figure.png", rows, f"{name}: {described(s)}\n{spread}", s.target_accuracy)
@@ -106,12 +112,19 @@ def run(config: Config, folder: Path, interrupt: Interrupt) -> int:
         console.print(summary.table(results, caption))
         for told in summary.evaluations(results):
             console.print(told)
-        console.print(f"What the config expects: {' '.join(config.claim.expected.split())}")
+        console.print(expectation(config))
     if not complete:
         console.print(f"Interrupted: {folder} holds what was done until then.")
         return INTERRUPTED
     console.print(f"Written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}.")
     return 0
+
+
+def expectation(config: Config) -> str:
+    """What the config expects; nothing where the run is another than the config's."""
+    if config.overridden:
+        return f"What the config expects is of its own settings; this run has others: {', '.join(config.overridden)}."
+    return f"What the config expects: {' '.join(config.claim.expected.split())}"
 
 
 def described(s: Settings) -> str:

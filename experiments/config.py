@@ -62,7 +62,7 @@ class Settings:
         init: standard deviation of the weights: `constant` is `init_scale`, `he` is `init_scale * sqrt(2 / fan_in)`.
         init_scale: see `init`.
         bn_momentum: the fraction of the running statistics that each step keeps.
-        ghost_batches: of the arm `ghost`, how many parts each batch is normalized in.
+        ghost_batches: of the arm `ghost`, into how many parts the whole batch is cut, on any number of devices.
         r_max, d_max: of the arm `renorm`, the limits of the correction.
         whiten_size: of the arm `whiten`, how many features are whitened together.
         domains: `digits`; or `inverted`, where every other image of a batch is a negative. The arm `domains` has
@@ -118,11 +118,19 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A named claim with its settings."""
+    """A named claim with its settings.
+
+    Attributes:
+        name: of the file.
+        claim: in words, of the settings in the file.
+        settings: of the run.
+        overridden: the names of those that are not as in the file.
+    """
 
     name: str
     claim: Claim
     settings: Settings
+    overridden: tuple[str, ...] = ()
 
 
 def load(path: Path) -> Config:
@@ -183,11 +191,8 @@ def settings(values: dict[str, Any], where: str) -> Settings:
             f"{where}: the LSTM has one number in `widths`, and the arms batch and none; got {list(s.widths)} and "
             f"{list(s.arms)}."
         )
-    if "ghost" in s.arms and s.batch_size % (s.ghost_batches * s.devices):
-        raise ValueError(
-            f"{where}: `batch_size` must be a multiple of `ghost_batches` on each device; got {s.batch_size} and "
-            f"{s.ghost_batches} on {s.devices}."
-        )
+    if "ghost" in s.arms:
+        _check_ghosts(s, where)
     if VALIDATION % s.devices or TEST % s.devices:
         raise ValueError(
             f"{where}: `devices` must divide the {VALIDATION} validation and {TEST} test images; got {s.devices}. "
@@ -196,10 +201,27 @@ def settings(values: dict[str, Any], where: str) -> Settings:
     return s
 
 
+def _check_ghosts(s: Settings, where: str) -> None:
+    if s.batch_size % s.ghost_batches:
+        raise ValueError(
+            f"{where}: `batch_size` must be a multiple of `ghost_batches`, the number of parts of the whole batch; got "
+            f"{s.batch_size} and {s.ghost_batches}."
+        )
+    # The same for both ways, so that a config means the same training under either.
+    apart = s.statistics == "per_device"
+    if s.ghost_batches % s.devices and (apart or s.devices % s.ghost_batches):
+        raise ValueError(
+            f"{where}: `ghost_batches` counts the parts of the whole batch, and must be a multiple of `devices`"
+            f"{' where statistics are per device' if apart else ' or divide them'}; got {s.ghost_batches} and "
+            f"{s.devices}."
+        )
+
+
 def changed(config: Config, new: Settings) -> Config:
     """`config` with settings from the command line, which are validated like those of a file."""
     values = {f.name: getattr(new, f.name) for f in dataclasses.fields(new)}
-    return dataclasses.replace(config, settings=settings(values, "command line"))
+    overridden = tuple(name for name, value in values.items() if value != getattr(config.settings, name))
+    return dataclasses.replace(config, settings=settings(values, "command line"), overridden=overridden)
 
 
 def _merged(path: Path, own: dict[str, Any], seen: tuple[Path, ...], known: list[str]) -> dict[str, Any]:

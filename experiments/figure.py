@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from experiments import disk
 from experiments.record import Row
 from experiments.summary import NAMES, best_rate, curves, quartiles
 
@@ -48,7 +49,5 @@ def draw(path: Path, rows: Sequence[Row], title: str, target: float) -> None:
     accuracy.axhline(target, color="0.4", lw=0.8, ls=":", label=f"target {target:g}")
     accuracy.legend(loc="lower right", frameon=False)
     fig.suptitle(title, fontsize=10)
-    partial = path.with_name(path.name + ".partial")
-    fig.savefig(partial, format="png", dpi=150)
+    disk.write_figure(path, fig, dpi=150)
     plt.close(fig)
-    partial.replace(path)

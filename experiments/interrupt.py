@@ -1,9 +1,16 @@
-"""Ctrl-C, taken as a wish to stop at the next good moment."""
+"""How a program ends early: by Ctrl-C, taken as a wish to stop at the next good moment, or by an error of one line."""
 
 import os
 import signal
+import sys
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
+INTERRUPTED, REFUSED = 130, 2  # what a shell reports for Ctrl-C, and for a wrong command line
+
+
+def refuse(error: Exception) -> int:
+    """Print the error as one line; the exit code."""
+    print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+    return REFUSED
 
 
 class Interrupt:

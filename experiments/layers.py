@@ -121,7 +121,9 @@ def options(settings: Settings, arm: str) -> dict[str, Any]:
     """
     given: dict[str, Any] = {"momentum": settings.bn_momentum, "activation": ACTIVATIONS[settings.activation]}
     if arm == "ghost":
-        given["ghost_batches"] = settings.ghost_batches
+        # The layer counts the parts of what it shares statistics over: of the whole batch, or of a device's part.
+        apart = settings.statistics == "per_device"
+        given["ghost_batches"] = settings.ghost_batches // (settings.devices if apart else 1)
     if arm == "renorm":
         given["renorm"] = jaxbn.Renorm(settings.r_max, settings.d_max)
     if arm == "weighed":

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one folder, in which nothing is ever half written.
+"""What a run leaves behind: one folder.
 
 `config.json` says what ran, with what and on what; `metrics.jsonl` holds one line for each arm, seed, learning rate
 and logged step; `summary.json` and `figure.png` are made of it at the end.
@@ -9,8 +9,6 @@ import json
 import math
 import os
 import platform
-import re
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,26 +16,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import disk
 from experiments.config import Config
 from experiments.train import Metrics
 
+FILES = ("config.json", "metrics.jsonl", "summary.json", "figure.png")
+KEYS = {"claim", "settings", "versions", "hardware"}  # of config.json, by which a former run is known
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "scikit-learn")
 Row = dict[str, Any]
 
 
-def open_folder(folder: Path, config: Config) -> None:
-    """An empty `folder` with `config.json`; a former run that is there is replaced as a whole.
-
-    Raises:
-        ValueError: `folder` holds something else, which is left as it is.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`--out` must be a folder; {folder} is a file.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise ValueError(f"`--out` must be new, empty or a former run, which is replaced; {folder} is none of them.")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    write_json(folder / "config.json", dataclasses.asdict(config) | {"versions": versions(), "hardware": hardware()})
+def begin(folder: Path, config: Config) -> None:
+    """Write `config.json`, and delete what a former run of this program has left in `folder` beside it."""
+    given = dataclasses.asdict(config) | {"versions": versions(), "hardware": hardware()}
+    disk.write_json(folder / FILES[0], given)  # first: a full disk is known before anything is lost
+    for name in FILES[1:]:
+        (folder / name).unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -68,24 +62,13 @@ def rows(arm: str, rates: tuple[float, ...], step: int, metrics: Metrics) -> lis
 
 
 def append(path: Path, lines: list[Row]) -> None:
-    """Add `lines` to a JSONL file in one write: whoever is killed leaves whole lines."""
-    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    with path.open("ab", buffering=0) as file:
-        file.write(text.encode())
+    """Add `lines` to a JSONL file."""
+    disk.append(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
 def read(path: Path) -> list[Row]:
     """The lines of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to a file that is there in full or not at all; lists of numbers are a line each."""
-    partial = path.with_name(path.name + ".partial")
-    text = json.dumps(value, indent=2, allow_nan=False)
-    text = re.sub(r"\[\s+([-\d][^\[\]{}\"]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _number(value: np.float32) -> float | None:

@@ -7,16 +7,16 @@ each arm at its best learning rate by validation. With names of configs only the
 others stays.
 """
 
-import json
+import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tyro
 
-from experiments import command, statistics, summary, tables
-from experiments.interrupt import Interrupt
+from experiments import command, disk, statistics, summary, tables
+from experiments.interrupt import Interrupt, refuse
 
 README, MARKS = Path("README.md"), ("<!-- variants -->", "<!-- /variants -->")
 RECORD = Path("docs/variants.json")
@@ -101,12 +101,21 @@ VARIANTS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Run the configs of the variants on the digits, and put what came out into the README's table.
+
+    Attributes:
+        configs: names of configs in `configs/variants/`, which run again, and those that the record lacks; all by
+            default.
+    """
+
+    configs: tyro.conf.Positional[tuple[str, ...]] = ()
+
+
 def results(config: str) -> dict[str, list[float]]:
     """Test accuracy of each seed, by what differs: the arm, or how the one arm is evaluated."""
-    code = command.main([f"configs/variants/{config}.toml"], Interrupt())
-    if code:
-        sys.exit(code)
-    record = json.loads(Path(f"runs/{config}/summary.json").read_text(encoding="utf-8"))
+    record = disk.read_json(Path(f"runs/{config}/summary.json"))
     arms = {summary.NAMES[arm["arm"]]: arm["test_accuracy"] for arm in record["arms"]}
     evaluations = record["arms"][0].get("evaluations", {})
     return {statistics.NAMES[name]: accuracy for name, accuracy in evaluations.items()} or arms
@@ -127,17 +136,33 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
     return tables.markdown(head, [[v.name, v.call, v.source, told(found[v.config])] for v in VARIANTS])
 
 
-def main(named: Sequence[str]) -> None:
-    """Run the configs `named`, or all, and those that the record lacks; write the record and the table."""
-    tables.check_page(README, MARKS)
+def main(arguments: list[str], interrupt: Interrupt) -> int:
+    """Run the command line `arguments`; the exit code."""
+    named = tyro.cli(Command, args=arguments, prog="python -m experiments.variants").configs
     known = list(dict.fromkeys(v.config for v in VARIANTS))
-    if unknown := [config for config in named if config not in known]:
-        sys.exit(f"Error: a config of the table must be one of {', '.join(known)}; got {', '.join(unknown)}.")
-    kept = json.loads(RECORD.read_text(encoding="utf-8")) if named else {}
-    found = {c: kept[c] if c in kept and c not in named else results(c) for c in known}
-    RECORD.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    tables.put(README, table(found), MARKS)
+    try:
+        if unknown := [config for config in named if config not in known]:
+            raise ValueError(f"a config of the table must be one of {', '.join(known)}; got {', '.join(unknown)}.")
+        tables.check_page(README, MARKS)
+        kept = disk.read_json(RECORD) if named else {}
+    except ValueError as error:
+        return refuse(error)
+    found = {}
+    for config in known:
+        if config not in kept or config in named:
+            # What a former run of this program has left in `runs/` is told apart from all else there.
+            code = command.main([f"configs/variants/{config}.toml", "--replace"], interrupt)
+            if code:
+                return code
+        found[config] = kept[config] if config in kept and config not in named else results(config)
+    try:
+        disk.write_json(RECORD, found)
+        tables.put(README, table(found), MARKS)
+    except OSError as error:
+        return refuse(error)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with Interrupt() as interrupt:
+        sys.exit(main(sys.argv[1:], interrupt))

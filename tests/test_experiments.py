@@ -151,10 +151,12 @@ def test_what_is_wrong_with_a_base_is_named(tmp_path):
 def test_the_command_line_overrides_a_config_and_is_validated_like_it():
     """What is not named stays."""
     given = config.load(QUICKSTART)
-    changed, out = command.parse([str(QUICKSTART), "--steps", "50", "--learning-rates", "0.1", "0.3", "--out", "there"])
+    arguments = [str(QUICKSTART), "--steps", "50", "--learning-rates", "0.1", "0.3", "--out", "there", "--replace"]
+    changed, *where = command.parse(arguments)
     assert changed.settings == dataclasses.replace(given.settings, steps=50, learning_rates=(0.1, 0.3))
-    assert (changed.claim, changed.name, out) == (given.claim, "quickstart", Path("there"))
-    assert command.parse([str(QUICKSTART)]) == (given, Path("runs/quickstart"))
+    assert (changed.claim, changed.name, where) == (given.claim, "quickstart", [Path("there"), True])
+    assert changed.overridden == ("learning_rates", "steps")
+    assert command.parse([str(QUICKSTART)]) == (given, Path("runs/quickstart"), False)
     for arguments, words in [
         (["--steps", "-5"], "command line: `steps`: input should be greater than 0; got -5"),
         (["--steps", "30"], "command line: `steps` must be a multiple of `log_every`"),
@@ -350,23 +352,19 @@ def test_a_run_leaves_a_figure_a_summary_and_what_it_ran_on(finished):
     assert all(name in printed for name in ("batch norm", "no norm", ">10 (>10 to >10)", f"Written to {finished}"[:30]))
 
 
-def test_a_folder_is_replaced_only_by_a_valid_run_and_only_if_it_was_one(finished, tmp_path, capsys):
-    """A refused command line, or a folder of something else, leaves all as it was."""
+def test_a_folder_is_replaced_only_by_a_valid_run(finished):
+    """A refused command line leaves all as it was."""
     before = {p.name: p.stat().st_mtime_ns for p in finished.iterdir()}
-    assert command.main([str(QUICKSTART), "--steps", "-1", "--out", str(finished)], Interrupt()) == 2
+    assert command.main([str(QUICKSTART), "--steps", "-1", "--out", str(finished), "--replace"], Interrupt()) == 2
     assert {p.name: p.stat().st_mtime_ns for p in finished.iterdir()} == before
-    (tmp_path / "thesis.txt").write_text("years of work")
-    assert command.main([str(QUICKSTART), "--out", str(tmp_path)], Interrupt()) == 2
-    assert (tmp_path / "thesis.txt").exists()
-    assert "must be new, empty or a former run" in capsys.readouterr().err
 
 
 def test_a_run_that_is_stopped_before_its_first_chunk_leaves_what_it_has(tmp_path):
     """The config; and no crash for want of data. A former run is gone: the folder is of this one."""
     folder, interrupt = tmp_path / "run", Interrupt()
     interrupt.requested = True
-    for _ in range(2):
-        assert command.main([str(QUICKSTART), *TINY, "--out", str(folder)], interrupt) == 130
+    for more in ([], ["--replace"]):
+        assert command.main([str(QUICKSTART), *TINY, "--out", str(folder), *more], interrupt) == 130
         assert [p.name for p in folder.iterdir()] == ["config.json"]
         (folder / "metrics.jsonl").write_text("of the former run")
 

@@ -13,6 +13,7 @@ import pytest
 import jaxbn
 from experiments import config, layers, networks, statistics, train, variants
 from experiments.data import digits
+from experiments.interrupt import Interrupt
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "variants"
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
@@ -125,6 +126,8 @@ def test_both_lstms_learn(arm):
     ("name", "changes", "words"),
     [
         ("ghost", {"ghost_batches": 7}, "ghost_batches"),
+        ("ghost", {"ghost_batches": 2, "devices": 4, "statistics": "per_device"}, "multiple of `devices` where statis"),
+        ("ghost", {"ghost_batches": 4, "devices": 6, "batch_size": 24}, "or divide them; got 4 and 6"),
         ("domains", {"domains": "digits"}, "inverted"),
         ("domains", {"model": "cnn", "widths": (4,)}, "MLP"),
         ("whiten", {"whiten_size": 7}, "whiten_size"),
@@ -142,22 +145,40 @@ def test_settings_that_do_not_fit_are_refused(name, changes, words):
         settings(name, **changes)
 
 
-def test_configs_that_are_named_run_again_and_the_record_keeps_the_others(tmp_path, monkeypatch):
-    known, ran = list(dict.fromkeys(v.config for v in variants.VARIANTS)), []
-    page, record = tmp_path / "page.md", tmp_path / "record.json"
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """The page and the record in a folder of their own, and the list of the configs that ran, all made up."""
+    ran, page, record = [], tmp_path / "page.md", tmp_path / "record.json"
     page.write_text("\n".join(variants.MARKS))
-    record.write_text(json.dumps({name: {"old": [0.5]} for name in known if name != "weigh"}))
     monkeypatch.setattr(variants, "README", page)
     monkeypatch.setattr(variants, "RECORD", record)
-    monkeypatch.setattr(variants, "results", lambda name: ran.append(name) or {"new": [1.0]})
-    variants.main(["adapt"])
+    monkeypatch.setattr(variants, "results", lambda name: {"new": [1.0]})
+    monkeypatch.setattr(variants.command, "main", lambda given, _: ran.append(Path(given[0]).stem) or 0)
+    return page, record, ran
+
+
+def test_configs_that_are_named_run_again_and_the_record_keeps_the_others(table, capsys):
+    page, record, ran = table
+    known = list(dict.fromkeys(v.config for v in variants.VARIANTS))
+    record.write_text(json.dumps({name: {"old": [0.5]} for name in known if name != "weigh"}))
+    assert variants.main(["adapt"], Interrupt()) == 0
     assert ran == ["adapt", "weigh"]  # what the record lacks runs too
     found = json.loads(record.read_text())
     assert list(found) == known
     assert found == {name: {"new": [1.0]} if name in ran else {"old": [0.5]} for name in known}
     assert variants.table(found) in page.read_text()
     ran.clear()
-    variants.main([])
+    assert variants.main([], Interrupt()) == 0
     assert ran == known
-    with pytest.raises(SystemExit, match=r"must be one of ghost, .*; got adpat"):
-        variants.main(["adapt", "adpat"])
+    assert variants.main(["adapt", "adpat"], Interrupt()) == 2
+    assert "must be one of ghost, " in (said := capsys.readouterr().err)
+    assert "got adpat" in said
+
+
+def test_a_variant_that_fails_ends_the_table_as_it_was(table, monkeypatch):
+    page, record, _ = table
+    monkeypatch.setattr(variants.command, "main", lambda *_: 130)
+    before = page.read_text()
+    assert variants.main([], Interrupt()) == 130
+    assert page.read_text() == before
+    assert not record.exists()

@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments.benchmark [--quick] [--output DIR] [--readme PAGE]`."""
+"""The command line: `python -m experiments.benchmark [--quick] [--output DIR] [--replace] [--readme PAGE]`."""
 
 import sys
 

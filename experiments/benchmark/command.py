@@ -14,14 +14,15 @@ from typing import Any
 import jax
 import tyro
 
+from experiments import disk
 from experiments.benchmark import figures, measures, report, sizes, times, torch_layers
 from experiments.benchmark.bars import Results, bars
 from experiments.benchmark.layers import ABSENT
 from experiments.benchmark.networks import NORMS
-from experiments.record import write_json
+from experiments.interrupt import INTERRUPTED, refuse
 from experiments.tables import check_page
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
+RECORD, KEYS = "results.json", {"plan", "times", "measures", "bars"}  # by which a former run is known
 PACKAGES = {
     "jax": "jax",
     "jaxlib": "jaxlib",
@@ -38,13 +39,15 @@ class Command:
 
     Attributes:
         quick: fewer sizes, repetitions and layers: two minutes instead of twelve.
-        output: the folder to write to; `docs/benchmark` by default, `runs/benchmark` if quick.
+        output: the folder to write to, new or empty; `docs/benchmark` by default, `runs/benchmark` if quick.
+        replace: replace the files of a former run that is there.
         readme: a page that holds the marks `<!-- measured -->` and `<!-- /measured -->`: the short table goes there.
     """
 
     quick: bool = False
     output: Path | None = None
     readme: Path | None = None
+    replace: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -53,27 +56,25 @@ def main(arguments: list[str]) -> int:
     folder = command.output or Path("runs/benchmark" if command.quick else "docs/benchmark")
     plan = sizes.QUICK if command.quick else sizes.FULL
     try:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"`--output` must be a folder; {folder} is a file.")
         if command.readme is not None:
             check_page(command.readme, report.MARKS)
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder, command.readme):
-            if path is not None and not os.access(path, os.W_OK):
-                raise ValueError(f"{path} must be writable, and is not.")
     except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     try:
-        results = measure(plan, print)
-    except KeyboardInterrupt:
-        print("Interrupted: nothing was written.", file=sys.stderr)
-        return INTERRUPTED
-    write(folder, results)
-    if command.readme is not None:
-        report.write_page(command.readme, results)
-    print(report.bars_table(results))
-    print(f"Written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}.")
+        with disk.hold("--output", folder):
+            disk.check_contents("--output", folder, RECORD, KEYS, replace=command.replace)
+            try:
+                results = measure(plan, print)
+            except KeyboardInterrupt:
+                print("Interrupted: nothing was written.", file=sys.stderr)
+                return INTERRUPTED
+            write(folder, results)
+            if command.readme is not None:
+                report.write_page(command.readme, results)
+            print(report.bars_table(results))
+            print(f"Written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}.")
+    except OSError as error:
+        return refuse(error)
     return 0
 
 
@@ -109,8 +110,8 @@ def measure(plan: sizes.Plan, say: Callable[[str], Any]) -> Results:
 
 def write(folder: Path, results: Results) -> None:
     """The results as JSON, as tables and as figures."""
-    write_json(folder / "results.json", results)
-    (folder / "table.md").write_text(report.tables(results), encoding="utf-8")
+    disk.write_json(folder / RECORD, results)
+    disk.write(folder / "table.md", report.tables(results))
     figures.draw(folder, results)
 
 

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
+from experiments import disk
 from experiments.benchmark.bars import Results
 from experiments.benchmark.sizes import CONTENDERS, LEAST, OURS
 
@@ -105,7 +106,5 @@ def _finish(fig: Any, panels: Any, path: Path, title: str) -> None:
     }
     fig.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False, fontsize=8)
     fig.suptitle(title, fontsize=10)
-    partial = path.with_name(path.name + ".partial")
-    fig.savefig(partial, format="png", dpi=150)
+    disk.write_figure(path, fig, dpi=150)
     plt.close(fig)
-    partial.replace(path)

@@ -8,8 +8,10 @@ library does, shows what the library's generality costs. Writes `docs/benchmark/
 `docs/speed.md`.
 """
 
+import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,16 +20,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jax import lax
 
-from experiments import tables
+from experiments import disk, tables
 from experiments.benchmark import accuracy, passes, report, steady
 from experiments.benchmark.bars import geometric_mean
 from experiments.benchmark.clock import Call, interleaved
 from experiments.benchmark.contenders import contender
 from experiments.benchmark.layers import LAYERS, arguments, present
 from experiments.benchmark.sizes import NOBODYS, OURS, Case
-from experiments.record import write_json
+from experiments.interrupt import refuse
 
 SHAPES = ((4096, 512), (8, 56, 56, 64), (8, 56, 56, 256), (8, 14, 14, 1024))
 DTYPES, EPILOGUES = ("float32", "bfloat16"), ("none", "relu")
@@ -263,18 +266,28 @@ def table(found: list[dict[str, Any]]) -> str:
     )
 
 
-def main() -> None:
-    """Measure, write, and put the table on the page."""
-    tables.check_page(PAGE, report.MARKS)
-    found = []
-    for row in rows():
-        found.append(row)
-        print(row, flush=True)
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
-    write_json(RECORD, {"command": "python -m experiments.benchmark.tried", "rows": found})
-    tables.put(PAGE, table(found), report.MARKS)
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Measure other ways to compute batch normalization, and put their table into `docs/speed.md`."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line `arguments`; the exit code."""
+    tyro.cli(Command, args=arguments, prog="python -m experiments.benchmark.tried")
+    try:
+        tables.check_page(PAGE, report.MARKS)
+        RECORD.parent.mkdir(parents=True, exist_ok=True)
+        found = []
+        for row in rows():
+            found.append(row)
+            print(row, flush=True)
+        disk.write_json(RECORD, {"command": "python -m experiments.benchmark.tried", "rows": found})
+        tables.put(PAGE, table(found), report.MARKS)
+    except OSError as error:
+        return refuse(error)
+    return 0
 
 
 if __name__ == "__main__":
     steady.restart()
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
 """The command line of the claims: measure what is not measured yet, judge, draw, report."""
 
+import contextlib
 import dataclasses
 import importlib
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import data, record
+from experiments import data, disk, record
 from experiments.claims import report, study, verdict
 from experiments.claims.config import ClaimConfig, load_all
-from experiments.interrupt import INTERRUPTED, Interrupt
+from experiments.interrupt import INTERRUPTED, Interrupt, refuse
 from experiments.tables import check_page
 
 CONFIGS = study.ROOT / "configs" / "claims"
 PUBLISHED, README = study.ROOT / "experiments", study.ROOT / "README.md"
+PROGRAM, RECORD = "python -m experiments.claims", "claims.json"
 SMOKE_MINUTES = 0.2  # of a claim, for the bar
 
 
@@ -33,7 +34,7 @@ class Command:
         smoke: everything as small as it can be, to see that it runs.
         mnist: the folder of MNIST's four files, in the place of scikit-learn's digits.
         cifar: the folder of CIFAR-10's batches, binary or for Python.
-        out: the folder to write to; `runs/claims...` by default.
+        out: the folder to write to, new, empty or of a former run, which goes on; `runs/claims...` by default.
         publish: write the report that is kept in the repository, and the README's table, too.
         report: measure nothing; judge the kept numbers again, and make figures and pages anew.
     """
@@ -49,7 +50,7 @@ class Command:
 
 def main(arguments: list[str], interrupt: Interrupt) -> int:
     """Run the command line `arguments`; the exit code."""
-    command = tyro.cli(Command, args=arguments, prog="python -m experiments.claims")
+    command = tyro.cli(Command, args=arguments, prog=PROGRAM)
     try:
         configs = load_all(CONFIGS)
         wanted = selected(configs, command.only)
@@ -59,15 +60,28 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
             check_page(README, report.MARKS)
         name, images = source(command)
     except (ValueError, TypeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     kind = "-smoke" if command.smoke else ""
     out = command.out or Path("runs") / f"claims{'' if name == 'digits' else f'-{name}'}{kind}"
-    if command.report:
-        return again(configs, wanted, PUBLISHED if command.publish else out, command.publish)
-    return run(
-        configs, wanted, study.Study(images, command.smoke, out / "parts"), name, out, command.publish, interrupt
-    )
+    conditions = study.Study(images, command.smoke, out / "parts")
+    try:
+        with contextlib.ExitStack() as held:
+            if command.publish:
+                held.enter_context(disk.hold("--publish", PUBLISHED))
+            if command.report:
+                folder = PUBLISHED if command.publish else out
+                if not (folder / "results").is_dir():
+                    raise disk.DiskError(f"`--report` needs measured claims; there are none in {folder}.")
+                if not command.publish:
+                    held.enter_context(disk.hold("--out", out))
+                return again(configs, wanted, folder, command.publish)
+            held.enter_context(disk.hold("--out", out))
+            disk.check_contents("--out", out, RECORD, {"program", "data", "smoke", "versions"})
+            given = {"program": PROGRAM, "data": name, "smoke": command.smoke, "versions": record.versions()}
+            disk.write_json(out / RECORD, given)
+            return run(configs, wanted, conditions, name, out, command.publish, interrupt)
+    except OSError as error:
+        return refuse(error)
 
 
 def selected(configs: list[ClaimConfig], names: tuple[str, ...]) -> list[ClaimConfig]:
@@ -134,7 +148,7 @@ def run(
             made = judged(config, measured) | known(config, measured, here, name)
             for folder in folders:
                 keep(config, made, folder)
-            console.print(f"{config.number}. {config.name}: {made['verdict']}")
+            console.print(f"{config.number}. {config.name}: {report.said(made)}")
         progress.update(bar, completed=sum(minutes))
     for folder in folders:
         report.write(folder, configs)
@@ -148,8 +162,7 @@ def again(configs: list[ClaimConfig], wanted: list[ClaimConfig], folder: Path, p
     """Judge what is in `folder` by the configs as they are now, and make its figures and pages anew; the exit code."""
     old = report.read(folder / "results", wanted)
     if not any(old):
-        print(f"Error: `--report` needs measured claims; {folder / 'results'} has none of these.", file=sys.stderr)
-        return 2
+        return refuse(ValueError(f"`--report` needs measured claims; {folder / 'results'} has none of these."))
     for config, made in zip(wanted, old, strict=True):
         if made:
             keep(config, made | judged(config, study.numbers(made["measured"])), folder)
@@ -163,7 +176,7 @@ def keep(config: ClaimConfig, made: dict[str, Any], folder: Path) -> None:
     """Write the record `made` and its figure."""
     at = folder / "results" / config.name
     caption = draw(config, study.numbers(made["measured"]), at.with_suffix(".png"))
-    record.write_json(at.with_suffix(".json"), made | {"caption": caption})
+    disk.write_checked(at.with_suffix(".json"), made | {"caption": caption})
 
 
 def module(kind: str, config: ClaimConfig) -> Any:
@@ -213,7 +226,5 @@ def draw(config: ClaimConfig, measured: dict[str, Any], path: Path) -> str:
     mpl.use("Agg")
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     caption = module("judged", config).draw(measured, figure)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=110)
-    partial.replace(path)
+    disk.write_figure(path, figure, dpi=110)
     return caption

@@ -2,12 +2,12 @@
 
 Every number comes from the claims' JSON. What a page says in words stands in `pages/`. In it `{key}` is the number of
 the criterion of that name, `{key.signs}` how many seeds are on which side, and `{?key supported: text}` is text that
-stands there only if this is the verdict on that criterion (or one of several, with bars between them).
+stands there only if this is the verdict on that criterion, or on the claim of that name (or one of several, with bars
+between them).
 `pages/summary.md` is written in the same way over all claims: `{claim.key}`, `{?claim supported: text}`.
 """
 
 import base64
-import json
 import math
 import re
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from experiments import disk
 from experiments.claims.config import ClaimConfig
 from experiments.tables import markdown, put
 
@@ -30,8 +31,8 @@ img{max-width:100%}code{background:#f2f2f2;padding:0 .2rem}h2{margin-top:3rem}""
 def write(folder: Path, configs: list[ClaimConfig]) -> None:
     """`RESULTS.md` and `RESULTS.html` in `folder`, from the JSON and the figures in its `results/`."""
     text = page(folder / "results", configs)
-    (folder / "RESULTS.md").write_text(text, encoding="utf-8")
-    (folder / "RESULTS.html").write_text(html(text, folder), encoding="utf-8")
+    disk.write(folder / "RESULTS.md", text)
+    disk.write(folder / "RESULTS.html", html(text, folder))
 
 
 def page(results: Path, configs: list[ClaimConfig]) -> str:
@@ -44,9 +45,14 @@ def page(results: Path, configs: list[ClaimConfig]) -> str:
 
 
 def read(results: Path, configs: list[ClaimConfig]) -> list[dict[str, Any] | None]:
-    """The record of each claim, or None."""
+    """The record of each claim, or None.
+
+    Raises:
+        DiskError: one is damaged.
+    """
     paths = [results / f"{c.name}.json" for c in configs]
-    return [json.loads(p.read_text(encoding="utf-8")) if p.is_file() else None for p in paths]
+    remedy = "Delete it, and run the claim again."
+    return [disk.read_checked(path, remedy) if path.is_file() else None for path in paths]
 
 
 def summary(records: list[dict[str, Any] | None], configs: list[ClaimConfig], *, figures: bool) -> str:
@@ -60,11 +66,16 @@ def summary(records: list[dict[str, Any] | None], configs: list[ClaimConfig], *,
             link = f"[{c.number}]({'' if figures else REPORT}#claim-{c.number})"
             found = [(f"{shown(v['estimate'], brief=True)}; n = {v['estimate']['n']}", criterion(v)) for v in sides(r)]
             cells = zip(*found, strict=True)
-            rows.append([link, c.claim, f"**{r['verdict']}**", *("<br>".join(cell) for cell in cells)])
+            rows.append([link, c.claim, f"**{said(r)}**", *("<br>".join(cell) for cell in cells)])
         if figures:
             link = f"[figure](results/{c.name}.png)" if r else ""
             rows[-1] += [link, f"`{c.command}`"]
     return markdown([*head, "figure", "command"] if figures else head, rows)
+
+
+def said(r: dict[str, Any]) -> str:
+    """The verdict; of a smoke run, that it is none."""
+    return f"{r['verdict']} (smoke run: means nothing)" if r["smoke"] else r["verdict"]
 
 
 def sides(r: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,17 +86,18 @@ def sides(r: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def overview(records: list[dict[str, Any] | None]) -> str:
-    """What follows from all verdicts for whoever builds a network; what was not measured says nothing."""
+    """What follows from all verdicts for whoever builds a network; what was not measured in earnest says nothing."""
     values: dict[str, str] = {}
     verdicts: dict[str, str] = {}
     for r in records:
-        if r:
+        if r and not r["smoke"]:
             verdicts[r["name"]] = r["verdict"]
             values |= {f"{r['name']}.{key}": text for key, text in _values(r).items()}
             verdicts |= {f"{r['name']}.{c['key']}": c["verdict"] for c in r["criteria"] if c["verdict"]}
-    lines = (PAGES / "summary.md").read_text(encoding="utf-8").split("\n- ")
-    filled = [_filled(line, values, verdicts) for line in lines]
-    return "\n- ".join([filled[0].strip() + "\n", *(" ".join(line.split()) for line in filled[1:] if line.strip())])
+    text, remark = (PAGES / "summary.md").read_text(encoding="utf-8").rsplit("\n\n", 1)
+    filled = [_filled(line, values, verdicts) for line in text.split("\n- ")]
+    shown = "\n- ".join([filled[0].strip() + "\n", *(" ".join(line.split()) for line in filled[1:] if line.strip())])
+    return f"{shown}\n\n{remark.strip()}"
 
 
 def _values(r: dict[str, Any]) -> dict[str, str]:
@@ -113,18 +125,20 @@ def chapter(r: dict[str, Any], config: ClaimConfig) -> str:
     note = ""
     if written_for:
         words = words[written_for.end() :]
-        if written_for[1] != r["verdict"] or r["data"] != "digits" or r["smoke"]:
+        if r["smoke"]:
+            words = words.split("### What came out")[0] + "### What came out\n\n{results}"
+        elif written_for[1] != r["verdict"] or r["data"] != "digits":
             note = f'\n\n*The words below were written for the digits and the verdict "{written_for[1]}".*'
     rows = [[c["text"], shown(c["estimate"]), bounds(c) or "reported only", _verdict(c)] for c in r["criteria"]]
     table = markdown(["measured", "number, interval, n", "criterion, set before the run", "verdict"], rows)
     results = f"![{config.name}](results/{config.name}.png)\n\n*{r['caption']}*\n\n{table}"
     if r["tables"]:
         results += f"\n\n{r['tables']}"
-    verdicts = {c["key"]: c["verdict"] for c in r["criteria"] if c["verdict"]}
+    verdicts = {c["key"]: c["verdict"] for c in r["criteria"] if c["verdict"]} | {r["name"]: r["verdict"]}
     body = _filled(words.strip(), _values(r) | {"results": results}, verdicts)
     expected = f"*What we expected, written before the run:* {' '.join(r['expected'].split())}"
     head = f'<a id="claim-{config.number}"></a>\n\n## {config.number}. {config.claim}'
-    return f"{head}\n\n**Verdict: {r['verdict']}.** {config.question}\n\n{expected}{note}\n\n{body}"
+    return f"{head}\n\n**Verdict: {said(r)}.** {config.question}\n\n{expected}{note}\n\n{body}"
 
 
 def _verdict(c: dict[str, Any]) -> str:
@@ -173,8 +187,8 @@ def conditions(records: list[dict[str, Any]]) -> str:
     first, minutes = records[0], sum(r["seconds"] for r in records) / 60
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     small = (
-        " **This is a smoke run: it shows that everything runs, and its numbers mean nothing.**"
-        if first["smoke"]
+        " **This is a smoke run: it shows that everything runs, and its numbers and verdicts mean nothing.**"
+        if any(r["smoke"] for r in records)
         else ""
     )
     on = f"{first['hardware']['cpus']} {first['hardware']['machine']} CPUs"
@@ -227,7 +241,7 @@ same learning rates by validation; differences and ratios are taken seed by seed
 as later than all others (printed as ∞), and is never left out. Where no interval is printed it has no width. Less
 than a thousandth of a percentage point of accuracy, far below one image, counts as nothing. The sign test says how
 likely it is that as many seeds are on one side if both sides were equally likely; it counts seeds and not sizes, so
-that with 8 seeds it can hardly be below 0.008, and it may disagree with the interval.
+that with 8 seeds it cannot be below 1/128, and it may disagree with the interval.
 
 {conditions}"""
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import config, record, train
+from experiments import config, disk, record, train
 from experiments.data import Data
 from experiments.models import Model
 
@@ -28,6 +28,7 @@ TRAINER = (
     "__init__",
     "config",
     "data",
+    "disk",
     "files",
     "layers",
     "models",
@@ -118,8 +119,8 @@ class Study:
             self.folder.mkdir(parents=True, exist_ok=True)
             began = time.perf_counter()
             found = plain(measure())
-            record.write_json(path, {"seconds": time.perf_counter() - began, "found": found})
-        kept = json.loads(path.read_text(encoding="utf-8"))
+            disk.write_checked(path, {"seconds": time.perf_counter() - began, "found": found})
+        kept = disk.read_checked(path, "Delete it, and it is measured again.")
         self.seconds[path.name] = kept["seconds"]
         self.asked[name] = asked
         return numbers(kept["found"])
