@@ -3,10 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# What sums of large arrays bear on: they are asked for otherwise than those of small ones.
-APART := $(addprefix tests/test_,values.py derivatives.py devices.py collectives.py ghost.py moments.py)
-
-.PHONY: demo test slow check bench claims compiled clean
+.PHONY: demo test slow fuzz check bench claims compiled clean
 
 demo: $(VENV)/experiments
 	$(BIN)/python -m experiments configs/quickstart.toml --replace
@@ -15,8 +12,11 @@ test: $(VENV)/tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 slow: $(VENV)/tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --apart $(APART)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
+
+# Generated layers against the oracle, from seed START on; a second for each.
+fuzz: $(VENV)/tests
+	$(BIN)/python tests/fuzz.py $(or $(N),1000) $(or $(START),0)
 
 check: $(VENV)/checks
 	$(BIN)/ruff check .
@@ -48,4 +48,4 @@ $(VENV)/%: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .jax_cache runs

@@ -12,8 +12,8 @@
 * Around these: `_ghost` batches, `_renorm`alization, `_complex` input.
 * What JAX lacks: `_linear` functions with a transpose by hand, a choice by `_platform`, `_any_member` of a `vmap`.
   `_layout` of arrays, `_save_inputs` for rematerialization, `_check` of arguments.
-* More: `_adapt`, `_pool_updates`, `_recalibrate` (statistics of other data), `_domains`, `_whiten`, `_recurrent`
-  (variants), `_fold`, `_health` (evaluation), `_linen*`, `_nnx*` (Flax: storage and names), `_convert*` (other libraries).
+* More: `_adapt`, `_pool_updates`, `_recalibrate` (other data), `_domains`, `_whiten`, `_recurrent`
+  (variants), `_fold`, `_health` (evaluation), `_linen*`, `_nnx*` (Flax: storage and names), `_convert*` (others).
 
 `jaxbn.linen`, `jaxbn.nnx` and `jaxbn.convert` are imported by name; `import jaxbn` needs jax alone.
 """

@@ -98,6 +98,32 @@ def test_any_order_of_the_rows(forms, form, kind, rows):
     assert np.max(np.abs(dx - wanted)) <= 5e-6 * np.max(np.abs(wanted))
 
 
+def test_members_of_vmap_share_the_branch():
+    """One is far from its running mean, and all take a second pass: in a branch still, not in all steps."""
+    x = np.stack([arranged("sorted", 999) + offset for offset in (0.0, 1e5, 0.5)]).astype(np.float32)
+    params, state = jaxbn.bn_init(len(RATIOS))
+
+    def layer(x):
+        return jaxbn.bn_apply(params, state, x, True)[0]
+
+    mapped = jax.jit(jax.vmap(layer)).lower(x).compile()
+    assert " conditional(" in mapped.as_text()
+    for y, member in zip(mapped(x), x, strict=True):
+        np.testing.assert_allclose(y, oracle.training(member).y, atol=2e-6)
+
+
+def test_the_running_mean_has_no_gradient_in_training():
+    params, state = jaxbn.bn_init(len(RATIOS))
+    x, _ = data(64)
+
+    def loss(mean, train):
+        return jnp.sum(jnp.sin(jaxbn.bn_apply(params, state._replace(mean=mean), x, train)[0]))
+
+    for train in (True, jnp.array(True)):
+        np.testing.assert_array_equal(jax.grad(loss)(state.mean, train), np.zeros(len(RATIOS)))
+    assert np.any(jax.grad(loss)(state.mean, jnp.array(False)) != 0)
+
+
 @pytest.mark.parametrize("rows", [64, 65536])
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_float32_output_is_exact_with_a_mask(jit, rows):

@@ -1,0 +1,339 @@
+"""Layers that nobody thought of: drawn by a seed, and compared with the float64 oracle.
+
+    python tests/fuzz.py 1000 [first seed]
+
+Of each layer the output, the new state, the first derivatives and one directional second derivative are compared. What
+disagrees is shrunk: one option after the other is made plain as long as the disagreement stays.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+import oracle
+
+MEMBERS = 8
+WAYS = ("eager", "jit", "vmap", "shard_map-vma", "shard_map-unchecked", "pmap", "jit-auto", "jit-explicit")
+NAMED = ("vmap", "shard_map-vma", "shard_map-unchecked", "pmap")
+GROUPS = {
+    "halves": [[0, 1, 2, 3], [4, 5, 6, 7]],
+    "pairs": [[0, 7], [1, 6], [2, 5], [3, 4]],
+    "uneven": [[5], [0, 1, 2, 3, 4, 6, 7]],
+}
+PLAIN: dict[str, Any] = {
+    "way": "eager",
+    "positions": (),
+    "features": (3,),
+    "first": False,
+    "mask": "none",
+    "dtype": "float32",
+    "ratio": 0.0,
+    "momentum": "0.9",
+    "groups": "none",
+    "ghost": 1,
+    "renorm": False,
+    "activation": "none",
+    "residual": False,
+    "affine": True,
+    "old": False,
+}
+
+
+class Layer(NamedTuple):
+    """A layer and how it is run.
+
+    Attributes:
+        way: one of `WAYS`.
+        positions: axes between batch and features.
+        features: feature axes, after the positions, or before them if `first`.
+        mask: none, of rows, of entries.
+        ratio: mean over std.
+        momentum: a number, or a schedule by name.
+        ghost: how many ghost batches.
+        old: whether the running statistics are far from the batch's.
+    """
+
+    way: str
+    positions: tuple[int, ...]
+    features: tuple[int, ...]
+    first: bool
+    mask: str
+    dtype: str
+    ratio: float
+    momentum: str
+    groups: str
+    ghost: int
+    renorm: bool
+    activation: str
+    residual: bool
+    affine: bool
+    old: bool
+
+
+def draw_layer(seed: int) -> Layer:
+    """Return the layer of a seed."""
+    rng = np.random.default_rng(seed)
+
+    def one(*choices: Any) -> Any:
+        return choices[rng.integers(len(choices))]
+
+    way = one(*WAYS)
+    groups = one("none", "none", *GROUPS) if way in NAMED else "none"
+    return Layer(
+        way=way,
+        positions=one((), (), (2,), (3, 2)),
+        features=one((3,), (3,), (1,), (2, 2)),
+        first=one(True, False),
+        mask=one("none", "none", "rows", "entries"),
+        dtype=one("float32", "float32", "bfloat16", "float16"),
+        ratio=one(0.0, 0.0, 3.0, 1e2, 1e4),
+        momentum=one("0.9", "0.0", "zero_debiased", "cumulative_average"),
+        groups=groups,
+        ghost=1 if groups == "uneven" else one(1, 1, 2, 4) if groups != "none" else one(1, 1, 2, 8, 16),
+        renorm=one(True, False, False),
+        activation=one("none", "tanh", "relu"),
+        residual=one(True, False),
+        affine=one(True, False),
+        old=one(True, False),
+    )
+
+
+class Inputs(NamedTuple):
+    """What a layer gets, as the dtype has it, in float64; arrays of x's shape have the features last."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    direction: np.ndarray
+    residual: np.ndarray | None
+    mask: np.ndarray | None
+    scale: np.ndarray | None
+    bias: np.ndarray | None
+    mean: np.ndarray
+    var: np.ndarray
+    count: int
+
+
+def make_inputs(layer: Layer, seed: int) -> Inputs:
+    """Return inputs for a layer; NaN where the mask is False."""
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(seed + 10**6)
+    shape, per_feature = (32, *layer.positions, *layer.features), layer.features
+
+    def rounded(v):
+        return np.asarray(jnp.asarray(v, layer.dtype)).astype(np.float64)
+
+    ratio = min(layer.ratio, 3.0) if layer.dtype != "float32" else layer.ratio
+    x = rounded(rng.standard_normal(shape) * rng.uniform(0.5, 2, per_feature) + ratio)
+    mask = None
+    if layer.mask != "none":
+        mask = rng.random((32, *[1] * (x.ndim - 1)) if layer.mask == "rows" else shape) < 0.7
+        x = np.where(mask, x, np.nan)
+    narrow = [v.astype(np.float32).astype(np.float64) for v in rng.uniform(0.5, 1.5, (4, *per_feature))]
+    return Inputs(
+        x,
+        rounded(rng.standard_normal(shape)),
+        rounded(rng.standard_normal(shape)),
+        rounded(rng.standard_normal(shape)) if layer.residual else None,
+        mask,
+        narrow[0] if layer.affine else None,
+        narrow[1] if layer.affine else None,
+        narrow[2] + (5 if layer.old else ratio),
+        narrow[3],
+        int(rng.integers(1, 50)),
+    )
+
+
+def expect(layer: Layer, given: Inputs) -> dict[str, np.ndarray]:
+    """Return what the oracle makes of a layer: each part of the rows that share statistics by itself."""
+    members, rows = np.arange(32) // (32 // MEMBERS), np.arange(32)
+    groups = [list(range(MEMBERS))] if layer.groups == "none" else GROUPS[layer.groups]
+    axes = tuple(range(given.x.ndim - len(layer.features), given.x.ndim))
+    zeros, found = np.zeros(given.x.shape), {}
+    found["y"], found["dx"], found["ddx"] = zeros.copy(), zeros.copy(), zeros.copy()
+    found["dscale"], found["dbias"] = np.zeros(layer.features), np.zeros(layer.features)
+    found["mean"], found["var"] = np.zeros((32, *layer.features)), np.zeros((32, *layer.features))
+    keep = {
+        "zero_debiased": 0.9 * (1 - 0.9**given.count) / (1 - 0.9 ** (given.count + 1)),
+        "cumulative_average": given.count / (given.count + 1),
+    }.get(layer.momentum) or (0.0 if layer.momentum == "0.0" else 0.9)
+    for group in groups:
+        order = np.concatenate([rows[members == i] for i in group])
+        mask = None if given.mask is None else np.broadcast_to(given.mask, given.x.shape)[order]
+        clean = np.where(np.isnan(given.x), 0, given.x)
+        whole = oracle.training(clean[order], axis=axes, mask=mask)
+        seen = whole.count > 0
+        for name, old, new in (("mean", given.mean, whole.mean), ("var", given.var, whole.var)):
+            found[name][order] = np.where(seen, keep * old + (1 - keep) * new, old)
+        for part in np.split(order, layer.ghost):
+            own = None if given.mask is None else np.broadcast_to(given.mask, given.x.shape)[part]
+            for name, value in _part(layer, given, clean[part], part, own, axes).items():
+                if name in ("dscale", "dbias"):
+                    found[name] += value
+                else:
+                    found[name][part] = value
+    return found
+
+
+def _part(layer, given: Inputs, x, rows, mask, axes) -> dict[str, np.ndarray]:
+    """Return output and derivatives of rows that share statistics."""
+    stats = oracle.training(x, axis=axes, mask=mask)
+    std, running = np.sqrt(stats.var + oracle.EPSILON), np.sqrt(given.var + oracle.EPSILON)
+    one, zero = np.ones(layer.features), np.zeros(layer.features)
+    r, d = (
+        (np.clip(std / running, 1 / 3, 3), np.clip((stats.mean - given.mean) / running, -5, 5))
+        if layer.renorm
+        else (one, zero)
+    )
+    r, d = np.where(stats.count > 0, r, 1), np.where(stats.count > 0, d, 0)
+    scale, bias = one if given.scale is None else given.scale, zero if given.bias is None else given.bias
+    counted = np.ones(x.shape, bool) if mask is None else mask
+
+    def forward(x):
+        unit = oracle.training(x, axis=axes, mask=mask).y
+        unit = np.where(oracle.training(x, axis=axes, mask=mask).count > 0, unit, 0)
+        z = scale * (unit * r + d) + bias + (0 if given.residual is None else given.residual[rows])
+        act = {"none": lambda v: v, "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}[layer.activation]
+        slope = {"none": np.ones_like, "tanh": lambda v: 1 - np.tanh(v) ** 2, "relu": lambda v: (v > 0).astype(float)}
+        return act(z), slope[layer.activation](z), unit
+
+    def gradient(x):
+        _, slope, unit = forward(x)
+        g = np.where(counted, given.dy[rows] * slope, 0)
+        dx = oracle.gradients(x, g, scale * r, axis=axes, mask=mask)[0]
+        return dx, (g * (unit * r + d)), g
+
+    y, _, _ = forward(x)
+    dx, of_scale, of_bias = gradient(x)
+    step, moved = 1e-5, np.where(counted, given.direction[rows], 0)
+    over = tuple(range(x.ndim - len(layer.features)))
+    second = (gradient(x + step * moved)[0] - gradient(x - step * moved)[0]) / (2 * step)
+    return {"y": y, "dx": dx, "ddx": second, "dscale": of_scale.sum(over), "dbias": of_bias.sum(over)}
+
+
+def compute(layer: Layer, given: Inputs) -> dict[str, Any]:
+    """Return the same by jaxbn, in the layer's way of running."""
+    import jax
+    import jax.numpy as jnp
+    from ways import ONE
+    from ways import WAYS as ALL
+
+    import jaxbn
+
+    ndim, k = given.x.ndim, len(layer.features)
+    axis = tuple(range(1, 1 + k)) if layer.first else tuple(range(ndim - k, ndim))
+
+    def placed(v, dtype=layer.dtype):
+        if v is None:
+            return None
+        v = np.moveaxis(v, range(ndim - k, ndim), range(1, 1 + k)) if layer.first else v
+        return jnp.asarray(v, dtype)
+
+    way = next((w for w in ALL if w.name == layer.way), ONE)
+    params = jaxbn.BatchNormParams(*(None if v is None else jnp.asarray(v, jnp.float32) for v in given[5:7]))
+    state = jaxbn.BatchNormState(*(jnp.asarray(v, jnp.float32) for v in given[7:9]), jnp.int32(given.count))
+    momentum = {"zero_debiased": jaxbn.zero_debiased(0.9), "cumulative_average": jaxbn.cumulative_average}
+    activation = {"none": None, "tanh": jnp.tanh, "relu": jax.nn.relu}[layer.activation]
+    options: dict[str, Any] = dict(
+        axis=axis,
+        momentum=momentum.get(layer.momentum) or (0.0 if layer.momentum == "0.0" else 0.9),
+        axis_name=way.axis_name,
+        axis_index_groups=None if layer.groups == "none" else GROUPS[layer.groups],
+        ghost_batches=layer.ghost,
+        renorm=jaxbn.Renorm() if layer.renorm else None,
+        activation=activation,
+    )
+
+    def member(whole, parts):
+        mask = parts.get("mask")
+
+        def loss(params, x):
+            y, new = jaxbn.bn_apply(params, state, x, True, mask=mask, residual=parts.get("residual"), **options)
+            weighed = y.astype(jnp.float32) * parts["dy"].astype(jnp.float32)
+            return jnp.sum(weighed if mask is None else jnp.where(mask, weighed, 0)), (y, new)
+
+        def gradient(x):
+            return jax.grad(loss, argnums=(0, 1), has_aux=True)(whole["params"], x)
+
+        direction = parts["direction"] if mask is None else jnp.where(mask, parts["direction"], 0)
+        ((d_params, dx), (y, new)), ((_, ddx), _) = jax.jvp(gradient, (parts["x"],), (direction.astype(layer.dtype),))
+        if way.axis_name:
+            d_params = jax.tree.map(lambda v: way.total(v), d_params)
+        rows = parts["x"].shape[0]
+        stats = {n: jnp.broadcast_to(getattr(new, n)[None], (rows, *layer.features)) for n in ("mean", "var")}
+        return {"y": y, "dx": dx, "ddx": ddx} | stats, (d_params,)
+
+    parts = {"x": placed(given.x), "dy": placed(given.dy), "direction": placed(given.direction)}
+    if given.residual is not None:
+        parts["residual"] = placed(given.residual)
+    if given.mask is not None:
+        parts["mask"] = placed(given.mask, bool)
+    if layer.way == "eager":
+        found, (d_params,) = member({"params": params}, parts)
+    else:
+        found, (d_params,) = way.run(member, {"params": params}, parts)
+    back = {n: np.asarray(found[n]).astype(np.float64) for n in found}
+    for n in ("y", "dx", "ddx"):
+        back[n] = np.moveaxis(back[n], range(1, 1 + k), range(ndim - k, ndim)) if layer.first else back[n]
+    for n, v in zip(("dscale", "dbias"), d_params, strict=True):
+        if v is not None:
+            back[n] = np.asarray(v, np.float64)
+    return back
+
+
+def disagreements(layer: Layer, seed: int) -> dict[str, float]:
+    """Return by how many times the tolerance each result is off, of those that are."""
+    given = make_inputs(layer, seed)
+    wanted, found = expect(layer, given), compute(layer, given)
+    counted = np.broadcast_to(True if given.mask is None else given.mask, given.x.shape)
+    ulp = {"float32": 2.0**-23, "bfloat16": 2.0**-8, "float16": 2.0**-11}[layer.dtype]
+    # Of what is of the size of one, and for derivatives times what few values, a small variance and a large mean cost.
+    tolerance = {"y": 16, "mean": 0, "var": 0, "dx": 512, "ddx": 1e5, "dscale": 512, "dbias": 512}
+    off = {}
+    for name, value in found.items():
+        want = np.where(counted, wanted[name], 0) if name in ("y", "dx", "ddx") else wanted[name]
+        got = np.where(counted, value, 0) if name in ("y", "dx", "ddx") else value
+        size = max(1.0, float(np.max(np.abs(want))))
+        limit = (tolerance[name] * ulp + (1e-5 if name in ("mean", "var") else 0)) * size
+        worst = float(np.max(np.abs(got - want))) if np.isfinite(got).all() else np.inf
+        if not worst <= limit:
+            off[name] = worst / limit
+    return off
+
+
+def shrink(layer: Layer, seed: int) -> Layer:
+    """Return a layer that still disagrees, with as many options plain as can be."""
+    for name, plain in PLAIN.items():
+        simpler = layer._replace(**{name: plain})
+        if name == "way" and layer.groups != "none":
+            continue
+        try:
+            worse = simpler != layer and bool(disagreements(simpler, seed))
+        except Exception:
+            worse = False
+        layer = simpler if worse else layer
+    return layer
+
+
+def run(seeds: range) -> list[str]:
+    """Return a line for each seed whose layer disagrees."""
+    failed = []
+    for n, seed in enumerate(seeds):
+        layer = draw_layer(seed)
+        try:
+            off = disagreements(layer, seed)
+        except Exception as error:
+            off = {type(error).__name__ + ": " + str(error).splitlines()[0][:200]: np.inf}
+        if off:
+            failed.append(f"seed {seed}: {off}; shrunk: {shrink(layer, seed)}")
+            print(failed[-1], flush=True)
+        if n % 100 == 99:
+            print(f"{n + 1} of {len(seeds)} layers, {len(failed)} disagree", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    import conftest  # noqa: F401  # eight devices, a cache of programs
+
+    count, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    sys.exit(bool(run(range(first, first + count))))
