@@ -79,6 +79,8 @@ def draw_layer(seed: int) -> Layer:
 
     way = one(*WAYS)
     groups = one("none", "none", *GROUPS) if way in NAMED else "none"
+    # Fewer parts than shards are refused where types know the shards.
+    ghost = (1, 1, 8, 16) if way == "jit-explicit" else (1, 1, 2, 8, 16) if groups == "none" else (1, 1, 2, 4)
     return Layer(
         way=way,
         positions=one((), (), (2,), (3, 2)),
@@ -89,7 +91,7 @@ def draw_layer(seed: int) -> Layer:
         ratio=one(0.0, 0.0, 3.0, 1e2, 1e4),
         momentum=one("0.9", "0.0", "zero_debiased", "cumulative_average"),
         groups=groups,
-        ghost=1 if groups == "uneven" else one(1, 1, 2, 4) if groups != "none" else one(1, 1, 2, 8, 16),
+        ghost=1 if groups == "uneven" else one(*ghost),
         renorm=one(True, False, False),
         activation=one("none", "tanh", "relu"),
         residual=one(True, False),
@@ -138,7 +140,7 @@ def make_inputs(layer: Layer, seed: int) -> Inputs:
         mask,
         narrow[0] if layer.affine else None,
         narrow[1] if layer.affine else None,
-        narrow[2] + (5 if layer.old else ratio),
+        (narrow[2] + (5 if layer.old else ratio)).astype(np.float32).astype(np.float64),
         narrow[3],
         int(rng.integers(1, 50)),
     )
