@@ -31,8 +31,8 @@ def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) 
 
     Returns:
         The new state, of the same shapes and dtypes. A feature without values in `m`, or whose moments are not
-        finite, keeps its statistics. `count` is 1 at least, so that training with a momentum schedule does not begin
-        by forgetting them.
+        finite, in the dtype of the state either, keeps its statistics. `count` is 1 at least, so that training with a
+        momentum schedule does not begin by forgetting them.
 
     Raises:
         TypeError, ValueError: `source_weight` is not a number from 0 to infinity, or `m` has another shape than the
@@ -71,6 +71,8 @@ def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) 
         return jnp.where(take == 1, target, jnp.where(take == 0, source.astype(target.dtype), mixture))
 
     mean, var = mixed(state.mean, m.mean).astype(state.mean.dtype), mixed(state.var, m.var).astype(state.var.dtype)
+    fits = ~fine | (jnp.isfinite(mean) & jnp.isfinite(var))
+    mean, var = (jnp.where(fits, new, old) for new, old in ((mean, state.mean), (var, state.var)))
     return BatchNormState(mean, var, jnp.maximum(state.count, 1))
 
 

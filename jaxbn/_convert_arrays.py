@@ -9,21 +9,39 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxbn import _check
+from jaxbn._fetch import fetched
 from jaxbn._state import BatchNormParams, BatchNormState
 
 OURS = {name: name for name in ("scale", "bias", "mean", "var", "count")}
 
 
-def array(value: Any) -> Any:
-    """`value` as a JAX array if it is one, else as a NumPy array that shares no memory with it."""
+def array(name: str, value: Any) -> Any:
+    """Return `value` as a JAX array if it is one, else as a NumPy array that shares no memory with it."""
     if isinstance(value, jax.Array):
         return value
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # which torch does not hand to NumPy; float32 holds its values
-            return value.float().numpy().astype(jnp.bfloat16)
-    # In two steps: Keras variables do not know NumPy's `copy` argument.
-    return np.asarray(value).copy()
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            if str(value.dtype) == "torch.bfloat16":  # which torch does not hand to NumPy; float32 holds its values
+                return value.float().numpy().astype(jnp.bfloat16)
+        # In two steps: Keras variables do not know NumPy's `copy` argument.
+        return np.asarray(value).copy()
+    except Exception as error:  # whatever a library says of tensors without values, sparse or quantized ones
+        said = str(error).splitlines() or [type(error).__name__]
+        raise TypeError(
+            f"{name!r} must be a dense array of plain numbers; got a {type(value).__name__} of which there is none: "
+            f"{said[0]} Load what has no values yet, and use `to_dense()` or `dequantize()` on what is otherwise "
+            "stored."
+        ) from None
+
+
+def mapping(name: str, value: Any, what: str) -> Mapping[str, Any]:
+    """Return `value`, if it maps names to something."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"`{name}` must be {what}; got {type(value).__name__}.")
+    if other := [key for key in value if not isinstance(key, str)]:
+        raise TypeError(f"`{name}` must be {what}, with strings as keys; got {other[0]!r} among them.")
+    return value
 
 
 def refuse(headline: str, problems: Mapping[str, list[str]]) -> None:
@@ -54,12 +72,13 @@ def read(
         `(params, state)`: params in the dtypes of the source, the state in float32 or wider, the count in int32.
 
     Raises:
-        ValueError: entries are missing, unexpected, or of a wrong shape or type; all of them are named.
+        TypeError: an entry is no array.
+        ValueError: entries are missing, unexpected, of a wrong shape or type, or no statistics; all of them are named.
     """
-    found = {ours: array(source[theirs]) for ours, theirs in names.items() if theirs in source}
+    found = {ours: array(theirs, source[theirs]) for ours, theirs in names.items() if theirs in source}
     arrays = {ours: value for ours, value in found.items() if not ours.startswith("count")}
     model = next((ours for ours in ("mean", "var", "scale", "bias") if ours in arrays), "")
-    shapes, types = [], []
+    shapes, types, values = [], [], []
     for ours, value in arrays.items():
         if value.shape != arrays[model].shape:
             shapes.append(f"{names[ours]} {value.shape}, where {names[model]} has {arrays[model].shape}")
@@ -67,6 +86,8 @@ def read(
             shapes.append(f"{names[ours]} {value.shape}, where one number a channel, (channels,), is needed")
         if not jnp.issubdtype(value.dtype, jnp.floating if vector or ours == "var" else jnp.inexact):
             types.append(f"{names[ours]} {value.dtype}, which is not {'real ' if vector else ''}floating point")
+        elif wrong := not_statistics(ours, value):
+            values.append(f"{names[ours]}, {wrong}")
     for ours, value in found.items():
         if ours in arrays:
             continue
@@ -83,6 +104,7 @@ def read(
             "unexpected": [name for name in source if name not in names.values()],
             "of a wrong shape": shapes,
             "of a wrong type": types,
+            "not statistics": values,
         },
     )
 
@@ -97,10 +119,22 @@ def read(
     return BatchNormParams(param("scale"), param("bias")), BatchNormState(statistic("mean"), statistic("var"), count)
 
 
+def not_statistics(ours: str, value: Any) -> str | None:
+    """Return what makes of a mean or variance something that evaluation cannot use."""
+    if ours not in ("mean", "var") or isinstance(value, Tracer):
+        return None
+    value = fetched(value)
+    if np.any(np.isnan(value)):
+        return "which has NaN: training had diverged"
+    return "which is negative somewhere" if ours == "var" and np.any(value < 0) else None
+
+
 def within(
     source: Mapping[str, Any], prefix: str, separator: str, names: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """`names` as they are under `prefix`, and the entries of `source` that are under it."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"`prefix` must be a string, the layer's name in the model; got {prefix!r}.")
     start = prefix.removesuffix(separator) + separator if prefix else ""
     entries = {name: value for name, value in source.items() if name.startswith(start)}
     return {ours: start + theirs for ours, theirs in names.items()}, entries
@@ -108,6 +142,9 @@ def within(
 
 def given(params: BatchNormParams, state: BatchNormState, *, vector: bool = False) -> dict[str, jax.Array]:
     """What there is of scale, bias, mean, var and count, after the same checks as in the other direction."""
+    for name, value, kind in (("params", params, BatchNormParams), ("state", state, BatchNormState)):
+        if not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be the {name} of `bn_init`; got {type(value).__name__}.")
     source = {**params._asdict(), **state._asdict()}
     source = {name: value for name, value in source.items() if value is not None}
     params, state = read("`params` and `state` are not those of one layer:", source, OURS, vector=vector)

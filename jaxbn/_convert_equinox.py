@@ -29,6 +29,7 @@ def from_equinox(layer: Any, state: Any) -> tuple[BatchNormParams, BatchNormStat
         `mode="ema"`, which does not count, 0 before the first update and 1 after it.
 
     Raises:
+        TypeError: not a layer of Equinox and its state.
         ValueError: `state` does not hold this layer, or an array has a wrong shape or type.
 
     Example:
@@ -40,6 +41,7 @@ def from_equinox(layer: Any, state: Any) -> tuple[BatchNormParams, BatchNormStat
 
     Source: `equinox/nn/_batch_norm.py` of Equinox 0.13.8.
     """
+    _check_layer(layer, state)
     if layer.mode == "batch":
         mean, var = _get(state, layer.batch_state_index)
         count = _get(state, layer.batch_counter)
@@ -70,6 +72,7 @@ def to_equinox(layer: Any, state: Any, params: BatchNormParams, bn_state: BatchN
         would evaluate as it should, but not train on.
 
     Raises:
+        TypeError: not a layer of Equinox and its state.
         ValueError: not the params and state of one layer, or not of this one; all differences are named.
 
     Example:
@@ -82,6 +85,7 @@ def to_equinox(layer: Any, state: Any, params: BatchNormParams, bn_state: BatchN
 
     Source: as `from_equinox`.
     """
+    _check_layer(layer, state)
     values = given(params, bn_state, vector=True)
     index = layer.batch_state_index if layer.mode == "batch" else layer.ema_state_index
     mean, var = _get(state, index)
@@ -104,6 +108,14 @@ def to_equinox(layer: Any, state: Any, params: BatchNormParams, bn_state: BatchN
         layer,
     )
     return layer, state
+
+
+def _check_layer(layer: Any, state: Any) -> None:
+    if not hasattr(layer, "mode") or not hasattr(state, "get"):
+        raise TypeError(
+            "`layer` and `state` must be an `equinox.nn.BatchNorm` and the `equinox.nn.State` that belongs to it; got "
+            f"{type(layer).__name__} and {type(state).__name__}."
+        )
 
 
 def _get(state: Any, index: Any) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxbn._convert_arrays import OURS, fit, given, read
+from jaxbn._convert_arrays import OURS, fit, given, mapping, read
 from jaxbn._state import BatchNormParams, BatchNormState
 
 _NAMES = {
@@ -28,6 +28,7 @@ def from_linen(variables: Mapping[str, Mapping[str, Any]]) -> tuple[BatchNormPar
         `state._replace(count=...)` sets it. The very arrays, but statistics in half precision become float32.
 
     Raises:
+        TypeError: `variables` are not nested mappings, or an entry is no array.
         ValueError: entries are missing, unexpected, or of a wrong shape or type; all of them are named.
 
     Example:
@@ -39,7 +40,9 @@ def from_linen(variables: Mapping[str, Mapping[str, Any]]) -> tuple[BatchNormPar
 
     Source: `flax/linen/normalization.py` of Flax 0.12.
     """
-    entries = {f"{kind}/{name}": value for kind, leaves in variables.items() for name, value in leaves.items()}
+    what = "a layer's variables, `{'params': {...}, 'batch_stats': {...}}`"
+    kinds = {kind: mapping("variables", leaves, what) for kind, leaves in mapping("variables", variables, what).items()}
+    entries = {f"{kind}/{name}": value for kind, leaves in kinds.items() for name, value in leaves.items()}
     # A sharded initializer leaves its values in boxes.
     entries = {name: value.unbox() if hasattr(value, "unbox") else value for name, value in entries.items()}
     names = {ours: theirs for ours, theirs in _NAMES.items() if ours != "count" or theirs in entries}
@@ -138,4 +141,5 @@ def to_nnx(module: Any, params: BatchNormParams, state: BatchNormState) -> None:
 
 
 def _variables(module: Any) -> dict[str, Any]:
-    return {name: getattr(module, name, None) for name in OURS}
+    found = {name: getattr(module, name, None) for name in OURS}
+    return {name: value if hasattr(value, "set_value") else None for name, value in found.items()}

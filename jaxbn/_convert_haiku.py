@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn import _check
-from jaxbn._convert_arrays import array, given, read
+from jaxbn._convert_arrays import array, given, mapping, read
 from jaxbn._state import BatchNormParams, BatchNormState
 
 
@@ -29,6 +29,7 @@ def from_haiku(
         `(params, state)`, arrays `[*features]`; scale and bias are None without `create_scale` and `create_offset`.
 
     Raises:
+        TypeError: `params` or `state` are not nested mappings, or an entry is no array.
         ValueError: entries are missing, unexpected, or of a wrong shape or type; all of them are named.
 
     Example:
@@ -41,8 +42,11 @@ def from_haiku(
 
     Source: `haiku/_src/batch_norm.py` and `moving_averages.py` of dm-haiku 0.0.17.
     """
+    what = "Haiku's, a mapping of modules' names to mappings of arrays"
+    params, state = mapping("params", params, what), mapping("state", state, what)
     axes = tuple(axis) if isinstance(axis, Sequence) else (axis,)
     modules = {name: params.get(name, {})} | {m: state.get(m, {}) for m in _averages(name).values()}
+    modules = {module: mapping(f"{module}", leaves, "a mapping of arrays") for module, leaves in modules.items()}
     entries = {f"{module}/{leaf}": value for module, leaves in modules.items() for leaf, value in leaves.items()}
     names = {"scale": f"{name}/scale", "bias": f"{name}/offset"}
     for ours, module in _averages(name).items():
@@ -54,7 +58,7 @@ def from_haiku(
         }
     names["count"] = names.pop("count of mean")
     headline = f"This is not a Haiku batch normalization {name!r} with its features along axis {axis}:"
-    entries = {entry: _features(array(value), axes) for entry, value in entries.items()}
+    entries = {entry: _features(array(entry, value), axes) for entry, value in entries.items()}
     found = read(headline, entries, names)
     if found[1].mean.ndim != len(axes):
         raise ValueError(f"{headline}\n  of a wrong shape: all of them, {found[1].mean.shape}")

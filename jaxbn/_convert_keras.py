@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbn._convert_arrays import given, read, within
+from jaxbn._convert_arrays import given, mapping, read, within
 from jaxbn._state import BatchNormParams, BatchNormState
 
 NAMES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
@@ -25,6 +25,7 @@ def from_keras(source: Any, prefix: str = "") -> tuple[BatchNormParams, BatchNor
         `(params, state)`. Scale and bias are None for `scale=False` and `center=False`. Copies.
 
     Raises:
+        TypeError: neither a layer nor a mapping, or an entry is no dense array.
         ValueError: variables are missing (a layer that was not built has none), unexpected (those of `renorm=True`),
             or of a wrong shape or type; all of them are named.
 
@@ -38,7 +39,10 @@ def from_keras(source: Any, prefix: str = "") -> tuple[BatchNormParams, BatchNor
     Source: `keras/src/layers/normalization/batch_normalization.py` of Keras 3.15.
     """
     if not isinstance(source, Mapping):
+        if not hasattr(source, "variables"):
+            raise TypeError(f"`source` must be a built Keras layer, or a mapping; got {type(source).__name__}.")
         source, prefix = {variable.name: variable for variable in source.variables}, ""
+    source = mapping("source", source, "a built Keras layer, or a mapping of variables' names to arrays")
     names, entries = within(source, prefix, "/", NAMES)
     return read("`source` does not hold the variables of one Keras batch normalization:", entries, names, vector=True)
 

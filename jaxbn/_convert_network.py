@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import GetAttrKey, keystr
 
 from jaxbn import _convert_keras, _convert_torch
-from jaxbn._convert_arrays import array, refuse
+from jaxbn._convert_arrays import array, mapping, not_statistics, refuse
 
 Names = Mapping[str, str | None] | Callable[[str], str | None]
 
@@ -62,6 +63,7 @@ def from_torch_network(target: Any, state_dict: Mapping[str, Any], names: Names)
         A tree like `target`, with copies in its dtypes.
 
     Raises:
+        TypeError: an argument is no mapping, or an entry no dense array.
         ValueError: target leaves that no name matches, names of no target layer, missing and unused source entries,
             other shapes (with both), other types. It names all of them.
 
@@ -94,7 +96,7 @@ def from_keras_network(target: Any, variables: Mapping[str, Any], names: Names) 
         A tree like `target`, with copies in its dtypes.
 
     Raises:
-        ValueError: as `from_torch_network`.
+        TypeError, ValueError: as `from_torch_network`.
 
     Example:
         >>> import numpy as np
@@ -110,8 +112,13 @@ def from_keras_network(target: Any, variables: Mapping[str, Any], names: Names) 
 
 
 def _converted(dialect: Dialect, target: Any, source: Mapping[str, Any], names: Names) -> Any:
+    source = mapping("state_dict" if dialect is _TORCH else "variables", source, "a mapping of names to arrays")
+    if not callable(names):
+        names = mapping("names", names, "a mapping of layers' names, or a function")
     flat, structure = jax.tree_util.tree_flatten_with_path(target)
-    unmatched, missing, shapes, types = [], [], [], []
+    if other := [_name(path) for path, leaf in flat if not hasattr(leaf, "shape")]:
+        raise TypeError(f"`target` must hold arrays, or their shapes and dtypes; got something else at {other[0]!r}.")
+    unmatched, missing, shapes, types, values = [], [], [], [], []
     layers, used = set(), set()
     new = []
     for path, leaf in flat:
@@ -133,7 +140,7 @@ def _converted(dialect: Dialect, target: Any, source: Mapping[str, Any], names: 
             missing.append(f"{' or '.join(candidates)} (for {_name(path)})")
             continue
         used.add(entry)
-        value = array(source[entry])
+        value = array(entry, source[entry])
         shape = value.shape
         if name == "kernel" and value.ndim > 1:
             value = value.transpose(dialect.kernel_axes(value.ndim))
@@ -142,8 +149,13 @@ def _converted(dialect: Dialect, target: Any, source: Mapping[str, Any], names: 
             shapes.append(f"{_name(path)} {leaf.shape} from {entry} {shape}{turned}")
         elif _kind(value.dtype) != _kind(leaf.dtype):
             types.append(f"{_name(path)} {leaf.dtype} from {entry} {value.dtype}")
+        elif wrong := not_statistics(name, value):
+            values.append(f"{_name(path)} from {entry}, {wrong}")
         else:
-            new[-1] = jnp.asarray(value.astype(leaf.dtype))
+            with np.errstate(over="ignore"):
+                new[-1] = jnp.asarray(value.astype(leaf.dtype))
+            if name in ("mean", "var") and np.any(np.isinf(new[-1]) & np.isfinite(value)):
+                values.append(f"{_name(path)} from {entry}, which {leaf.dtype} does not hold")
     refuse(
         "The source does not fit the target; nothing was converted.",
         {
@@ -152,6 +164,7 @@ def _converted(dialect: Dialect, target: Any, source: Mapping[str, Any], names: 
             "missing in the source": missing,
             "of another shape": shapes,
             "of another type": types,
+            "not statistics": values,
             "not used of the source": [entry for entry in source if entry not in used],
         },
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbn._convert_arrays import given, read, within
+from jaxbn._convert_arrays import given, mapping, read, within
 from jaxbn._state import BatchNormParams, BatchNormState
 
 NAMES = {
@@ -31,6 +31,7 @@ def from_torch(state_dict: Any, prefix: str = "") -> tuple[BatchNormParams, Batc
         `(params, state)`. Scale and bias are None for `affine=False`; `count` is `num_batches_tracked`. Copies.
 
     Raises:
+        TypeError: not a `state_dict`, or an entry is no dense array.
         ValueError: entries are missing, unexpected, or of a wrong shape or type; all of them are named. For a network's
             there is `from_torch_network`. Files from before PyTorch 0.4.1 lack `num_batches_tracked`: add 0.
             `track_running_stats=False` has no state.
@@ -48,6 +49,7 @@ def from_torch(state_dict: Any, prefix: str = "") -> tuple[BatchNormParams, Batc
     """
     if not isinstance(state_dict, Mapping) and hasattr(state_dict, "state_dict"):
         state_dict = state_dict.state_dict()
+    state_dict = mapping("state_dict", state_dict, "a PyTorch `state_dict`, or a layer")
     names, entries = within(state_dict, prefix, ".", NAMES)
     return read(
         "`state_dict` is not that of one PyTorch batch normalization (name a network's layer by `prefix`):",
@@ -82,8 +84,8 @@ def to_torch(params: BatchNormParams, state: BatchNormState, prefix: str = "") -
 
     Source: as `from_torch`.
     """
-    if params.scale is None and params.bias is not None:
-        raise ValueError("PyTorch has no layer with a bias and without a scale. Give `params` a scale of ones.")
     names, _ = within({}, prefix, ".", NAMES)
     values = {names[name]: np.array(value) for name, value in given(params, state, vector=True).items()}
+    if params.scale is None and params.bias is not None:
+        raise ValueError("PyTorch has no layer with a bias and without a scale. Give `params` a scale of ones.")
     return values | {names["count"]: values[names["count"]].astype(np.int64)}

@@ -38,7 +38,7 @@ def promotion() -> Iterator[None]:
         if type(error).__name__ != "TypePromotionError":
             raise
         raise TypeError(
-            "`x` must have a dtype that promotes with those of the layer, or the layer a `dtype`; "
+            "`x` must have a dtype that promotes with those of the layer, if the layer has no `dtype`. JAX says: "
             f"{str(error).split('. ')[0]}. Convert it first, for example by `x.astype(jnp.bfloat16)`."
         ) from None
 
@@ -63,13 +63,14 @@ def negated(flag: Any) -> Any:
 
 def constant(value: Any) -> Any:
     """Return a scalar array as the number that it is: a setting is compiled in."""
-    return float(value) if hasattr(value, "dtype") and np.shape(value) == () and not isinstance(value, Tracer) else value
+    scalar = hasattr(value, "dtype") and np.shape(value) == () and not isinstance(value, Tracer)
+    return float(value) if scalar else value
 
 
 def kept_dtypes(mean: Any, *others: Any) -> tuple[Any, Any]:
     """Return the dtypes of the running mean, complex if one of all is, and of the running variance."""
     if any(v is not None and jnp.issubdtype(v, jnp.complexfloating) for v in (mean, *others)):
-        mean = jnp.promote_types(mean, jnp.complex64)
+        mean = _complex(mean)
     return mean, _check.real(mean)
 
 
@@ -83,7 +84,11 @@ def mean_for(x: jax.Array, mean: jax.Array, updates: bool) -> jax.Array:
             "`param_dtype=jnp.complex64`, or `dtype=jnp.complex64` if scale and bias are to be real; in linen it is "
             "enough to initialize the variables with complex `x`."
         )
-    return mean.astype(jnp.promote_types(mean.dtype, jnp.complex64))
+    return mean.astype(_complex(mean.dtype))
+
+
+def _complex(dtype: Any) -> Any:
+    return jnp.complex64 if jnp.finfo(dtype).bits <= 32 else jnp.complex128
 
 
 def check_features(
@@ -94,15 +99,15 @@ def check_features(
     found = tuple(x.shape[a] for a in axes)
     if found != made_for:
         raise ValueError(
-            f"`x` must have {made_for} features along axis {axis}, for which the layer was made; got {x.shape}, with "
-            f"{found} there. {advice} Or name by `axis` where x has its features."
+            f"`x` must have along axis {axis} the {made_for} features that the layer was made for; got shape "
+            f"{x.shape}, with {found} there. {advice.format(*found)} Or name by `axis` where x has its features."
         )
     examples = tuple(n for a, n in enumerate(x.shape) if a not in axes)[:1]
     for name, value in given.items():
         if value is not None and value.shape not in (found, (*examples, *found)):
             raise ValueError(
                 f"`{name}` must have shape {found}, or {(*examples, *found)} for one of each example; got "
-                f"{value.shape}."
+                f"{value.shape}. Its features are those of `x`."
             )
 
 

@@ -36,15 +36,17 @@ def fold(
         params: of the normalization, `[*features]`.
         state: likewise.
         kernel: floating point, with the output features along `axis`: `[in, out]`, `[*window, in / groups, out]`.
-        bias: of the layer, `[*features]`; None for a layer without one.
+        bias: of the layer, `[*features]`; or with more axes, as flax's `LinearGeneral` and `ConvLocal` have it, and
+            the features along `axis` as in `kernel`; None for a layer without one.
         epsilon: of the normalization.
         axis: the axis or axes of `kernel` that are its output features, in the order of the normalization's: -1 for
             dense layers and convolutions, -2 for flax's `ConvTranspose(transpose_kernel=True)`, (-2, -1) for a dense
             layer with two feature axes.
 
     Returns:
-        `(kernel', bias')`: `kernel'` of the shape and dtype of `kernel`; `bias'` `[*features]`, in the dtype of `bias`
-        or else of `kernel`, so that the layer's output keeps its dtype. Computed in float32 at least, rounded once.
+        `(kernel', bias')`: `kernel'` of the shape and dtype of `kernel`; `bias'` of those of `bias`, or else
+        `[*features]` in the dtype of `kernel`, so that the layer's output keeps its dtype. Computed in float32 at
+        least, rounded once.
 
     Raises:
         TypeError, ValueError: the arrays are not floating point or do not belong together.
@@ -71,8 +73,8 @@ def fold(
             f"`kernel` must have the normalization's features {shape} along axis {axis}; got {kernel.shape}, which has "
             f"{found} there. Name by `axis` where the kernel has its output features."
         )
-    bias = None if bias is None else _bias(bias, shape)
-    a, shift = affine(params, state, bias, epsilon=epsilon, dtype=kernel.dtype)
+    bias = None if bias is None else _bias(bias, shape, axis)
+    a, shift = affine(params, state, bias, epsilon=epsilon, dtype=kernel.dtype, axis=axis)
     folded = kernel.astype(a.dtype) * to_layout(a, axes, kernel.ndim)
     return folded.astype(kernel.dtype), shift.astype(kernel.dtype if bias is None else bias.dtype)
 
@@ -153,15 +155,31 @@ def fold_into_next(
 
 
 def affine(
-    params: BatchNormParams, state: BatchNormState, bias: jax.Array | None, *, epsilon: float, dtype: Any
+    params: BatchNormParams,
+    state: BatchNormState,
+    bias: jax.Array | None,
+    *,
+    epsilon: float,
+    dtype: Any,
+    axis: int | Sequence[int] = -1,
 ) -> tuple[jax.Array, jax.Array]:
-    """`a` and `a (bias - mean) + beta`, in float32 at least: what evaluation makes of `x + bias` is `a x` and that."""
+    """Return `a` and `a (bias - mean) + beta`, in float32 at least: evaluation makes `a x` and that of `x + bias`.
+
+    The features of a bias that has more axes are along `axis`.
+    """
     wide = jnp.dtype(jnp.float64 if jnp.float64 in (dtype, state.mean.dtype) else jnp.float32)
     a = jax.lax.rsqrt(state.var.astype(wide) + _check.epsilon(epsilon, wide))
     a = a if params.scale is None else a * params.scale.astype(wide)
+
+    def along(v: jax.Array) -> jax.Array:
+        if bias is None or bias.ndim == v.ndim:
+            return v
+        return to_layout(v, _check.axes(axis, bias.ndim), bias.ndim)
+
     # The difference first: where the mean is the bias's doing, the two cancel and no digit is lost.
-    centred = -state.mean.astype(wide) if bias is None else bias.astype(wide) - state.mean.astype(wide)
-    return a, centred * a if params.bias is None else centred * a + params.bias.astype(wide)
+    mean = along(state.mean.astype(wide))
+    centred = (-mean if bias is None else bias.astype(wide) - mean) * along(a)
+    return a, centred if params.bias is None else centred + along(params.bias.astype(wide))
 
 
 def _checked(params: Any, state: Any, kernel: Any) -> jax.Array:
@@ -188,9 +206,12 @@ def _axes(kernel: jax.Array, axis: int | Sequence[int]) -> tuple[int, ...]:
         raise ValueError(f"{str(error).split(' Name')[0]} It is of `kernel`, {kernel.shape}.") from None
 
 
-def _bias(bias: Any, shape: tuple[int, ...]) -> jax.Array:
+def _bias(bias: Any, shape: tuple[int, ...], axis: int | Sequence[int] | None = None) -> jax.Array:
     bias = _check.floating("bias", bias)
-    if bias.shape != shape:
+    found = bias.shape
+    if axis is not None and bias.ndim > len(shape):
+        found = tuple(bias.shape[a] for a in _check.axes(axis, bias.ndim))
+    if found != shape:
         raise ValueError(f"`bias` must have the shape of the layer's output features, {shape}; got {bias.shape}.")
     return bias
 

@@ -1,6 +1,6 @@
 """Floor 4: what folding a linen model and an nnx model have in common: which pairs, and whether they were right."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbn._fetch import fetched
 from jaxbn._fold import affine, fold
+from jaxbn._layout import to_layout
 from jaxbn._state import BatchNormParams, BatchNormState
 
 
@@ -40,9 +42,9 @@ def folded(
     state: BatchNormState,
     kernel: Any,
     bias: Any,
-    **how: Any,
+    before: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The layer's new kernel and bias, and the shift in the dtype of the statistics, for a layer that takes no bias."""
+    """Return kernel and bias of the layer `before`, and the shift as statistics have it, if it takes no bias."""
     for option in ("num_domains", "example_weight"):
         if value := getattr(module, option, None):
             raise ValueError(
@@ -51,13 +53,26 @@ def folded(
             )
     features = len(module.axis) if isinstance(module.axis, (tuple, list)) else 1
     stacked = np.ndim(state.mean) - features
-    axes = (*range(stacked), *((-2,) if how["transposed"] else range(-features, 0)))
+    axes = (*range(stacked), *((-2,) if getattr(before, "transpose_kernel", False) else range(-features, 0)))
     try:
-        kernel, bias = fold(params, state, kernel, bias, epsilon=module.epsilon, axis=axes)
+        kernel, new_bias = fold(params, state, kernel, bias, epsilon=module.epsilon, axis=axes)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`pairs` cannot fold {norm!r} into {layer!r}: {error}") from None
     shift = affine(params, state, None, epsilon=module.epsilon, dtype=state.mean.dtype)[1]
-    return kernel, bias, shift
+    if bias is None and (shape := _bias_shape(before, kernel.shape, stacked)):
+        new_bias = jnp.broadcast_to(to_layout(new_bias, tuple(a % len(shape) for a in axes), len(shape)), shape)
+    return kernel, new_bias, shift
+
+
+def _bias_shape(layer: Any, kernel: tuple[int, ...], stacked: int) -> tuple[int, ...] | None:
+    """Return the shape of the bias that a layer without one would have, where it has more axes than features."""
+    if type(layer).__name__ == "ConvLocal":  # a kernel and a bias of their own for each position
+        return (*kernel[:-2], kernel[-1])
+    outputs = getattr(layer, "out_features", getattr(layer, "features", None))
+    batched = getattr(layer, "batch_axis", getattr(layer, "batch_dims", ()))
+    if isinstance(outputs, Sequence) and len(outputs) > 1:
+        return (*kernel[: stacked + len(batched)], *kernel[-len(outputs) :])
+    return None
 
 
 def probe(mean: Any, var: Any, seed: int) -> tuple[jax.Array, jax.Array]:
@@ -91,6 +106,6 @@ def gap(before: Any, after: Any) -> float:
     worst = [0.0]
     for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         if jnp.issubdtype(jnp.result_type(one), jnp.inexact) and np.size(one):
-            one, other = (np.asarray(v).astype(np.complex128) for v in (one, other))
+            one, other = (fetched(v).astype(np.complex128) for v in (one, other))
             worst.append(np.max(np.abs(one - other)) / max(np.max(np.abs(one)), np.finfo(np.float32).tiny))
     return float(np.max(worst))  # NaN if there is one

@@ -1,6 +1,7 @@
 """Floor 3: what may be wrong with a batch normalization, from its arrays and from a batch."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxbn import _check
 from jaxbn._batch_norm import bn_apply
+from jaxbn._fetch import fetched
 from jaxbn._health_report import Batch, Health, LayerHealth, advice
 from jaxbn._state import BatchNormParams, BatchNormState
 
@@ -70,9 +72,32 @@ def health(
     return Health([judged(name, params, state, state.count, epsilon, [batch])])
 
 
+def is_traced(*arrays: Any) -> bool:
+    """Return whether one of `arrays` holds no numbers yet."""
+    return any(isinstance(v, Tracer) for v in arrays)
+
+
+def plain(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that a compiled one was made of, into which can be seen."""
+    while hasattr(call, "lower") and hasattr(call, "__wrapped__"):
+        call = call.__wrapped__  # type: ignore[attr-defined]
+    return call
+
+
+def warn_if_unseen(seen: Iterable[Sequence[Batch | None]]) -> None:
+    """Warn where no layer showed a batch, and one was called with what is traced, for which stands None."""
+    batches = [batch for of_layer in seen for batch in of_layer]
+    if batches and not any(batches):
+        warnings.warn(
+            "No layer could be compared with the batch: they run in a compiled or mapped function or in a loop, which "
+            "is not seen into. Call the plain function, not what `jax.jit` made of it.",
+            stacklevel=3,
+        )
+
+
 def concrete(*arrays: Any) -> None:
     """That the arrays hold numbers."""
-    if any(isinstance(v, Tracer) for v in arrays):
+    if is_traced(*arrays):
         raise TypeError("`health` looks at numbers, which are not there while a program is traced: call it outside.")
 
 
@@ -88,12 +113,12 @@ def compared(
         bn_apply(params, state, x, jnp.array(train), axis=axis, epsilon=epsilon, mask=mask, momentum=0.0, **rest)
         for train in (True, False)
     )
-    mean, var, own_mean, own_var = (np.asarray(v, np.float64) for v in (state.mean, state.var, own.mean, own.var))
-    counted = np.broadcast_to(True if mask is None else np.asarray(mask, bool), x.shape)
+    mean, var, own_mean, own_var = (fetched(v, np.float64) for v in (state.mean, state.var, own.mean, own.var))
+    counted = np.broadcast_to(True if mask is None else fetched(mask, bool), x.shape)
     first = next((a for a in range(x.ndim) if a not in _check.axes(axis, x.ndim)), None)
     others = tuple(a for a in range(x.ndim) if a != first)
     examples = 1 if first is None else int(np.sum(np.any(counted, axis=others)))
-    apart = np.where(counted, np.abs(np.asarray(training, np.float64) - np.asarray(evaluation, np.float64)), 0)
+    apart = np.where(counted, np.abs(fetched(training, np.float64) - fetched(evaluation, np.float64)), 0)
     with np.errstate(all="ignore"):  # what is not finite is said elsewhere
         gaps = np.abs(own_mean - mean) / np.sqrt(var + epsilon), np.abs(np.log((own_var + epsilon) / (var + epsilon)))
         mean_gap, var_gap, output_gap = (float(np.max(v, initial=0)) for v in (*gaps, apart))
@@ -118,7 +143,7 @@ def _unlearned(mean, var, own_mean, own_var, epsilon) -> float | None:
 def reached(norm: str, state: BatchNormState) -> BatchNormState:
     """Of an LSTM's statistics, `[*stack, max_steps, features]`, those of the steps that training has come to."""
     concrete(*state)
-    mean, var, count = map(np.array, state)
+    mean, var, count = (fetched(v).copy() for v in state)
     if norm == "recurrent_norm" and count.shape[-1] > 1:
         # h starts at zero, so that the first step has no variance, and is not at fault for it.
         var[..., 0, :] = np.maximum(var[..., 0, :], 1)
@@ -130,7 +155,7 @@ def reached(norm: str, state: BatchNormState) -> BatchNormState:
 def of_whitening(mean: Any, cov: Any, count: Any) -> BatchNormState:
     """The statistics of a whitening as those of a normalization: of each feature its own variance."""
     concrete(mean, cov, count)
-    var = np.diagonal(np.asarray(cov), axis1=-2, axis2=-1).reshape(np.shape(mean))
+    var = np.diagonal(fetched(cov), axis1=-2, axis2=-1).reshape(np.shape(mean))
     return BatchNormState(mean, var, count)  # pyright: ignore[reportArgumentType]
 
 
@@ -140,10 +165,10 @@ def judged(
     """The record of a layer, of the worst of what several calls of it showed."""
     concrete(params.scale, params.bias, state.mean, state.var, count)
     mean, var, scale, bias = (
-        np.zeros(0) if v is None else np.asarray(v).astype(np.complex128 if np.iscomplexobj(v) else np.float64)
+        np.zeros(0) if v is None else fetched(v).astype(np.complex128 if np.iscomplexobj(v) else np.float64)
         for v in (state.mean, state.var, params.scale, params.bias)
     )
-    updates = None if count is None else int(np.min(count))
+    updates = None if count is None else int(np.min(fetched(count)))
     size = np.abs(scale)
     small = 1e-3 * np.median(size, axis=-1, keepdims=True) if size.size else 0.0
     seen = [batch for batch in batches if batch is not None]

@@ -167,7 +167,9 @@ class BatchNorm(nn.Module):
         y, new = apply(
             BatchNormParams(gamma, beta),
             BatchNormState(
-                mean_for(x, mean.value, updates), var.value, jnp.zeros(domains, jnp.int32) if count is None else count.value
+                mean_for(x, mean.value, updates),
+                var.value,
+                jnp.zeros(domains, jnp.int32) if count is None else count.value,
             ),
             widened(x, dtype),
             train,

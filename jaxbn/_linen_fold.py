@@ -5,11 +5,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax import traverse_util
 from jax.core import Tracer
 
 from jaxbn import _fold_model
 from jaxbn._linen_batch_norm import BatchNorm
+from jaxbn._linen_model import flattened, unflattened
 from jaxbn._state import BatchNormParams, BatchNormState
 
 
@@ -21,7 +21,7 @@ def fold(
     *,
     drop: bool = False,
     tolerance: float = 1e-4,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Variables with which the same model gives the same outputs in evaluation, and its normalizations do nothing.
 
     Each layer of `pairs` takes on `y = a x + b` of the normalization behind it, as `jaxbn.fold` says. That one becomes
@@ -40,12 +40,13 @@ def fold(
         pairs: layer -> normalization directly behind it, by their paths: `{"block/Conv_0": "block/BatchNorm_0"}`.
             Any layer with a kernel whose last axis are the output features, and `nn.ConvTranspose`; stacks of layers
             that `nn.scan` keeps on a leading axis too. Flax's `BatchNorm` and ours.
-        x: an example input. On it, by these statistics and by others, the model is compared with what it was.
+        x: an example input. On it, by these statistics and by others, the model is compared with what it was. The
+            outputs of a global one of several processes are brought together in each of them.
         drop: leave the normalizations out.
         tolerance: the difference of outputs allowed, relative to the largest.
 
     Returns:
-        New nested dicts; what is not folded is the very arrays.
+        New nested dicts, frozen where `variables` are; what is not folded is the very arrays.
 
     Raises:
         TypeError, ValueError: an unknown path, feature counts that do not match, a normalization named twice, of
@@ -63,7 +64,7 @@ def fold(
 
     Source: as `jaxbn.fold`. The comparison is on one input: give one like those to come.
     """
-    flat = traverse_util.flatten_dict(dict(variables))
+    flat = flattened(variables)
     layers = {"/".join(path[1:-1]) for path in flat if path[0] == "params" and path[-1] == "kernel"}
     stats = {path[1:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"}
     norms = {"/".join(path) for path in stats if ("batch_stats", *path, "var") in flat}
@@ -97,7 +98,7 @@ def fold(
 
     def difference(chosen: Mapping[str, str]) -> float:
         def run(flat):
-            out = apply(traverse_util.unflatten_dict(flat), x)
+            out = apply(unflattened(flat, variables), x)
             updated = (
                 isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Mapping) and "batch_stats" in out[1]
             )
@@ -107,7 +108,7 @@ def fold(
         return max(gaps, key=lambda gap: (gap != gap, gap))
 
     _fold_model.verify(pairs, difference, tolerance)
-    return traverse_util.unflatten_dict(_folded(flat, pairs, called, drop))
+    return unflattened(_folded(flat, pairs, called, drop), variables)
 
 
 def _folded(
@@ -128,7 +129,7 @@ def _folded(
             BatchNormState(own["mean"], own["var"], jnp.zeros((), jnp.int32)),
             _value(flat[kernel]),
             _value(flat.get(bias)),
-            transposed=getattr(called[layer], "transpose_kernel", False),
+            called[layer],
         )
         identity = {
             "scale": jnp.ones_like(own["var"]),

@@ -6,16 +6,15 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
-from jax.core import Tracer
 
 from jaxbn import _check
 from jaxbn._flax import output_dtype, own_or_given, widened
-from jaxbn._health import compared, judged, of_whitening, reached
+from jaxbn._health import compared, is_traced, judged, of_whitening, plain, reached, warn_if_unseen
 from jaxbn._health_report import Batch, Health
 from jaxbn._linen_batch_norm import BatchNorm
 from jaxbn._linen_iter_norm import IterNorm
 from jaxbn._linen_lstm import BatchNormLSTMCell, is_of_cell
+from jaxbn._linen_model import flattened
 from jaxbn._recurrent_state import LSTMState
 from jaxbn._state import BatchNormParams, BatchNormState
 
@@ -37,8 +36,10 @@ def health(
             has `mean` and `var` there counts as a layer, and so do `IterNorm`, by the variances of its features, and
             each normalization of a `BatchNormLSTMCell`, by the time steps that training has reached.
         apply: `apply(variables, x)` calls the model, `lambda v, x: model.apply(v, x, train=False)`: a plain function,
-            with the mode in which there is no dropout. Nothing is updated.
-        x: a batch from where evaluation is bad, some hundred examples if there are as many.
+            with the mode in which there is no dropout. Nothing is updated. What it calls compiled is not seen into;
+            where so nothing can be compared, there is a warning.
+        x: a batch from where evaluation is bad, some hundred examples if there are as many. A global one of several
+            processes is brought together in each of them.
         epsilon: of layers that `apply` does not show: of all without it.
 
     Returns:
@@ -63,7 +64,7 @@ def health(
     """
     if (apply is None) != (x is None):
         raise ValueError("`apply` and `x` go together: the batch is what the function is called with.")
-    flat = {path: nn.meta.unbox(v) for path, v in traverse_util.flatten_dict(dict(variables)).items()}
+    flat = {path: nn.meta.unbox(v) for path, v in flattened(variables).items()}
     layers = [path[1:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"]
     layers = [layer for layer in layers if ("batch_stats", *layer, "var") in flat or _whitens(flat, layer)]
     if not layers:
@@ -89,8 +90,10 @@ def health(
         ])  # fmt: skip
         given = [kwargs.get(name) for name in ("scale", "bias")]
         fits = np.shape(mean) == tuple(x.shape[a] for a in axis)
-        unseen = any(isinstance(v, Tracer) for v in (x, mask, *given)) or jnp.iscomplexobj(x) or not fits
-        if unseen or getattr(module, "frozen", False):
+        traced = is_traced(x, mask, kwargs.get("residual"), *given, scale, bias, mean, var)
+        if traced:
+            seen.setdefault(module.path, []).append(None)
+        if traced or jnp.iscomplexobj(x) or not fits or getattr(module, "frozen", False):
             return call(*args, **kwargs)
         scale, bias = own_or_given("scale", scale, given[0], None), own_or_given("bias", bias, given[1], None)
         dtype = output_dtype(x, scale, bias, dtype=module.dtype)
@@ -109,7 +112,8 @@ def health(
 
     if apply is not None:
         with nn.intercept_methods(watch):
-            apply(variables, x)
+            plain(apply)(variables, x)
+        warn_if_unseen(seen.values())
     found = []
     for layer in layers:
         scale, bias = (flat.get(("params", *layer, name)) for name in ("scale", "bias"))

@@ -10,7 +10,7 @@ from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._flax import negated, output_dtype, widened
+from jaxbn._flax import check_features, negated, output_dtype, widened
 from jaxbn._momentum import Momentum
 from jaxbn._state import BatchNormParams
 from jaxbn._whiten import WhitenState, whiten_apply, whiten_init
@@ -38,6 +38,8 @@ class IterNorm(nn.Module):
 
     Raises:
         TypeError, ValueError: as `whiten_apply`; and as flax where `use_running_average` is given twice or never.
+        flax.errors.ModifyScopeVariableError: training where `batch_stats` are not mutable, unless the call says
+            `update=False`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -68,14 +70,20 @@ class IterNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: ArrayLike, use_running_average: bool | jax.Array | None = None, *, mask: ArrayLike | None = None
+        self,
+        x: ArrayLike,
+        use_running_average: bool | jax.Array | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        update: bool | jax.Array = True,
     ) -> jax.Array:
-        """Whiten `x`.
+        """Whiten `x`, and in training update the running statistics.
 
         Args:
             x: the input.
             use_running_average: as the attribute.
             mask: True where an example counts, broadcastable to `x`, the same for all features.
+            update: False leaves the statistics as they are; `batch_stats` need not be mutable then.
 
         Returns:
             An array of x's shape.
@@ -89,13 +97,15 @@ class IterNorm(nn.Module):
         _, fresh = whiten_init(*shape, group_size=self.group_size)
         kept = {k: self.variable("batch_stats", k, lambda v=v: v) for k, v in fresh._asdict().items()}
         dtype = output_dtype(x, scale, bias, dtype=self.dtype)
-        starting = self.is_initializing()
-        updating = not starting and self.is_mutable_collection("batch_stats")
+        starting, train, update = self.is_initializing(), negated(evaluate), _check.flag("update", update)
+        updates = not starting and train is not False and update is not False
+        made_for = kept["mean"].value.shape
+        check_features(x, at, made_for, "Initialize the variables with such an `x`.", scale=scale, bias=bias)
         y, new = whiten_apply(
             BatchNormParams(scale, bias),
             WhitenState(**{k: v.value for k, v in kept.items()}),
             widened(x, dtype),
-            negated(evaluate),
+            train,
             axis=at,
             iterations=self.iterations,
             momentum=self.momentum,
@@ -103,9 +113,9 @@ class IterNorm(nn.Module):
             axis_name=None if starting else self.axis_name,
             axis_index_groups=None if starting else self.axis_index_groups,
             mask=mask,
-            update=updating,
+            update=update if updates else False,
         )
-        if updating:
+        if updates:  # where flax refuses what is not mutable
             for k, v in new._asdict().items():
                 kept[k].value = v
         return y.astype(dtype)

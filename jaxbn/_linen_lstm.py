@@ -6,11 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeCollectionNotFound
 from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._flax import negated, output_dtype
+from jaxbn._flax import lengths_of_rnn, negated, output_dtype
 from jaxbn._momentum import Momentum
 from jaxbn._recurrent import lstm_step
 from jaxbn._recurrent_state import (
@@ -60,7 +61,8 @@ class BatchNormLSTMCell(nn.RNNCellBase):
         axis_index_groups: a partition of that axis into groups that share statistics.
 
     Raises:
-        TypeError, ValueError: as `lstm_init` and `lstm_step`.
+        TypeError, ValueError: as `lstm_init` and `lstm_step`; and under an `nn.RNN` that does not bring the statistics.
+        flax.errors.ModifyScopeVariableError: training where `batch_stats` are not mutable.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -76,18 +78,17 @@ class BatchNormLSTMCell(nn.RNNCellBase):
         ((8, 4, 5), [1, 1, 1, 1])
         >>> carry, y = rnn(False).apply(variables | update, x)
 
-        Sequences of different lengths: the lengths go into the carry, so that padding enters no statistic.
+        Sequences of different lengths: padding enters no statistic.
 
-        >>> cell = BatchNormLSTMCell(5, max_steps=4, use_running_average=False)
-        >>> start = cell.initialize_carry(jax.random.key(0), (8, 3), lengths=jnp.array([4, 4, 3, 3, 2, 2, 1, 1]))
-        >>> (carry, y), update = rnn(True).apply(variables, x, initial_carry=start, mutable=["batch_stats"])
+        >>> lengths = jnp.array([4, 4, 3, 3, 2, 2, 1, 1])
+        >>> (carry, y), update = rnn(True).apply(variables, x, seq_lengths=lengths, mutable=["batch_stats"])
         >>> carry.h.shape, bool((carry.h[6] == y[6, 0]).all())
         ((8, 5), True)
 
-    Cooijmans et al. 2017, "Recurrent batch normalization". `seq_lengths` of `nn.RNN` is not seen by its cell; pass it
-    too if the sequences are reversed. Under `jax.shard_map(check_vma=True)` and on Explicit meshes give `lengths` to
-    `initialize_carry`, and that carry to `nn.RNN`: without them it starts the same on all devices, which `lax.scan`
-    refuses.
+    Cooijmans et al. 2017, "Recurrent batch normalization". An `initial_carry` of your own must hold the lengths:
+    `initialize_carry(..., lengths=...)`. Under `jax.shard_map(check_vma=True)` and on Explicit meshes give lengths in
+    any case: without them the carry starts the same on all devices, which `lax.scan` refuses. What `nn.RNN` does not
+    hand to its cell, `update=False` and other options of `bn_apply`, `jaxbn.lstm_apply` takes.
     """
 
     features: int
@@ -109,10 +110,17 @@ class BatchNormLSTMCell(nn.RNNCellBase):
         """Make the statistics, whose shapes need no input."""
         hidden, steps = _check.positive("features", self.features), _check.positive("max_steps", self.max_steps)
         sizes = {"input_norm": 4 * hidden, "recurrent_norm": 4 * hidden, "cell_norm": hidden}
-        self.stats = [
-            self.variable("batch_stats", name, lambda n=n: rows(steps, n, self.param_dtype)._asdict())
-            for name, n in sizes.items()
-        ]
+        try:
+            self.stats = [
+                self.variable("batch_stats", name, lambda n=n: rows(steps, n, self.param_dtype)._asdict())
+                for name, n in sizes.items()
+            ]
+        except ScopeCollectionNotFound:
+            raise ValueError(
+                "`batch_stats` must come to the cell, and they do not: plain `nn.RNN(cell)` brings the parameters "
+                'alone. In training make it `nn.RNN(cell, variable_carry="batch_stats")`, in evaluation '
+                '`nn.RNN(cell, variable_broadcast=("params", "batch_stats"))`.'
+            ) from None
 
     @nn.compact
     def __call__(self, carry: LSTMCarry, inputs: ArrayLike) -> tuple[LSTMCarry, jax.Array]:
@@ -145,20 +153,21 @@ class BatchNormLSTMCell(nn.RNNCellBase):
             norm("cell_norm", self.features, scale=self.scale_init, bias=ZEROS),
         )
         dtype = output_dtype(x, *jax.tree.leaves(params), dtype=self.dtype)
-        updating = not self.is_initializing() and self.is_mutable_collection("batch_stats")
+        train = negated(self.use_running_average)
+        updates = not self.is_initializing() and train is not False
         carry, y, new = lstm_step(
             params,
             LSTMState(*(BatchNormState(**stats.value) for stats in self.stats)),
             carry,
             x.astype(dtype),
-            negated(self.use_running_average),
+            train,
             momentum=self.momentum,
             epsilon=self.epsilon,
             axis_name=None if self.is_initializing() else self.axis_name,
             axis_index_groups=None if self.is_initializing() else self.axis_index_groups,
-            update=updating,
+            update=updates,
         )
-        if updating:
+        if updates:  # where flax refuses what is not mutable
             for stats, value in zip(self.stats, new, strict=True):
                 stats.value = value._asdict()
         return carry, y
@@ -172,18 +181,21 @@ class BatchNormLSTMCell(nn.RNNCellBase):
         Args:
             rng: a key for `carry_init`.
             input_shape: `[*batch, inputs]`.
-            lengths: how many steps each sequence has, integers `[*batch]`; None where all are endless.
+            lengths: how many steps each sequence has, integers `[*batch]`; None where all are endless, or for the
+                `seq_lengths` of the `nn.RNN` that asks.
 
         Returns:
             The carry, in float32 at least.
         """
+        lengths = lengths_of_rnn(nn.RNN) if lengths is None else lengths
         shape = (*input_shape[:-1], self.features)
         return carry_for_flax(self.carry_init, list(jax.random.split(rng)), shape, self.param_dtype, lengths)
 
     @property
     def num_feature_axes(self) -> int:
         """The number of feature axes of the input."""
-        # `nn.RNN` asks for it before its scan, which can carry only variables that are there: have `setup` make them.
+        lengths_of_rnn(nn.RNN)  # which asks for this first: lengths that do not fit are refused
+        # And before its scan, which can carry only variables that are there: have `setup` make them.
         if self.scope is not None:
             _ = self.stats
         return 1

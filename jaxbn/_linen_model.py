@@ -8,14 +8,16 @@ are the variables.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from flax.core import FrozenDict, freeze, meta
 from jax.typing import ArrayLike
 
 from jaxbn._linen_lstm import is_of_cell
 
 
-def convert(variables: Mapping[str, Any], *, count: ArrayLike | None = None) -> dict[str, Any]:
+def convert(variables: Mapping[str, Any], *, count: ArrayLike | None = None) -> Any:
     """The variables of a model, for the same model with other batch normalizations.
 
     Names and shapes are flax's, so between `flax.linen.BatchNorm` and `jaxbn.linen.BatchNorm` nothing changes but
@@ -28,7 +30,7 @@ def convert(variables: Mapping[str, Any], *, count: ArrayLike | None = None) -> 
             layers without one, flax's among them. `[layers]` where `nn.scan` has stacked them.
 
     Returns:
-        New nested dicts that hold the same arrays.
+        New nested dicts that hold the same arrays, frozen where `variables` are.
 
     Raises:
         ValueError: there are no `batch_stats`.
@@ -42,12 +44,12 @@ def convert(variables: Mapping[str, Any], *, count: ArrayLike | None = None) -> 
         >>> layer.apply(variables, x, use_running_average=True).shape
         (2, 3)
     """
-    flat = traverse_util.flatten_dict(dict(variables))
+    flat = flattened(variables)
     layers = [layer for layer in _layers(flat) if not is_of_cell(flat, layer)]
     flat = {path: value for path, value in flat.items() if not (path[:-1] in layers and path[-1] == "count")}
     if count is not None:
         flat |= {(*layer, "count"): jnp.asarray(count, jnp.int32) for layer in layers}
-    return traverse_util.unflatten_dict(flat)
+    return unflattened(flat, variables)
 
 
 def affine_mask(variables: Mapping[str, Any]) -> Any:
@@ -72,10 +74,29 @@ def affine_mask(variables: Mapping[str, Any]) -> Any:
         >>> mask["layers_1"]["scale"], mask["layers_0"]["kernel"]
         (True, False)
     """
-    flat = traverse_util.flatten_dict(dict(variables))
-    layers = {layer[1:] for layer in _layers(flat)}
-    params = {path[1:]: path[1:-1] in layers for path in flat if path[0] == "params"}
-    return traverse_util.unflatten_dict(params)
+    layers = {layer[1:] for layer in _layers(flattened(variables))}
+    return jax.tree.map_with_path(
+        lambda path, _: tuple(getattr(key, "key", None) for key in path[:-1]) in layers,
+        variables.get("params", {}),
+        is_leaf=lambda v: isinstance(v, meta.AxisMetadata),
+    )
+
+
+def flattened(variables: Any, **how: Any) -> dict[tuple[str, ...], Any]:
+    """Return the variables by their paths."""
+    if not isinstance(variables, Mapping) or not all(isinstance(v, Mapping) for v in variables.values()):
+        raise TypeError(
+            f"`variables` must be what `init` gives, dicts of `params` and of `batch_stats`; got {variables!r:.200}."
+        )
+    return traverse_util.flatten_dict(dict(variables), **how)
+
+
+def unflattened(flat: Mapping[tuple[str, ...], Any], like: Mapping[str, Any]) -> Any:
+    """Return nested dicts, frozen where those of `like` are: to optax and to `jit` that is another tree."""
+    nested = traverse_util.unflatten_dict(flat)
+    if isinstance(like, FrozenDict):
+        return freeze(nested)
+    return {kind: freeze(v) if isinstance(like.get(kind), FrozenDict) else v for kind, v in nested.items()}
 
 
 def _layers(flat: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ...]]:

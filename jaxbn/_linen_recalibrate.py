@@ -12,9 +12,11 @@ from flax import traverse_util
 from jax.typing import ArrayLike
 
 from jaxbn import _check
+from jaxbn._fetch import fetched
 from jaxbn._linen_batch_norm import BatchNorm
 from jaxbn._linen_iter_norm import IterNorm
 from jaxbn._linen_lstm import BatchNormLSTMCell, is_of_cell
+from jaxbn._linen_model import flattened, unflattened
 from jaxbn._moments import Moments
 from jaxbn._recalibrate import collected, recalibrated
 from jaxbn._state import BatchNormState
@@ -33,7 +35,7 @@ def recalibrate(
     source_weight: ArrayLike = 0.0,
     layer_by_layer: bool = False,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> Any:
     """Variables whose running statistics are those of given data: precise batch normalization, and AdaBN.
 
     Each layer gets `mean = E[mean_B]`, `var = E[var_B + mean_B^2] - mean^2` of the inputs it has over all batches B,
@@ -58,9 +60,9 @@ def recalibrate(
         progress: show batches done and the time left on stderr.
 
     Returns:
-        New nested dicts. `count`, where a layer has one, is at least the number of batches, so that training with a
-        momentum schedule goes on from these statistics. Layers with `frozen=True`, and those that the call does not
-        use, are left as they are; so is what modules of your own keep in `batch_stats`.
+        New nested dicts, frozen where `variables` are. `count`, where a layer has one, is at least the number of
+        batches, so that training with a momentum schedule goes on from these statistics. Layers with `frozen=True`, and
+        those that the call does not use, are left as they are; so is what modules of your own keep in `batch_stats`.
 
     Raises:
         TypeError: `apply` returns something else, or `layer_by_layer` is given an iterator.
@@ -90,7 +92,7 @@ def recalibrate(
     for practical domain adaptation"; Schneider et al. 2020, "Improving robustness against common corruptions by
     covariate shift adaptation".
     """
-    flat = traverse_util.flatten_dict(dict(variables), keep_empty_nodes=True)
+    flat = flattened(variables, keep_empty_nodes=True)
     kept = [path[:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"]
     layers = {}
     for path in kept:
@@ -120,12 +122,12 @@ def recalibrate(
             (*paths[name], _NAMES[evaluate]): jnp.zeros((*s.mean.shape, 4), _check.accumulation_dtype(s.var.dtype))
             for name, s in states.items()
         }
-        rows = run(traverse_util.unflatten_dict({**_with(flat, paths, states), **asked}), batch)
-        return {name: Moments(*np.moveaxis(np.asarray(row), -1, 0)) for name, row in rows.items()}
+        rows = run(unflattened({**_with(flat, paths, states), **asked}, variables), batch)
+        return {name: Moments(*np.moveaxis(fetched(row), -1, 0)) for name, row in rows.items()}
 
     states = {name: state for name, (_, state) in layers.items()}
     states = recalibrated(moments_of, states, batches, source_weight, layer_by_layer, progress)
-    return traverse_util.unflatten_dict(_with(flat, paths, states))
+    return unflattened(_with(flat, paths, states), variables)
 
 
 def _collecting(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -158,7 +160,10 @@ def _collecting(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
 
     def normalized(x, use_running_average=None, *, mask=None, **rest):
         axis = tuple(sorted(_check.axes(layer.axis, np.ndim(x))))
-        layer.put_variable("batch_stats", name, collected(row, x, axis, mask, layer.axis_name))
+        update = rest.get("update", True)
+        layer.put_variable("batch_stats", name, collected(row, x, axis, mask, layer.axis_name, update))
+        if isinstance(layer, BatchNorm):
+            rest["update"] = False  # for which statistics need no count
         given = layer.use_running_average
         # The attribute and the argument may not both be set, and a linen module is frozen.
         object.__setattr__(layer, "use_running_average", name == _NAMES[1])

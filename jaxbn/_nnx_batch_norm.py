@@ -196,7 +196,7 @@ class BatchNorm(nnx.Module):
         beta = own_or_given("bias", None if self.bias is None else self.bias[...], bias, self.num_domains)
         made_for = mean.shape[0 if self.num_domains is None else 1 :]
         given = {"scale": gamma, "bias": beta} if self.num_domains is None else {}
-        advice = f"Make the layer with `num_features` of such an `x`, not {self.num_features}."
+        advice = "Make the layer with `num_features={}`." if len(made_for) == 1 else "Make the layer for such an `x`."
         check_features(x, self.axis, made_for, advice, **given)
         with promotion():
             promoted, _, _, gamma, beta = self.promote_dtype((x, mean, var, gamma, beta), dtype=self.dtype)

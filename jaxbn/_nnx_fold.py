@@ -12,6 +12,7 @@ from jaxbn import _check, _fold_model
 from jaxbn._batch_norm import bn_apply
 from jaxbn._flax import output_dtype
 from jaxbn._nnx_batch_norm import BatchNorm
+from jaxbn._nnx_model import replaced
 from jaxbn._state import BatchNormParams, BatchNormState
 
 
@@ -33,8 +34,9 @@ class Folded(nnx.Module):
         residual: ArrayLike | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        update: bool | jax.Array = True,
     ) -> jax.Array:
-        """The arguments of a normalization; the mode and the mask mean nothing here.
+        """Take the arguments of a normalization, of which mode, mask and `update` mean nothing here.
 
         Args:
             x: the folded layer's output.
@@ -42,6 +44,7 @@ class Folded(nnx.Module):
             mask: without effect.
             residual: added before the activation, of x's shape.
             scale, bias: for a layer without its own, `[*features]` or `[batch, *features]`.
+            update: without effect.
 
         Returns:
             An array of x's shape.
@@ -86,7 +89,8 @@ def fold(
         pairs: layer -> normalization directly behind it, by their paths: `{"layers/0": "layers/1"}`. Any layer with a
             kernel whose last axis are the output features, and `nnx.ConvTranspose`; stacks of layers on a leading
             axis too. Flax's `BatchNorm` and ours.
-        x: an example input. On it, by these statistics and by others, the new model is compared with the old one.
+        x: an example input. On it, by these statistics and by others, the new model is compared with the old one. The
+            outputs of a global one of several processes are brought together in each of them.
         call: `call(model, x)` uses the model, of which it is given a copy in evaluation mode.
         tolerance: the difference of outputs allowed, relative to the largest.
 
@@ -152,20 +156,16 @@ def _folded(model: Any, pairs: Mapping[str, str]) -> Any:
             BatchNormState(module.mean[...], module.var[...], jnp.zeros((), jnp.int32)),
             layer.kernel[...],
             None if bias is None else bias[...],
-            transposed=getattr(layer, "transpose_kernel", False),
+            layer,
         )
         layer.kernel.set_value(kernel)
         if bias is None:
             layer.bias, layer.use_bias = nnx.Param(new_bias), True
         else:
             bias.set_value(new_bias)
-        gone[id(module.mean)] = Folded(module)
+        gone[norm] = Folded(module)
 
-    def without(path, node):
-        # The map is over a copy of the modules that holds the same variables.
-        return gone.get(id(node.mean), node) if isinstance(node, (BatchNorm, nnx.BatchNorm)) else node
-
-    return nnx.recursive_map(without, model, graph=True)
+    return replaced(model, lambda path, node: gone.get(_name(path)))
 
 
 def _evaluating(model: Any) -> Any:

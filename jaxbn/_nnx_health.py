@@ -5,15 +5,15 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.core import Tracer
 
 from jaxbn import _check
 from jaxbn._flax import output_dtype, own_or_given, widened
-from jaxbn._health import compared, judged, of_whitening, reached
+from jaxbn._health import compared, is_traced, judged, of_whitening, plain, reached, warn_if_unseen
 from jaxbn._health_report import Batch, Health
 from jaxbn._nnx_batch_norm import BatchNorm
 from jaxbn._nnx_iter_norm import IterNorm
 from jaxbn._nnx_lstm import BatchNormLSTMCell
+from jaxbn._nnx_model import replaced
 from jaxbn._recurrent_state import LSTMState
 from jaxbn._state import BatchNormParams, BatchNormState
 
@@ -21,7 +21,7 @@ from jaxbn._state import BatchNormParams, BatchNormState
 class Watched(nnx.Module):
     """A batch normalization that hands on what a batch shows, and normalizes by the batch without an update."""
 
-    def __init__(self, norm: Any, see: Callable[[Batch], None]):
+    def __init__(self, norm: Any, see: Callable[[Batch | None], None]):
         self.norm, self.see = norm, see
 
     def __call__(
@@ -33,9 +33,10 @@ class Watched(nnx.Module):
         residual: Any = None,
         scale: Any = None,
         bias: Any = None,
+        update: Any = True,
         **rest: Any,
     ):
-        """The arguments of a normalization, of which the mode means nothing here.
+        """Take the arguments of a normalization, of which the mode means nothing here.
 
         Args:
             x: the input.
@@ -43,6 +44,7 @@ class Watched(nnx.Module):
             mask: True where a value counts.
             residual: added before the activation.
             scale, bias: for a layer without its own.
+            update: without effect: nothing is updated.
             **rest: what a variant of the layer takes.
 
         Returns:
@@ -51,8 +53,10 @@ class Watched(nnx.Module):
         norm, x = self.norm, jnp.asarray(x)
         params, state = _arrays(norm)
         fits = state.mean.shape == tuple(x.shape[a] for a in _check.axes(norm.axis, x.ndim))
-        unseen = rest or jnp.iscomplexobj(x) or any(isinstance(v, Tracer) for v in (x, mask, scale, bias, state.mean))
-        if unseen or not fits or getattr(norm, "frozen", False):
+        traced = is_traced(x, mask, residual, scale, bias, *params, *state)
+        if traced:
+            self.see(None)
+        if rest or jnp.iscomplexobj(x) or traced or not fits or getattr(norm, "frozen", False):
             options = {"mask": mask, "residual": residual, "scale": scale, "bias": bias, **rest}
             options = {name: value for name, value in options.items() if value is not None}
             return norm(x, use_running_average, **options)
@@ -85,8 +89,10 @@ def health(model: Any, x: Any = None, call: Callable[[Any, Any], Any] = lambda m
         model: an nnx module, with flax's layers, ours, and stacks of them that `nnx.vmap` makes; and with `IterNorm`,
             which counts by the variances of its features, and `BatchNormLSTMCell`, each of whose normalizations counts
             as a layer, by the time steps that training has reached.
-        x: a batch from where evaluation is bad, some hundred examples if there are as many.
-        call: `call(model, x)` uses the model, of which it is given a copy in evaluation mode.
+        x: a batch from where evaluation is bad, some hundred examples if there are as many. A global one of several
+            processes is brought together in each of them.
+        call: `call(model, x)` uses the model, of which it is given a copy in evaluation mode: a plain function, for
+            what it calls compiled is not seen into. Where so nothing can be compared, there is a warning.
 
     Returns:
         A tuple of `LayerHealth`, one for each layer; `print` shows a table with advice. Layers inside a loop or a
@@ -108,28 +114,23 @@ def health(model: Any, x: Any = None, call: Callable[[Any, Any], Any] = lambda m
 
     Source: as `jaxbn.health`.
     """
-    kinds = (BatchNorm, nnx.BatchNorm)
-    norms = [m for _, m in nnx.iter_modules(model) if isinstance(m, (*kinds, IterNorm, BatchNormLSTMCell))]
-    if not norms:
+    kinds, modules = (BatchNorm, nnx.BatchNorm), dict(nnx.iter_modules(model, graph=True))
+    if not any(isinstance(module, (*kinds, IterNorm, BatchNormLSTMCell)) for module in modules.values()):
         raise ValueError("`model` must have batch normalizations, `jaxbn.nnx.BatchNorm` or flax's; it has none.")
-    seen: dict[int, list[Batch | None]] = {id(module.mean): [] for module in norms if isinstance(module, kinds)}
+    seen: dict[Any, list[Batch | None]] = {path: [] for path, module in modules.items() if isinstance(module, kinds)}
     if x is not None:
-
-        def watched(path, node):
-            # The map is over a copy of the modules that holds the same variables.
-            return Watched(node, seen[id(node.mean)].append) if isinstance(node, kinds) else node
-
-        copy = nnx.clone(nnx.recursive_map(watched, model, graph=True))
-        if isinstance(copy, nnx.Module):
-            copy.eval()
-        call(copy, x)
+        watched = replaced(model, lambda path, node: Watched(node, seen[path].append) if path in seen else None)
+        copy: Any = nnx.clone(watched, graph=True)
+        for _, module in list(nnx.iter_modules(copy, graph=True)):
+            module.eval()
+        plain(call)(copy, x)
+        warn_if_unseen(seen.values())
     found = []
-    modules: Any = nnx.iter_modules(model)
-    for path, module in modules:
+    module: Any
+    for path, module in modules.items():
         for part, params, state, count in _arrays_of(module):
             where = "/".join(map(str, (*path, *part))) or "the layer"
-            batches = seen[id(module.mean)] if isinstance(module, kinds) else []
-            found.append(judged(where, params, state, count, module.epsilon, batches))
+            found.append(judged(where, params, state, count, module.epsilon, seen.get(path, [])))
     return Health(found)
 
 

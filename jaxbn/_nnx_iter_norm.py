@@ -9,7 +9,8 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
-from jaxbn._flax import negated, output_dtype, widened
+from jaxbn import _check
+from jaxbn._flax import check_features, constant, negated, output_dtype, widened
 from jaxbn._momentum import Momentum
 from jaxbn._nnx_batch_norm import BatchNorm
 from jaxbn._state import BatchNormParams
@@ -82,13 +83,18 @@ class IterNorm(nnx.Module):
         self.axis = axis
         self.iterations = iterations
         self.momentum = momentum
-        self.epsilon = epsilon
+        self.epsilon = constant(epsilon)
         self.dtype = dtype
         self.axis_name = axis_name
         self.axis_index_groups = axis_index_groups
 
     def __call__(
-        self, x: ArrayLike, use_running_average: bool | jax.Array | None = None, *, mask: ArrayLike | None = None
+        self,
+        x: ArrayLike,
+        use_running_average: bool | jax.Array | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        update: bool | jax.Array = True,
     ) -> jax.Array:
         """Whiten `x`, and in training update the running statistics.
 
@@ -96,6 +102,7 @@ class IterNorm(nnx.Module):
             x: the input.
             use_running_average: as in the constructor; wins over it.
             mask: True where an example counts, broadcastable to `x`, the same for all features.
+            update: False leaves the running statistics as they are.
 
         Returns:
             An array of x's shape.
@@ -104,7 +111,9 @@ class IterNorm(nnx.Module):
         scale, bias = (None if v is None else v[...] for v in (self.scale, self.bias))
         dtype = output_dtype(x, scale, bias, dtype=self.dtype)
         train = negated(self.use_running_average if use_running_average is None else use_running_average)
-        kept = (self.mean, self.cov, self.count)
+        update, kept = _check.flag("update", update), (self.mean, self.cov, self.count)
+        made_for, advice = self.mean.shape, "Make the layer with `num_features={}`."
+        check_features(x, self.axis, made_for, advice, scale=scale, bias=bias)
         y, new = whiten_apply(
             BatchNormParams(scale, bias),
             WhitenState(*(v[...] for v in kept)),
@@ -117,8 +126,9 @@ class IterNorm(nnx.Module):
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             mask=mask,
+            update=update,
         )
-        if train is not False:
+        if train is not False and update is not False:
             for variable, v in zip(kept, new, strict=True):
                 variable.set_value(v)
         return y.astype(dtype)

@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from jax.typing import ArrayLike
 
 from jaxbn import _check
-from jaxbn._flax import negated, output_dtype
+from jaxbn._flax import constant, lengths_of_rnn, negated, output_dtype
 from jaxbn._momentum import Momentum
 from jaxbn._nnx_batch_norm import BatchNorm
 from jaxbn._recurrent import lstm_step
@@ -73,17 +73,16 @@ class BatchNormLSTMCell(RNNCellBase):
         >>> y.shape, cell.cell_norm.count[...].tolist()
         ((8, 4, 5), [1, 1, 1, 1])
 
-        Sequences of different lengths: the lengths go into the carry, so that padding enters no statistic.
+        Sequences of different lengths: padding enters no statistic.
 
-        >>> start = cell.initialize_carry((8, 3), nnx.Rngs(0), lengths=jnp.array([4, 4, 3, 3, 2, 2, 1, 1]))
-        >>> carry, y = rnn(x, initial_carry=start, return_carry=True)
+        >>> carry, y = rnn(x, seq_lengths=jnp.array([4, 4, 3, 3, 2, 2, 1, 1]), return_carry=True)
         >>> carry.h.shape, bool((carry.h[6] == y[6, 0]).all())
         ((8, 5), True)
 
-    Cooijmans et al. 2017, "Recurrent batch normalization". `seq_lengths` of `nnx.RNN` is not seen by its cell; pass it
-    too if the sequences are reversed. Under `jax.shard_map(check_vma=True)` and on Explicit meshes give `lengths` to
-    `initialize_carry`, and that carry to `nnx.RNN`: without them it starts the same on all devices, which `lax.scan`
-    refuses.
+    Cooijmans et al. 2017, "Recurrent batch normalization". An `initial_carry` of your own must hold the lengths:
+    `initialize_carry(..., lengths=...)`. Under `jax.shard_map(check_vma=True)` and on Explicit meshes give lengths in
+    any case: without them the carry starts the same on all devices, which `lax.scan` refuses. What `nnx.RNN` does not
+    hand to its cell, `update=False` and other options of `bn_apply`, `jaxbn.lstm_apply` takes.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class BatchNormLSTMCell(RNNCellBase):
         self.cell_norm = norm(hidden, scale=scale_init, bias=ZEROS)
         self.in_features, self.hidden_features, self.max_steps = inputs, hidden, steps
         self.use_running_average = use_running_average
-        self.momentum, self.epsilon = momentum, epsilon
+        self.momentum, self.epsilon = momentum, constant(epsilon)
         self.dtype, self.param_dtype = dtype, param_dtype
         self.axis_name, self.axis_index_groups = axis_name, axis_index_groups
 
@@ -141,6 +140,11 @@ class BatchNormLSTMCell(RNNCellBase):
             The new carry, and the output `[*batch, hidden_features]`.
         """
         x, train = jnp.asarray(inputs), negated(self.use_running_average)
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"`inputs` must be [*batch, {self.in_features}], for which the cell was made; got {x.shape}. Make it "
+                "with `in_features` of such inputs."
+            )
         norms = [getattr(self, name) for name in LSTMState._fields]
         own = [BatchNormParams(n["scale"][...], n["bias"][...] if "bias" in n else None) for n in norms]
         params = LSTMParams(self.input_kernel[...], self.recurrent_kernel[...], *own)
@@ -176,11 +180,13 @@ class BatchNormLSTMCell(RNNCellBase):
             input_shape: `[*batch, inputs]`.
             rngs: for `carry_init`.
             carry_init: initializer of c and h, zeros by default.
-            lengths: how many steps each sequence has, integers `[*batch]`; None where all are endless.
+            lengths: how many steps each sequence has, integers `[*batch]`; None where all are endless, or for the
+                `seq_lengths` of the `nnx.RNN` that asks.
 
         Returns:
             The carry, in float32 at least.
         """
+        lengths = lengths_of_rnn(nnx.RNN) if lengths is None else lengths
         keys = [None, None]
         if carry_init is not None:
             if rngs is None:
@@ -193,6 +199,7 @@ class BatchNormLSTMCell(RNNCellBase):
     @property
     def num_feature_axes(self) -> int:
         """The number of feature axes of the input."""
+        lengths_of_rnn(nnx.RNN)  # which asks for this first: lengths that do not fit are refused
         return 1
 
     set_view = BatchNorm.set_view

@@ -1,9 +1,13 @@
 """Floor 5: every batch normalization of an nnx model at once."""
 
 import inspect
+import warnings
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from jaxbn._nnx_batch_norm import BatchNorm
 from jaxbn._nnx_lstm import BatchNormLSTMCell
@@ -35,7 +39,8 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
         model: an nnx module, or any graph of them; a batch normalization itself too.
         to: `jaxbn.nnx.BatchNorm`, or `flax.nnx.BatchNorm` to go back.
         **changes: attributes to set in all of them: `axis_name="data"`, `momentum=0.9`, `frozen=True`, `epsilon=1e-3`.
-            A momentum schedule starts at count 0, and may so forget the statistics there are; set `layer.count` then.
+            A schedule starts at count 0, and may so forget the statistics there are, which is warned of; set
+            `layer.count` then.
 
     Returns:
         A model of the same structure.
@@ -58,10 +63,24 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
     if unknown:
         raise TypeError(f"`{to.__name__}` has no attribute {sorted(unknown)}; it has {sorted(known)}.")
 
-    def converted(path, node):
-        return _as(to, node, changes) if type(node) in (BatchNorm, nnx.BatchNorm) else node
+    return replaced(
+        model, lambda path, node: _as(to, node, changes) if type(node) in (BatchNorm, nnx.BatchNorm) else None
+    )
 
-    return nnx.recursive_map(converted, model, graph=True)
+
+def replaced(model: Any, choose: Callable[[Any, nnx.Module], nnx.Module | None]) -> Any:
+    """Return a model that holds the same variables, with other modules where `choose(path, module)` gives one.
+
+    In whatever holds them: `nnx.recursive_map` cannot change a tuple. So the copy of a module becomes the other one.
+    """
+    copy: Any = nnx.clone(model, variables=False, graph=True)
+    originals, copies = (list(nnx.iter_modules(m, graph=True)) for m in (model, copy))
+    for (path, original), (_, shell) in zip(originals, copies, strict=True):
+        if (new := choose(path, original)) is not None:
+            shell.__class__ = type(new)
+            vars(shell).clear()
+            vars(shell).update(vars(new))
+    return copy
 
 
 def _as(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
@@ -81,6 +100,15 @@ def _as(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
     for name in ("scale", "bias", "mean", "var", "count"):
         if getattr(layer, name, None) is not None and getattr(new, name, None) is not None:
             setattr(new, name, getattr(layer, name))
+    stats = [(new.mean[...], 0), (new.var[...], 1)]
+    uncounted = getattr(new, "count", None) is not None and getattr(layer, "count", None) is None
+    concrete = not any(isinstance(v, Tracer) or not v.is_fully_addressable for v, _ in stats)
+    if uncounted and concrete and any(np.any(np.asarray(v) != start) for v, start in stats):
+        warnings.warn(
+            "The statistics of a layer now follow a schedule and have no count of their updates: its first step may "
+            "replace them. Set `layer.count[...]` to the number of updates that they have seen.",
+            stacklevel=5,
+        )
     return new
 
 

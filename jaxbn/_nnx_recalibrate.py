@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from jaxbn import _check
+from jaxbn._fetch import fetched
 from jaxbn._moments import Moments
 from jaxbn._nnx_batch_norm import BatchNorm
 from jaxbn._nnx_iter_norm import IterNorm
@@ -100,7 +101,7 @@ def recalibrate(
             layer.jaxbn_moments.set_value(rows[name])
             _set(layer, states[name])  # training updates those of the copy
         run(copy, batch)
-        found = {name: np.asarray(layer.jaxbn_moments[...]) for name, layer in layers.items()}
+        found = {name: fetched(layer.jaxbn_moments[...]) for name, layer in layers.items()}
         return {name: Moments(*np.moveaxis(row, -1, 0)) for name, row in found.items()}
 
     states = {name: _state(layer) for name, layer in layers.items()}
@@ -168,7 +169,8 @@ def _class_of(kind: Any) -> Any:
 
     class Collecting(base):
         def __call__(self, x, use_running_average=None, *, mask=None, **rest):
-            row = collected(self.jaxbn_moments[...], x, self.axis, mask, self.axis_name)
+            update = rest.get("update", True)
+            row = collected(self.jaxbn_moments[...], x, self.axis, mask, self.axis_name, update)
             self.jaxbn_moments.set_value(row)
             return super().__call__(x, self.jaxbn_evaluate, mask=mask, **rest)
 

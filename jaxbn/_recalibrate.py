@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxbn import _check
 from jaxbn._adapt import adapt
 from jaxbn._batch_moments import moments
+from jaxbn._fetch import fetched
 from jaxbn._layout import sharded_as
 from jaxbn._moments import Moments, pool, pool_named
 from jaxbn._state import BatchNormState
@@ -128,8 +129,10 @@ def recalibrated(
     return states
 
 
-def collected(row: jax.Array, x: ArrayLike, axis: Any, mask: ArrayLike | None, axis_name: Any) -> jax.Array:
-    """`row`, the four arrays of `Moments` along a last axis, with the moments of `x` pooled in."""
+def collected(
+    row: jax.Array, x: ArrayLike, axis: Any, mask: ArrayLike | None, axis_name: Any, update: bool | jax.Array
+) -> jax.Array:
+    """Return `row`, the four arrays of `Moments` along a last axis, with those of `x` pooled in, if they update."""
     x = jnp.asarray(x)
     if jnp.iscomplexobj(x):
         raise TypeError(f"Recalibration is for layers with real input; got {x.dtype}.")
@@ -139,15 +142,15 @@ def collected(row: jax.Array, x: ArrayLike, axis: Any, mask: ArrayLike | None, a
     # Statistics of all devices, whatever groups normalize together.
     before = Moments(*jnp.moveaxis(row, -1, 0))
     both = jax.tree.map(lambda old, new: jnp.stack([old, sharded_as(old, new.astype(old.dtype))]), before, m)
-    return jnp.stack(pool(both), -1)
+    return jnp.where(update, jnp.stack(pool(both), -1), row)
 
 
 def _wide(m: Any) -> Moments:
     """`m` in float64, the tail inside the mean, and in its place zeros of the dtype that `m` had."""
     if not isinstance(m, Moments):
         raise TypeError(f"`moments_of` must return `Moments`, or a tree of them; got {type(m).__name__} in it.")
-    mean = np.asarray(m.mean)
-    count, wide, var, tail = (np.broadcast_to(np.asarray(v, np.float64), mean.shape) for v in m)
+    mean = fetched(m.mean)
+    count, wide, var, tail = (np.broadcast_to(fetched(v, np.float64), mean.shape) for v in m)
     empty = count == 0
     return Moments(count, np.where(empty, 0, wide + tail), np.where(empty, 0, var), np.zeros_like(mean))  # type: ignore[arg-type]
 

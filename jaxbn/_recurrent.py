@@ -195,5 +195,6 @@ def _fit(params: Any, state: Any, carry: Any, shape: tuple[int, ...], options: d
         if np.shape(value) != expected:
             raise ValueError(
                 f"`{name}` must have shape {expected} for x {shape} and {hidden} hidden features; got "
-                f"{np.shape(value)}. Make params and state by `lstm_init`, the carry by `lstm_carry` for this batch."
+                f"{np.shape(value)}. Make params and state by `lstm_init`, the carry for this batch by `lstm_carry`; a "
+                "Flax cell makes its own by `initialize_carry`."
             )

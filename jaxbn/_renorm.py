@@ -1,4 +1,4 @@
-"""Floor 1: batch renormalization, which ties the statistics of the batch to the running ones."""
+"""Batch renormalization, which ties the statistics of the batch to the running ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,7 +104,9 @@ def renorm_warmup(
         _check.number("start", start, 0)
         if not 0 <= start < end:
             raise ValueError(f"`{name}` must be greater than `start`, and that not negative; got {end} and {start}.")
-    r, d, begin, r_last, d_last = (v if isinstance(v, Tracer) else float(v) for v in (r_max, d_max, start, r_end, d_end))
+    r, d, begin, r_last, d_last = (
+        v if isinstance(v, Tracer) else float(v) for v in (r_max, d_max, start, r_end, d_end)
+    )
     return Renorm(_Ramp(1.0, r, begin, r_last), _Ramp(0.0, d, begin, d_last))
 
 
