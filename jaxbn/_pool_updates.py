@@ -1,4 +1,4 @@
-"""Floor 3: one update of the running statistics from several microbatches."""
+"""One update of the running statistics from several microbatches."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxbn._momentum import Momentum
 
 
 def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike | None = None) -> Any:
-    """The state after one update with the moments of k microbatches pooled: gradient accumulation done right.
+    """Return the state after one update with the moments of k microbatches pooled: gradient accumulation done right.
 
     Each microbatch must have updated the *same* state, not one another's. With `new_i = m old + (1 - m) batch_i`, the
     update by the pooled moments is
@@ -80,8 +80,9 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
 
 
 def _pooled(layer: dict[str, jax.Array], momentum: Momentum, share: jax.Array) -> dict[str, jax.Array]:
-    """One layer's state, from its states after each microbatch."""
-    mean, var = layer["mean"], layer["var"]
+    """Return one layer's state from its states after each microbatch."""
+    # In the dtype of sums: the variance between the means of half precision may not fit that.
+    mean, var = (layer[name].astype(_check.accumulation_dtype(layer[name].dtype)) for name in ("mean", "var"))
     pooled, share = {}, share.astype(var.dtype)
     before = jnp.zeros((), jnp.int32)
     if "count" in layer:  # one number, or one for each of a stack of layers
@@ -98,16 +99,16 @@ def _pooled(layer: dict[str, jax.Array], momentum: Momentum, share: jax.Array) -
     pooled["mean"] = jnp.sum(share.astype(mean.dtype) * mean, 0)
     between = jnp.sum(share * jnp.square(jnp.abs(mean - pooled["mean"][None])), 0)
     pooled["var"] = jnp.sum(share * var, 0) + between / _trailing(take, between.ndim)
-    return pooled
+    return pooled | {name: pooled[name].astype(layer[name].dtype) for name in ("mean", "var")}
 
 
 def _trailing(v: jax.Array, ndim: int) -> jax.Array:
-    """`v` with axes of size 1 behind its own, `ndim` in all."""
+    """Return `v` with axes of size 1 after its own, `ndim` in all."""
     return jax.lax.expand_dims(v, range(v.ndim, ndim))
 
 
 def _layer_and_name(path: tuple) -> tuple[tuple, str]:
-    """Where a leaf is, and what it is called there. (Below the name there may be a key of the variable's own.)"""
+    """Return the path of a leaf's layer, and its name there. (Below it there may be a key of the variable's own.)"""
     names = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
     for i in reversed(range(len(names))):
         if names[i] in ("mean", "var", "count"):

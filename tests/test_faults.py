@@ -10,6 +10,7 @@ import pytest
 from jax.experimental import checkify
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from test_collectives import collectives
 from ways import AXIS, mesh_of
 
 import jaxbn
@@ -189,3 +190,24 @@ def test_an_ambiguous_mask_is_refused(shape):
     params, state = jaxbn.bn_init(4)
     with pytest.raises(ValueError, match="`mask`"):
         jaxbn.bn_apply(params, state, np.ones((4, 4, 4), np.float32), True, mask=np.ones(shape, bool))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_accumulation_over_a_sharded_batch_moves_nothing(kind):
+    mesh = mesh_of(kind)
+    x = RNG.normal(1, 2, (64, 3)).astype(np.float32)
+
+    @jax.jit
+    def accumulated(x):
+        placed = {"out_sharding": P(AXIS)} if kind == AxisType.Explicit else {}
+        micro = jnp.swapaxes(jnp.reshape(x, (16, 4, 3), **placed), 0, 1)
+        states = jax.lax.map(lambda part: jaxbn.bn_apply(PARAMS, STATE, part, True)[1], micro)
+        return jaxbn.pool_updates(states)
+
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, jax.NamedSharding(mesh, P(AXIS)))
+        assert set(collectives(accumulated.lower(sharded).compile().as_text())) == {"all-reduce"}
+        got = accumulated(sharded)
+    wanted = jaxbn.bn_apply(PARAMS, STATE, x, True)[1]
+    np.testing.assert_allclose(got.mean, wanted.mean, atol=1e-6)
+    np.testing.assert_allclose(got.var, wanted.var, rtol=1e-5)

@@ -1,13 +1,13 @@
-"""Generated layers against the oracle: some in `make slow`, more by `make fuzz N=10000`; see fuzz.py."""
+"""Generated layers against the oracle: 300 in `make slow`, more by `make fuzz N=10000`; see fuzz.py."""
 
 import fuzz
 import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(0, 1000, 100))
+@pytest.mark.parametrize("start", range(0, 300, 50))
 def test_generated_layers_agree(start):
-    assert not fuzz.run(range(start, start + 100))
+    assert not fuzz.run(range(start, start + 50))
 
 
 @pytest.mark.parametrize("seed", range(6))
