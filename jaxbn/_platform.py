@@ -1,6 +1,7 @@
 """What differs between platforms, chosen where JAX lowers a program, and never by what the tracing process sees."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -99,6 +100,11 @@ def fusion_barrier(*arrays: Any) -> Any:
     fused pass makes all sums of one difference.
     """
 
-    return choose_by_platform(
-        *arrays, cpu=lambda *arrays: lax.optimization_barrier(arrays), default=lambda *arrays: arrays
-    )
+    return platform_p.bind(*arrays, jaxprs=_barriers(tuple(map(jax.typeof, arrays))))
+
+
+@cache
+def _barriers(types: tuple[Any, ...]) -> tuple[tuple[str, Any], ...]:
+    # Traced once for arrays of the same types: a layer has several barriers.
+    cpu = jax.make_jaxpr(lambda *arrays: list(lax.optimization_barrier(arrays)))(*types)
+    return ("cpu", cpu), ("default", jax.make_jaxpr(lambda *arrays: list(arrays))(*types))

@@ -386,7 +386,11 @@ def test_a_damaged_record_of_the_variants_is_named(tmp_path, monkeypatch, capsys
 # Words
 
 
-@pytest.mark.parametrize("main", [lambda a: variants.main(a, Interrupt()), benchmark.main, tried.main], ids=str)
+@pytest.mark.parametrize(
+    "main",
+    [lambda a: variants.main(a, Interrupt()), benchmark.main, tried.main],
+    ids=["variants", "benchmark", "tried"],
+)
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_is_help(main, option, capsys):
     with pytest.raises(SystemExit) as end:

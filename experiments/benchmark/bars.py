@@ -100,7 +100,7 @@ def bars(results: Results) -> list[dict[str, Any]]:
         r["way"]: r["value"] for r in results["measures"] if (r["measure"], r["contender"]) == ("collectives", OURS)
     }
     counts = {way: math.inf if count is None else float(count) for way, count in counts.items()}
-    bar("collectives of a layer in a training step on 8 devices", _worst(counts), 2.0)
+    bar("collectives of a layer in a training step on 8 devices", _worst(counts), 3.0)
     own, flax = (value(results, "compile time", n, part="trace + compile") for n in (OURS, "flax"))
     bar(f"trace and compile time of {plan['deep']} layers over flax", (None if own is None else own / flax, ""), 1.0)
     bar("GPU, forward+backward: floor over time, bfloat16, ResNet-50's sizes", _floor(results, both, gpu), 0.85, True)
