@@ -17,7 +17,9 @@ def test_a_few_generated_layers_agree(seed):
 
 def test_a_wrong_result_is_found(monkeypatch):
     layer, training = fuzz.draw_layer(0), fuzz.oracle.training
-    monkeypatch.setattr(fuzz.oracle, "training", lambda *args, **options: training(*args, **options, epsilon=1e-2))
+    monkeypatch.setattr(
+        fuzz.oracle, "training", lambda *args, **options: training(*args, **options | {"epsilon": 1e-2})
+    )
     assert "y" in fuzz.disagreements(layer, 0)
 
 

@@ -18,7 +18,7 @@ JIT, EXPLICIT, SHARD_MAP = WAYS = ("jit", "jit, Explicit", "shard_map")
 # over the second the features or the rows of the images.
 BATCH, BOTH, FEATURES, ROWS = LAYOUTS = ("batch", "batch over both axes", "features over one", "rows over one")
 ODD = ("h100-127", "v5p-127")
-ENDS = ("h100-8", "h100-1024", "v5e-4", "v5e-256", "v5p-4096")
+ENDS = ("h100-8", "h100-256", "h100-1024", "v5e-4", "v5e-256", "v5p-4096")
 
 
 class Case(NamedTuple):
