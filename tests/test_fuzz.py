@@ -1,11 +1,11 @@
-"""Generated layers against the oracle: 300 in `make slow`, more by `make fuzz N=10000`; see fuzz.py."""
+"""Generated layers against the oracle: 100 in `make slow`, more by `make fuzz N=10000`; see fuzz.py."""
 
 import fuzz
 import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(0, 300, 50))
+@pytest.mark.parametrize("start", range(0, 100, 50))
 def test_generated_layers_agree(start):
     assert not fuzz.run(range(start, start + 50))
 
