@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from flax import linen, nnx
+from flax.errors import ModifyScopeVariableError
 from ways import MEMBERS, assert_close, each_way, shard_map_way
 
 import jaxbn
