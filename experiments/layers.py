@@ -64,17 +64,17 @@ def whitening(size: int, activation: Callable[[Array], Array], **options: Any) -
     """Whitening of `size` features at a time, with the options of `whiten_apply`."""
 
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
-        y, state = jaxbn.whiten_apply(params, state, x, run.train, axis_name=run.axis_name, **options)
+        y, state = jaxbn.whitening.whiten_apply(params, state, x, run.train, axis_name=run.axis_name, **options)
         return activation(y), state
 
-    return Layer(lambda features: jaxbn.whiten_init(features, group_size=size), apply)
+    return Layer(lambda features: jaxbn.whitening.whiten_init(features, group_size=size), apply)
 
 
 def conditional(**options: Any) -> Layer:
     """Batch norm with a scale and bias for every other row of x, the second domain."""
 
     def init(features: int) -> tuple[Tree, Tree]:
-        return jaxbn.domain_init(2, features)[0], jaxbn.bn_init(features)[1]
+        return jaxbn.domains.domain_init(2, features)[0], jaxbn.bn_init(features)[1]
 
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
         own = jax.tree.map(lambda v: v[jnp.arange(x.shape[0]) % 2], params)
@@ -89,13 +89,13 @@ def domains(**options: Any) -> Layer:
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
         parts = []
         for domain in range(2):
-            y, state = jaxbn.domain_apply(
+            y, state = jaxbn.domains.domain_apply(
                 params, state, x[domain::2], run.train, domain, axis_name=run.axis_name, **options
             )
             parts.append(y)
         return jnp.stack(parts, 1).reshape(x.shape), state
 
-    return Layer(lambda features: jaxbn.domain_init(2, features), apply)
+    return Layer(lambda features: jaxbn.domains.domain_init(2, features), apply)
 
 
 def of(settings: Settings, arm: str) -> Layer:

@@ -47,7 +47,7 @@ def lstm(
     def init(key: Array) -> tuple[Tree, Tree]:
         own, last = jax.random.split(key)
         rows = 1 if how.shared else steps
-        params, state = jaxbn.lstm_init(own, pixels // steps, hidden, rows, scale=how.scale)
+        params, state = jaxbn.lstm.lstm_init(own, pixels // steps, hidden, rows, scale=how.scale)
         # The forget gate starts open, as LSTMs are made.
         bias = jnp.asarray(params.recurrent_norm.bias).at[hidden : 2 * hidden].set(1.0)
         params = params._replace(recurrent_norm=params.recurrent_norm._replace(bias=bias))
@@ -61,12 +61,12 @@ def lstm(
         params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
     ) -> tuple[Logits, Tree]:
         cell, xs = params["cell"], pieces(x, steps, order)
-        carry = jaxbn.lstm_carry(cell, x.shape[0])
+        carry = jaxbn.lstm.lstm_carry(cell, x.shape[0])
         options = {"momentum": how.momentum, "axis_name": axis_name}
         if how.norm == "batch":
             if train and how.noise and key is not None:
                 carry = carry._replace(h=how.noise * jax.random.normal(key, carry.h.shape))
-            carry, _, state = jaxbn.lstm_apply(cell, state, carry, xs, train, **options)
+            carry, _, state = jaxbn.lstm.lstm_apply(cell, state, carry, xs, train, **options)
             h = carry.h
         else:
             inputs, state = _project(how, cell, state, xs, train, options)
@@ -85,13 +85,13 @@ def pieces(x: Images, steps: int, order: Any = None) -> Array:
 def outputs(how: Recurrence, params: Tree, state: Tree, xs: Array, added: Array) -> Array:
     """The outputs of all steps in training, `added` to the one that each step gets: to differentiate by."""
     cell = params["cell"]
-    carry = jaxbn.lstm_carry(cell, xs.shape[1])
+    carry = jaxbn.lstm.lstm_carry(cell, xs.shape[1])
     if how.norm != "batch":
         return _recur(how, cell, carry, _project(how, cell, state, xs, True, {})[0], added)
 
     def step(before: Any, given: Any) -> Any:
         (carry, state), (x, more) = before, given
-        carry, y, state = jaxbn.lstm_step(cell, state, carry._replace(h=carry.h + more), x, True)
+        carry, y, state = jaxbn.lstm.lstm_step(cell, state, carry._replace(h=carry.h + more), x, True)
         return (carry, state), y
 
     return jax.lax.scan(step, (carry, state), (xs, added))[1]

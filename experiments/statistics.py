@@ -1,7 +1,7 @@
 """Other ways to evaluate a trained network: statistics recalibrated or adapted, or folded into the layers.
 
-All in one pass, as `jaxbn.pool_batches` and `jaxbn.adapt` do it for a stream: with `momentum=0` the states that a batch
-leaves are its moments.
+All in one pass, as `jaxbn.statistics.pool_batches` and `jaxbn.statistics.adapt` do it for a stream: with `momentum=0`
+the states that a batch leaves are its moments.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def shifted(split: Split) -> Split:
 def _folded(params: Tree, state: Tree) -> Tree:
     """Parameters of the network without a norm that computes what this one does in evaluation."""
     *kernels, last = params["kernels"]
-    pairs = [jaxbn.fold(p, s, k) for p, s, k in zip(params["shifts"], state, kernels, strict=True)]
+    pairs = [jaxbn.inference.fold(p, s, k) for p, s, k in zip(params["shifts"], state, kernels, strict=True)]
     return {"kernels": [k for k, _ in pairs] + [last], "shifts": [b for _, b in pairs], "last": params["last"]}
 
 
@@ -92,7 +92,7 @@ def _adapted(settings: Settings, batches: Any, source_weight: float | int, param
         return [jaxbn.Moments(jnp.full_like(s.var, len(images)), s.mean, s.var, jnp.zeros_like(s.var)) for s in new]
 
     pooled = [jaxbn.pool(m) for m in jax.lax.map(moments_of, jnp.asarray(batches))]
-    return [jaxbn.adapt(s, m, source_weight=source_weight) for s, m in zip(state, pooled, strict=True)]
+    return [jaxbn.statistics.adapt(s, m, source_weight=source_weight) for s, m in zip(state, pooled, strict=True)]
 
 
 def _ill(settings: Settings, carry: Carry, split: Split) -> list[float]:
@@ -104,7 +104,8 @@ def _ill(settings: Settings, carry: Carry, split: Split) -> list[float]:
         params, state = jax.tree.map(lambda v, at=seed: v[at, 0], (carry.params, carry.state))
         seen = model.hidden(params, state, jnp.asarray(split.images), layers.Pass(train=False))
         reports = [
-            jaxbn.health(p, s, entering) for p, s, (entering, _) in zip(params["shifts"], state, seen, strict=True)
+            jaxbn.diagnostics.health(p, s, entering)
+            for p, s, (entering, _) in zip(params["shifts"], state, seen, strict=True)
         ]
         shares.append(sum(bool(r.problems) for (r,) in reports) / len(reports))
     return shares

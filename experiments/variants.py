@@ -76,7 +76,7 @@ VARIANTS = (
     ),
     Variant(
         "example weighing: in evaluation each example has a say in the statistics that normalize it",
-        "`weighed_apply(params, state, x, 0.1)`, `BatchNorm(example_weight=0.1)`",
+        "`apply_with_example_weight(params, state, x, 0.1)`, `BatchNorm(example_weight=0.1)`",
         "Summers and Dinneen 2020",
         "weigh",
     ),

@@ -34,7 +34,7 @@ def rows(dtype: str, rounds: int) -> Iterator[dict[str, Any]]:
     found = {
         "alone": (convolution, (x, kernel, bias)),
         "normalized": (normalized, (x, kernel, bias)),
-        "folded": (convolution, (x, *jaxbn.fold(params, state, kernel, bias))),
+        "folded": (convolution, (x, *jaxbn.inference.fold(params, state, kernel, bias))),
     }
     compiled = {name: jax.jit(f).lower(*args).compile() for name, (f, args) in found.items()}
     queued = jax.default_backend() != "cpu"

@@ -22,7 +22,7 @@ Record = dict[str, Any]
 
 def hash_sources() -> dict[bool, str]:
     """Return a digest of the sources that a case depends on, by whether the layer is jaxbn's."""
-    own = sorted((ROOT / "jaxbn").glob("*.py"))
+    own = sorted((ROOT / "jaxbn").rglob("*.py"))
     return {ours: _digest([*SOURCES, *own] if ours else SOURCES) for ours in (False, True)}
 
 

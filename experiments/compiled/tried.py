@@ -37,18 +37,18 @@ def choose_platform(name: str | None) -> Iterator[None]:
 @contextmanager
 def take_two_passes() -> Iterator[None]:
     """Take the mean of all of x as pivot."""
-    from jaxbn import _batch_moments
+    from jaxbn._core import batch_moments
 
-    with choose_platform("cuda"), mock.patch.object(_batch_moments, "_part", lambda r, x: x):
+    with choose_platform("cuda"), mock.patch.object(batch_moments, "_part", lambda r, x: x):
         yield
 
 
 @contextmanager
 def sum_each() -> Iterator[None]:
     """Take two sums in the backward pass, not one of pairs."""
-    from jaxbn import _normalize
+    from jaxbn._core import normalize
 
-    with mock.patch.object(_normalize, "choose_by_platform", lambda *args, default, **others: default(*args)):
+    with mock.patch.object(normalize, "choose_by_platform", lambda *args, default, **others: default(*args)):
         yield
 
 
@@ -57,18 +57,18 @@ def differentiate_formula() -> Iterator[None]:
     """Leave the derivative to JAX: of the moments by their rule, of the rest operation by operation, recomputed."""
     import jax
 
-    from jaxbn import _batch_norm, _normalize
+    from jaxbn._core import batch_norm, normalize
 
     def by_formula(r, epsilon, epilogue, x, mask, m, train, scale, bias):
         @partial(jax.checkpoint, prevent_cse=False)
         def f(x, m, scale, bias):
-            inverse = _normalize.inverse_std(m.var, epsilon)
+            inverse = normalize.inverse_std(m.var, epsilon)
             d = (x.astype(m.mean.dtype) - m.mean) - m.tail
-            return epilogue(_normalize.affine(d, inverse if scale is None else scale * inverse, bias))
+            return epilogue(normalize.affine(d, inverse if scale is None else scale * inverse, bias))
 
         return f(x, m, scale, bias)
 
-    with mock.patch.object(_batch_norm, "normalize_by_batch", by_formula):
+    with mock.patch.object(batch_norm, "normalize_by_batch", by_formula):
         yield
 
 

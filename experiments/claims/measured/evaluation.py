@@ -113,7 +113,7 @@ def precise(model: Model, params: Tree, state: Tree, batches: Any) -> Tree:
         return [jaxbn.moments(x) for x, _ in model.hidden(params, state, images, Pass(train=True))]
 
     found = jax.lax.map(moments_of, jnp.asarray(batches))
-    return [jaxbn.adapt(s, jaxbn.pool(m)) for s, m in zip(state, found, strict=True)]
+    return [jaxbn.statistics.adapt(s, jaxbn.pool(m)) for s, m in zip(state, found, strict=True)]
 
 
 def layerwise(model: Model, params: Tree, state: Tree, batches: Any) -> Tree:
@@ -122,7 +122,7 @@ def layerwise(model: Model, params: Tree, state: Tree, batches: Any) -> Tree:
     images, state = jnp.reshape(jnp.asarray(batches), (-1, batches.shape[-1])), list(state)
     for at in range(len(state)):
         entering, _ = model.hidden(params, state, images, Pass(train=False))[at]
-        state[at] = jaxbn.adapt(state[at], jaxbn.moments(entering))
+        state[at] = jaxbn.statistics.adapt(state[at], jaxbn.moments(entering))
     return state
 
 

@@ -74,8 +74,10 @@ def _look(
         if "batch" in norms:
             made["batch"], _ = jaxbn.bn_apply(*jaxbn.bn_init(features), entering, True, epsilon=EPSILON)
         if "whiten" in norms:
-            start = jaxbn.whiten_init(features, group_size=size)
-            made["whiten"], _ = jaxbn.whiten_apply(*start, entering, True, iterations=ITERATIONS, epsilon=EPSILON)
+            start = jaxbn.whitening.whiten_init(features, group_size=size)
+            made["whiten"], _ = jaxbn.whitening.whiten_apply(
+                *start, entering, True, iterations=ITERATIONS, epsilon=EPSILON
+            )
         seen.append(made)
     return seen
 

@@ -162,7 +162,7 @@ def _by_other_statistics(model: Model, still: Model, size: int, carry: Carry, da
             return [jaxbn.Moments(jnp.ones_like(n.var), n.mean, n.var, jnp.zeros_like(n.var)) for n in new]
 
         pooled = [jaxbn.pool(m) for m in jax.lax.map(moments_of, train)]
-        state_of = [jaxbn.adapt(n, m) for n, m in zip(state, pooled, strict=True)]
+        state_of = [jaxbn.statistics.adapt(n, m) for n, m in zip(state, pooled, strict=True)]
         by_pooled = model.apply(params, state_of, test.images, False, None)[0]
         by_batch = jax.lax.map(lambda x: model.apply(params, state, x, True, None)[0], tested)
         by_batch = by_batch.reshape(-1, by_batch.shape[-1])[:count]

@@ -1,0 +1,1 @@
+"""Batch normalization: moments, normalization and its derivative, running statistics."""

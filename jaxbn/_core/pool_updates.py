@@ -1,0 +1,116 @@
+"""One update of the running statistics from several microbatches."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from jaxbn._core import check
+from jaxbn._core.momentum import Momentum
+
+
+def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike | None = None) -> Any:
+    """Return the state after one update with the moments of k microbatches pooled: gradient accumulation done right.
+
+    Each microbatch must have updated the *same* state, not one another's. With `new_i = m old + (1 - m) batch_i`, the
+    update by the pooled moments is
+
+        mean = E[new_i.mean]
+        var  = E[new_i.var] + Var[new_i.mean] / (1 - m)
+
+    with mean and variance over the microbatches: the second term is the variance between them, which an average of
+    variances leaves out. It equals the update by the one batch that they are parts of.
+
+    Args:
+        states: the k >= 1 states after the microbatches, stacked on a leading axis (what `jax.vmap` and the outputs of
+            `jax.lax.scan` give): `BatchNormState`s, linen's `batch_stats`, an `nnx.State` of `BatchStat`s, or any tree
+            of them. Leaves are recognized by their names mean, var and count.
+        momentum: what the layers were given, in [0, 1); a schedule needs states with `count`.
+        weights: how many values each microbatch had, `[k]`; by default all the same. Where the state has a count,
+            microbatches that did not update it are left out; where it has none, all must have updated it. A single
+            feature that took no part in a microbatch that others took part in is not left out.
+
+    Returns:
+        The state after the one update, without the leading axis.
+
+    Raises:
+        TypeError, ValueError: `momentum` is not in [0, 1), `weights` has another length, or a leaf has another name.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxbn
+        >>> params, state = jaxbn.bn_init(1)
+        >>> micro = jnp.array([[[0.0], [2.0]], [[4.0], [10.0]]])
+        >>> states = jax.vmap(lambda x: jaxbn.bn_apply(params, state, x, True)[1])(micro)
+        >>> one = jaxbn.bn_apply(params, state, micro.reshape(4, 1), True)[1]
+        >>> pooled = jaxbn.pool_updates(states)
+        >>> bool(jnp.allclose(pooled.var, one.var)), int(pooled.count)
+        (True, 1)
+
+    Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance". With `unbiased_running_var` the
+    result differs from the one batch's by the factors n / (n - 1) of the parts. The variance between microbatches is
+    read off their float32 running means: its error grows with mean/std, to some 1e-4 of the variance at 1e4.
+    """
+    leaves, tree = jax.tree.flatten_with_path(states)
+    layers: dict[tuple, dict[str, int]] = {}
+    for i, (path, leaf) in enumerate(leaves):
+        layer, name = _layer_and_name(path)
+        layers.setdefault(layer, {})[name] = i
+        if np.ndim(leaf) == 0 or len(leaf) != len(leaves[0][1]):
+            raise ValueError(
+                f"`states` must be stacked on a leading axis of microbatches; got a {name} of shape {np.shape(leaf)} "
+                f"beside one of {np.shape(leaves[0][1])}."
+            )
+    share = np.ones(len(leaves[0][1]) if leaves else 0, np.float32) if weights is None else weights
+    share = check.floating("weights", share)
+    if leaves and share.shape != (len(leaves[0][1]),):
+        raise ValueError(f"`weights` must be [{len(leaves[0][1])}], one for each microbatch; got {share.shape}.")
+    new = [jnp.asarray(leaf) for _, leaf in leaves]
+    for where in layers.values():
+        if not {"mean", "var"} <= set(where) or (callable(momentum) and "count" not in where):
+            raise ValueError(
+                f"Each layer of `states` must have mean and var, and count if `momentum` is a schedule; "
+                f"got one with {sorted(where)}."
+            )
+        for name, value in _pooled({name: new[i] for name, i in where.items()}, momentum, share).items():
+            new[where[name]] = value
+    return jax.tree.unflatten(tree, new)
+
+
+def _pooled(layer: dict[str, jax.Array], momentum: Momentum, share: jax.Array) -> dict[str, jax.Array]:
+    """Return one layer's state from its states after each microbatch."""
+    # In the dtype of sums: the variance between the means of half precision may not fit that.
+    mean, var = (layer[name].astype(check.accumulation_dtype(layer[name].dtype)) for name in ("mean", "var"))
+    pooled, share = {}, share.astype(var.dtype)
+    before = jnp.zeros((), jnp.int32)
+    if "count" in layer:  # one number, or one for each of a stack of layers
+        pooled["count"] = jnp.max(layer["count"], 0)
+        before = pooled["count"] - 1
+        share = jnp.where(layer["count"] == pooled["count"][None], _trailing(share, layer["count"].ndim), 0)
+    keep = momentum(before) if callable(momentum) else check.momentum(momentum, before)[0]
+    if not isinstance(keep, Tracer) and np.any(np.asarray(keep) == 1):
+        raise ValueError("`momentum` must be below 1: at 1 the states hold nothing of the microbatches.")
+    take = jnp.asarray(1 - keep).astype(var.dtype)
+    total = jnp.sum(share, 0, keepdims=True)
+    # Nothing in any of them: their states are all the old one, in whatever shares.
+    share = _trailing(jnp.where(total > 0, share, 1 / len(mean)) / jnp.where(total > 0, total, 1), mean.ndim)
+    pooled["mean"] = jnp.sum(share.astype(mean.dtype) * mean, 0)
+    between = jnp.sum(share * jnp.square(jnp.abs(mean - pooled["mean"][None])), 0)
+    pooled["var"] = jnp.sum(share * var, 0) + between / _trailing(take, between.ndim)
+    return pooled | {name: pooled[name].astype(layer[name].dtype) for name in ("mean", "var")}
+
+
+def _trailing(v: jax.Array, ndim: int) -> jax.Array:
+    """Return `v` with axes of size 1 after its own, `ndim` in all."""
+    return jax.lax.expand_dims(v, range(v.ndim, ndim))
+
+
+def _layer_and_name(path: tuple) -> tuple[tuple, str]:
+    """Return the path of a leaf's layer, and its name there. (Below it there may be a key of the variable's own.)"""
+    names = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
+    for i in reversed(range(len(names))):
+        if names[i] in ("mean", "var", "count"):
+            return tuple(names[:i]), names[i]
+    raise ValueError(f"`states` must hold only mean, var and count; got {'/'.join(names) or 'a single array'}.")

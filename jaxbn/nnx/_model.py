@@ -1,0 +1,145 @@
+"""Every batch normalization of an nnx model at once."""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from jax.core import Tracer
+
+from jaxbn.lstm._state import LSTMState
+from jaxbn.nnx._batch_norm import BatchNorm
+from jaxbn.nnx._lstm import BatchNormLSTMCell
+
+# What the constructor takes and a layer that is there already cannot change.
+_AT_BIRTH = {"self", "num_features", "num_domains", "rngs", "param_dtype", "use_bias", "use_scale"}
+
+_OURS = {
+    "unbiased_running_var": False,
+    "activation": None,
+    "frozen": False,
+    "count": None,
+    "ghost_batches": 1,
+    "renorm": None,
+    "num_domains": None,
+    "example_weight": None,
+}
+
+
+def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
+    """The model with every batch normalization, flax's or ours, as one of class `to`.
+
+    Weights, statistics and sharing are kept: the new model holds the very variables of the old one, so that training
+    either moves both; a layer used in two places is one layer still. The old model itself is left as it is, and so are
+    subclasses of the two classes, which may compute something else.
+
+    Args:
+        model: an nnx module, or any graph of them; a batch normalization itself too.
+        to: `jaxbn.nnx.BatchNorm`, or `flax.nnx.BatchNorm` to go back.
+        **changes: attributes to set in all of them: `axis_name="data"`, `momentum=0.9`, `frozen=True`, `epsilon=1e-3`.
+            A schedule starts at count 0, and may so forget the statistics there are, which is warned of; set
+            `layer.count` then.
+
+    Returns:
+        A model of the same structure.
+
+    Raises:
+        TypeError: an attribute that the class does not have.
+        ValueError: going back would lose something that flax has no name for.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jaxbn.nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+        >>> model = jaxbn.nnx.convert(model, momentum=0.9)
+        >>> type(model.layers[1]).__module__.split(".")[0], model.layers[1].momentum
+        ('jaxbn', 0.9)
+    """
+    known = set(inspect.signature(to.__init__).parameters) - _AT_BIRTH
+    known = {name for name in known if not name.endswith(("_init", "_metadata"))}
+    unknown = set(changes) - known
+    if unknown:
+        raise TypeError(f"`{to.__name__}` has no attribute {sorted(unknown)}; it has {sorted(known)}.")
+
+    return replaced(
+        model, lambda path, node: _as(to, node, changes) if type(node) in (BatchNorm, nnx.BatchNorm) else None
+    )
+
+
+def replaced(model: Any, choose: Callable[[Any, nnx.Module], nnx.Module | None]) -> Any:
+    """Return a model that holds the same variables, with other modules where `choose(path, module)` gives one.
+
+    In whatever holds them: `nnx.recursive_map` cannot change a tuple. So the copy of a module becomes the other one.
+    """
+    copy: Any = nnx.clone(model, variables=False, graph=True)
+    originals, copies = (list(nnx.iter_modules(m, graph=True)) for m in (model, copy))
+    for (path, original), (_, shell) in zip(originals, copies, strict=True):
+        if (new := choose(path, original)) is not None:
+            shell.__class__ = type(new)
+            vars(shell).clear()
+            vars(shell).update(vars(new))
+    return copy
+
+
+def _as(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
+    settings = {
+        name: getattr(layer, name) for name in inspect.signature(to.__init__).parameters if hasattr(layer, name)
+    }
+    settings |= changes
+    if to is nnx.BatchNorm:
+        lost = [name for name, default in _OURS.items() if getattr(layer, name, default) is not default]
+        if not hasattr(layer.num_features, "__index__"):
+            lost.append("num_features of several axes")
+        if callable(settings["momentum"]):
+            lost.append("momentum (a schedule)")
+        if lost:
+            raise ValueError(f"`flax.nnx.BatchNorm` has no {', '.join(lost)}: convert those away first.")
+    new = to(**settings, rngs=nnx.Rngs(0))
+    for name in ("scale", "bias", "mean", "var", "count"):
+        if getattr(layer, name, None) is not None and getattr(new, name, None) is not None:
+            setattr(new, name, getattr(layer, name))
+    stats = [(new.mean[...], 0), (new.var[...], 1)]
+    uncounted = getattr(new, "count", None) is not None and getattr(layer, "count", None) is None
+    concrete = not any(isinstance(v, Tracer) or not v.is_fully_addressable for v, _ in stats)
+    if uncounted and concrete and any(np.any(np.asarray(v) != start) for v, start in stats):
+        warnings.warn(
+            "The statistics of a layer now follow a schedule and have no count of their updates: its first step may "
+            "replace them. Set `layer.count[...]` to the number of updates that they have seen.",
+            stacklevel=5,
+        )
+    return new
+
+
+def affine_mask(model: Any) -> nnx.State:
+    """Where the scales and biases of batch normalizations are among a model's parameters.
+
+    For optax: `optax.masked(optax.set_to_zero(), affine_mask(model))` freezes them, and
+    `optax.adamw(lr, mask=jax.tree.map(operator.not_, affine_mask(model)))` leaves them out of weight decay.
+
+    Args:
+        model: an nnx module.
+
+    Returns:
+        `nnx.state(model, nnx.Param)`, True in place of each scale and bias of a batch normalization, those of a
+        `BatchNormLSTMCell` among them, else False.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jaxbn.nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+        >>> mask = jaxbn.nnx.affine_mask(model)
+        >>> mask["layers"][0]["kernel"], mask["layers"][1]["scale"]
+        (False, True)
+    """
+    ours = set()
+    for _, module in nnx.iter_modules(model):
+        norms = [module] if isinstance(module, (BatchNorm, nnx.BatchNorm)) else []
+        if isinstance(module, BatchNormLSTMCell):
+            norms = [getattr(module, name) for name in LSTMState._fields]
+        ours |= {id(getattr(norm, name, None)) for norm in norms for name in ("scale", "bias")}
+    at = {path: id(node) in ours for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    # Bare bools: `nnx.Optimizer` gives optax arrays, and a bool is a prefix of a variable as well.
+    return nnx.from_flat_state([(path, at[path]) for path, _ in flat])

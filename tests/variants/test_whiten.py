@@ -1,0 +1,330 @@
+"""Whitening: the identity as covariance, the limits of the iteration, gradients, and devices."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ways import MEMBERS, assert_close, each_way, shard_map_way
+
+import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
+from jaxbn import BatchNormParams
+from jaxbn.whitening import WhitenState, whiten_apply, whiten_init
+
+ROWS, FEATURES = 64, 4
+rng = np.random.default_rng(0)
+MIX = rng.standard_normal((FEATURES, FEATURES))
+X = (rng.standard_normal((ROWS, FEATURES)) @ MIX + [0, 3, -5, 100]).astype(np.float32)
+G = rng.standard_normal(X.shape).astype(np.float32)
+PARAMS = BatchNormParams(jnp.array([1.0, -2.0, 0.5, 1.0]), jnp.array([0.0, 1.0, 2.0, 3.0]))
+_, STATE = whiten_init(FEATURES)
+NONE = BatchNormParams(None, None)
+
+
+def conditioned(condition, features=8, rows=4096):
+    """Data whose covariance has eigenvalues from 1 to 1 / condition, in no special directions."""
+    rng = np.random.default_rng(1)
+    basis, _ = np.linalg.qr(rng.standard_normal((features, features)))
+    z = rng.standard_normal((rows, features))
+    z = (z - z.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(z.T, bias=True))).T
+    return ((z * np.geomspace(1, condition**-0.5, features)) @ basis.T).astype(np.float32)
+
+
+def covariance(y):
+    y = np.asarray(y, np.float64).reshape(-1, y.shape[-1])
+    return np.cov(y.T, bias=True)
+
+
+def exact(x, steps, epsilon=1e-5, mean=None, cov=None):
+    """The layer without parameters in float64, from the definition."""
+    x = np.asarray(x, np.float64)
+    mean = x.mean(0) if mean is None else mean
+    s = (np.cov(x.T, bias=True) if cov is None else cov) + epsilon * np.eye(x.shape[1])
+    a, p, eye = s / np.trace(s), np.eye(len(s)), np.eye(len(s))
+    for _ in range(steps):
+        q = (3 * eye - a) / 2
+        a, p = a @ q @ q, p @ q
+    return (x - mean) @ p / np.sqrt(np.trace(s))
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4])
+def test_the_covariance_is_the_identity(condition):
+    """To 1e-3 after enough iterations, and it stays there: the coupled iteration does not diverge."""
+    x = conditioned(condition)
+    for steps in (25, 60):
+        y, _ = whiten_apply(NONE, whiten_init(8)[1], x, True, iterations=steps, epsilon=1e-9)
+        np.testing.assert_allclose(covariance(y), np.eye(8), atol=1e-3)
+
+
+def test_no_iterations_divide_by_the_root_of_the_trace():
+    y, _ = whiten_apply(NONE, STATE, X, True, iterations=0)
+    np.testing.assert_allclose(np.trace(covariance(y)), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 20])
+def test_is_the_definition(steps):
+    y, state = whiten_apply(PARAMS, STATE, X, True, iterations=steps, momentum=0.9)
+    scale, bias = (np.asarray(v, np.float64) for v in PARAMS)
+    # A condition number of some hundreds takes as many of the 24 bits.
+    np.testing.assert_allclose(y, exact(X, steps) * scale + bias, atol=2e-4)
+    np.testing.assert_allclose(state.mean, 0.1 * X.mean(0, dtype=np.float64), rtol=1e-6, atol=1e-6)
+    wanted = 0.9 * np.eye(FEATURES) + 0.1 * covariance(X)
+    np.testing.assert_allclose(state.cov[0], wanted, rtol=1e-4, atol=1e-4)
+    assert int(state.count) == 1
+
+
+def test_evaluation_uses_the_running_statistics():
+    cov = np.asarray(MIX.T @ MIX, np.float32)
+    state = WhitenState(jnp.asarray(X.mean(0)), jnp.asarray(cov)[None], jnp.array(3, jnp.int32))
+    y, after = whiten_apply(NONE, state, X, False, iterations=10)
+    np.testing.assert_allclose(y, exact(X, 10, mean=X.mean(0, dtype=float), cov=cov.astype(float)), atol=1e-3)
+    chex.assert_trees_all_equal(after, state)
+    rows = jnp.concatenate([whiten_apply(NONE, state, X[i : i + 8], False, iterations=10)[0] for i in (0, 8)])
+    assert_close(rows, y[:16], atol=1e-5)
+
+
+def test_gradient_by_finite_differences():
+    """In float64 by central differences, through mean, covariance and iteration."""
+
+    def loss(params, x):
+        y, _ = whiten_apply(params, STATE, x, True)
+        return jnp.sum(jnp.sin(y) * G)
+
+    d_params, dx = jax.jit(jax.grad(loss, argnums=(0, 1)))(PARAMS, X)
+    scale, bias = (np.asarray(v, np.float64) for v in PARAMS)
+
+    def value(x, scale=scale, bias=bias):
+        return np.sum(np.sin(exact(x, 5) * scale + bias) * G)
+
+    wide = X.astype(np.float64)
+    for at in [(0, 0), (7, 1), (30, 2), (63, 3)]:
+        step = np.zeros(X.shape)
+        step[at] = 1e-5
+        np.testing.assert_allclose(dx[at], (value(wide + step) - value(wide - step)) / 2e-5, rtol=1e-2, atol=1e-3)
+    for i in range(FEATURES):
+        step = 1e-5 * np.eye(FEATURES)[i]
+        up, down = value(wide, scale + step), value(wide, scale - step)
+        np.testing.assert_allclose(d_params.scale[i], (up - down) / 2e-5, rtol=1e-2, atol=1e-3)
+    # The same shift of all rows changes nothing.
+    np.testing.assert_allclose(np.sum(dx, 0), 0, atol=1e-3)
+
+
+def test_groups_are_whitened_apart():
+    params, state = whiten_init(FEATURES, group_size=2)
+    y, new = whiten_apply(params, state, X, True)
+    half = [whiten_apply(NONE, whiten_init(2)[1], X[:, i : i + 2], True) for i in (0, 2)]
+    assert_close(y, jnp.concatenate([v for v, _ in half], 1), atol=1e-5)
+    assert_close(new.cov, jnp.concatenate([s.cov for _, s in half]), atol=1e-5)
+
+
+def test_one_feature_a_group_is_batch_normalization():
+    """With enough iterations, each feature is divided by its own standard deviation."""
+    params, state = whiten_init(FEATURES, group_size=1)
+    y, _ = whiten_apply(params, state, X, True, iterations=12)
+    assert_close(y, jaxbn.bn_apply(*jaxbn.bn_init(FEATURES), X, True)[0], atol=1e-4)
+
+
+def test_rotation_commutes():
+    """ZCA: rotating the input rotates the output."""
+    turn, _ = np.linalg.qr(rng.standard_normal((FEATURES, FEATURES)))
+    centred = X - X.mean(0)
+    plain = whiten_apply(NONE, STATE, centred, True)[0]
+    turned = whiten_apply(NONE, STATE, (centred @ turn).astype(np.float32), True)[0]
+    np.testing.assert_allclose(turned, plain @ turn, atol=2e-3)
+
+
+def test_channels_first_and_positions():
+    image = X.reshape(8, 8, FEATURES)
+    y, state = whiten_apply(PARAMS, STATE, image, True)
+    first, other = whiten_apply(PARAMS, STATE, np.moveaxis(image, -1, 1), True, axis=1)
+    assert_close((jnp.moveaxis(first, 1, -1), other), (y, state), atol=1e-4)
+    assert_close(y.reshape(X.shape), whiten_apply(PARAMS, STATE, X, True)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision(dtype):
+    x = jnp.asarray(X, dtype)
+    y, state = whiten_apply(PARAMS, STATE, x, True)
+    assert y.dtype == dtype
+    assert state.cov.dtype == jnp.float32
+    wide, _ = whiten_apply(PARAMS, STATE, x.astype(jnp.float32), True)
+    np.testing.assert_array_equal(y, wide.astype(dtype))
+
+
+def test_masks():
+    """NaN, infinity or a number under the mask: nothing of it in what counts; the rest as if it were all there is."""
+    mask = (np.arange(ROWS) % 3 > 0)[:, None]
+
+    @jax.jit
+    def masked(x):
+        def loss(x):
+            y, state = whiten_apply(PARAMS, STATE, x, True, mask=mask)
+            return jnp.sum(jnp.where(mask, jnp.sin(y), 0)), (y, state)
+
+        return jax.grad(loss, has_aux=True)(x)
+
+    counted = mask.ravel()
+    wanted, state = whiten_apply(PARAMS, STATE, X[counted], True)
+    for hidden in (np.nan, np.inf, 1e30, 7.0):
+        dx, (y, new) = masked(np.where(mask, X, np.float32(hidden)))
+        assert_close(y[counted], wanted, atol=1e-4)
+        assert_close(new, state, atol=1e-4)
+        chex.assert_tree_all_finite((dx, y))
+    with pytest.raises(ValueError, match="same for all features"):
+        whiten_apply(PARAMS, STATE, X, True, mask=np.ones(X.shape, bool))
+
+
+@pytest.mark.slow
+def test_nothing_to_whiten_changes_nothing():
+    for options in ({"mask": np.zeros((ROWS, 1), bool)}, {"update": False}):
+        y, state = whiten_apply(PARAMS, STATE, X, True, **options)
+        chex.assert_tree_all_finite(y)
+        chex.assert_trees_all_equal(state, STATE)
+    broken = X.copy()
+    broken[0, 0] = np.nan
+    chex.assert_trees_all_equal(whiten_apply(PARAMS, STATE, broken, True)[1], STATE)
+    for x in (np.zeros_like(X), X[:1], X[:0]):
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(whiten_apply(PARAMS, STATE, x, True)[0])))(x)
+        chex.assert_tree_all_finite(gradient)
+
+
+@each_way
+def test_on_many_devices(way):
+    """Unequal masks, NaN under them: outputs, state and gradients are those of one device."""
+    mask = np.ones((ROWS, 1), bool)
+    mask[3:9], mask[63] = False, False
+    x = np.where(mask, X, np.nan).astype(np.float32)
+
+    def member(whole, parts, name=way.axis_name):
+        def loss(params, x):
+            y, new = whiten_apply(params, STATE, x, True, mask=parts["mask"], axis_name=name)
+            return jnp.sum(jnp.where(parts["mask"], jnp.sin(y), 0)), (y, new)
+
+        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        (d_params, dx), (y, new) = gradient(whole["params"], parts["x"])
+        return {"y": y, "dx": dx}, (new, way.total(d_params) if name else d_params)
+
+    got = way.run(member, {"params": PARAMS}, {"x": x, "mask": mask})
+    wanted = jax.jit(lambda w, p: member(w, p, None))({"params": PARAMS}, {"x": x, "mask": mask})
+    assert_close(got, wanted, atol=2e-3)
+    chex.assert_tree_all_finite(got)
+
+
+def test_groups_of_devices():
+    """`axis_index_groups` of unequal sizes, with unequal masks: each group is one device that counts its rows only."""
+    groups, way = [[3], [6, 1], [0, 7, 2, 5, 4]], shard_map_way(True)
+    mask = np.ones((ROWS, 1), bool)
+    mask[3:9], mask[24:26], mask[63] = False, False, False
+    x = np.where(mask, X, np.nan).astype(np.float32)
+
+    def member(whole, parts, name=way.axis_name, groups=groups):
+        def loss(params, x):
+            y, new = whiten_apply(params, STATE, x, True, mask=parts["mask"], axis_name=name, axis_index_groups=groups)
+            return jnp.sum(jnp.where(parts["mask"], jnp.sin(y), 0)), (y, new)
+
+        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        (d_params, dx), (y, new) = gradient(whole["params"], parts["x"])
+        return {"y": y, "dx": dx, "new": jax.tree.map(lambda v: v[None], new)}, d_params
+
+    got, d_params = way.run(member, {"params": PARAMS}, {"x": x, "mask": mask})
+    one, total = jax.jit(lambda w, p: member(w, p, None, None)), jax.tree.map(jnp.zeros_like, PARAMS)
+    for group in groups:
+        mine = np.isin(np.arange(ROWS) // (ROWS // MEMBERS), group)
+        wanted, own = one({"params": PARAMS}, {"x": x, "mask": mask & mine[:, None]})
+        total = jax.tree.map(jnp.add, total, own)
+        at = mine & mask[:, 0]
+        assert_close([got[k][at] for k in ("y", "dx")], [wanted[k][at] for k in ("y", "dx")], atol=2e-3)
+        for i in group:
+            assert_close(jax.tree.map(lambda v, i=i: v[i], got["new"]), jax.tree.map(lambda v: v[0], wanted["new"]))
+    assert_close(d_params, total, atol=2e-3)
+    chex.assert_tree_all_finite(got)
+
+
+def test_a_loop_carries_the_state_and_a_traced_flag_compiles_once():
+    step = jax.jit(lambda state, train: whiten_apply(PARAMS, state, X, train)[1])
+    state = STATE
+    for train in (True, False, True):
+        state = step(state, jnp.array(train))
+    assert step._cache_size() == 1
+    assert int(state.count) == 2
+    scanned, _ = jax.lax.scan(lambda s, x: (whiten_apply(PARAMS, s, x, True)[1], None), STATE, jnp.stack([X, X]))
+    assert_close(scanned, state, atol=1e-4)
+
+
+def test_momentum_schedules():
+    _, state = whiten_apply(PARAMS, STATE, X, True, momentum=jaxbn.zero_debiased(0.9))
+    np.testing.assert_allclose(state.cov[0], covariance(X), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda: whiten_init(6, group_size=4), ValueError, "divide"),
+        (lambda: whiten_init(6, group_size=0), ValueError, "divide"),
+        (lambda: whiten_init(6, group_size=2.0), TypeError, "group_size"),
+        (lambda: whiten_init((2, 3)), ValueError, "one feature axis"),
+        (lambda: whiten_init(4, dtype=jnp.complex64), TypeError, "real"),
+        (lambda: whiten_init(4, var=2.0), TypeError, "var"),
+        (lambda: whiten_apply(PARAMS, STATE, X[:, :3], True), ValueError, "3 features"),
+        (lambda: whiten_apply(PARAMS, jaxbn.bn_init(4)[1], X, True), TypeError, "whiten_init"),
+        (lambda: whiten_apply(PARAMS, STATE, X, True, iterations=-1), ValueError, "iterations"),
+        (lambda: whiten_apply(PARAMS, STATE, X, True, iterations=2.5), TypeError, "iterations"),
+        (lambda: whiten_apply(PARAMS, STATE, X.astype(int), True), TypeError, "floating"),
+        (lambda: whiten_apply(PARAMS, STATE, X, True, axis_name="d"), ValueError, "axis_name"),
+        (lambda: whiten_apply(PARAMS, STATE, X, 1), TypeError, "train"),
+    ],
+)
+def test_refused(call, kind, words):
+    with pytest.raises(kind, match=words):
+        call()
+
+
+def test_both_modules_are_the_function():
+    """Three steps of training and one of evaluation; `train()` and `eval()` reach the nnx module."""
+    options = {"momentum": 0.9, "group_size": 2, "iterations": 7}
+    params, state = whiten_init(FEATURES, group_size=2)
+    layer = jaxbn.linen.IterNorm(**options)
+    variables = layer.init(jax.random.key(0), X, use_running_average=False)
+    chex.assert_trees_all_equal(variables["batch_stats"], state._asdict())
+    stateful = jaxbn.nnx.IterNorm(FEATURES, rngs=nnx.Rngs(0), **options)
+    for i in range(4):
+        x, train = X + np.float32(i), i < 3
+        wanted, state = whiten_apply(params, state, x, train, iterations=7, momentum=0.9)
+        y, new = layer.apply(variables, x, use_running_average=not train, mutable=["batch_stats"])
+        variables = {**variables, **new}
+        stateful.train() if train else stateful.eval()
+        assert_close((y, stateful(x)), (wanted, wanted), atol=1e-4)
+    assert_close(variables["batch_stats"], state._asdict(), atol=1e-4)
+    assert_close(stateful.cov[...], state.cov, atol=1e-4)
+    bare = jaxbn.linen.IterNorm(use_scale=False, use_bias=False).init(jax.random.key(0), X, use_running_average=True)
+    assert "params" not in bare
+
+
+def test_both_modules_take_masks_on_many_devices():
+    """Unequal masks, NaN under them: a step of training, and with it evaluation, are the function on one device."""
+    way, mask = shard_map_way(True), np.ones((ROWS, 1), bool)
+    mask[3:9], mask[63] = False, False
+    x = np.where(mask, X, np.nan).astype(np.float32)
+    options = {"momentum": 0.9, "group_size": 2, "axis_name": way.axis_name}
+    layer = jaxbn.linen.IterNorm(**options)
+    variables = layer.init(jax.random.key(0), X, use_running_average=False)
+    graph, values = nnx.split(jaxbn.nnx.IterNorm(FEATURES, rngs=nnx.Rngs(0), **options))
+
+    def member(whole, parts):
+        of = {"mask": parts["mask"]}
+        y, new = layer.apply(whole["linen"], parts["x"], False, mutable=["batch_stats"], **of)
+        stateful = nnx.merge(graph, whole["nnx"])
+        ys = y, stateful(parts["x"], **of)
+        evaluated = layer.apply(whole["linen"] | new, parts["x"], True, **of), stateful(parts["x"], True, **of)
+        kept = new["batch_stats"], {k: getattr(stateful, k)[...] for k in WhitenState._fields}
+        return (ys, evaluated), kept
+
+    got, kept = way.run(member, {"linen": variables, "nnx": values}, {"x": x, "mask": mask})
+    params, state = whiten_init(FEATURES, group_size=2)
+    y, state = whiten_apply(params, state, x, True, momentum=0.9, mask=mask)
+    evaluated, _ = whiten_apply(params, state, x, False, mask=mask)
+    assert_close((got, kept), (((y, y), (evaluated, evaluated)), (state._asdict(),) * 2), atol=1e-3)
+    chex.assert_tree_all_finite(got)
