@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from experiments import networks, train
-from experiments.config import Settings
+from experiments.training import networks, train
+from experiments.training.config import Settings
 
 MEMINFO, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 

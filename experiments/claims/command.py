@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import data, disk, record
+from experiments import disk
 from experiments.claims import report, study, verdict
 from experiments.claims.config import ClaimConfig, load_all
 from experiments.interrupt import INTERRUPTED, Interrupt, refuse
 from experiments.tables import check_page
+from experiments.training import data, record
 
 CONFIGS = study.ROOT / "configs" / "claims"
 PUBLISHED, README = study.ROOT / "experiments", study.ROOT / "README.md"

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from experiments import config
 from experiments.claims.verdict import Criterion
-from experiments.config import STRICT, Settings
+from experiments.training import config
+from experiments.training.config import STRICT, Settings
 
 Words = Annotated[str, Field(min_length=1)]
 

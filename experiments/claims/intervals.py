@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.summary import quartiles
+from experiments.training.summary import quartiles
 
 RESAMPLES, LEVEL = 10_000, 0.95
 # Accuracies are counts of at most 2,000 images and are kept with six digits: a thousandth of a percent is rounding.

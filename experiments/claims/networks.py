@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array
 
 import jaxbn
-from experiments.layers import Layer, Pass
-from experiments.models import CLASSES, Model, sides
-from experiments.shapes import Images, Logits, Tree
+from experiments.training.layers import Layer, Pass
+from experiments.training.models import CLASSES, Model, sides
+from experiments.training.shapes import Images, Logits, Tree
 
 Activation = Callable[[Array], Array]
 

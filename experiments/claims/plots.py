@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.summary import quartiles
+from experiments.training.summary import quartiles
 
 # From the palette of Okabe and Ito.
 STYLES = (

@@ -17,30 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import config, disk, record, train
-from experiments.data import Data
-from experiments.models import Model
+from experiments import disk
+from experiments.training import config, record, train
+from experiments.training.data import Data
+from experiments.training.models import Model
 
 ROOT = Path(__file__).parents[2]
 BASE = config.settings(config.read(ROOT / "configs" / "base.toml"), "configs/base.toml")
-# Of `experiments/`: all that a measurement imports.
-TRAINER = (
-    "__init__",
-    "config",
-    "data",
-    "disk",
-    "files",
-    "layers",
-    "models",
-    "networks",
-    "parallel",
-    "record",
-    "recurrent",
-    "shapes",
-    "statistics",
-    "summary",
-    "train",
-)
 SMOKE_SEEDS, SMOKE_STEPS, SMOKE_RATES = 2, 40, 2
 
 
@@ -255,7 +238,7 @@ def differing(asked: Any, given: config.Settings) -> Any:
 def source_files(name: str) -> list[Path]:
     """Of the program that measures the claim `name`: the library, the trainer, and the modules of the claims."""
     here = ROOT / "experiments"
-    trainer = [here / f"{part}.py" for part in TRAINER]
+    trainer = [here / "__init__.py", here / "disk.py", *(here / "training").glob("*.py")]
     own = ("__init__.py", "study.py", "networks.py", "intervals.py", "measured/__init__.py", f"measured/{name}.py")
     return sorted((*(ROOT / "jaxbn").rglob("*.py"), *trainer, *(here / "claims" / part for part in own)))
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from experiments.claims.intervals import Estimate
-from experiments.config import STRICT
+from experiments.training.config import STRICT
 
 Verdict = Literal["supported", "not supported", "contested", "inconclusive"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import variants
 from experiments.benchmark import bars, report, tried
+from experiments.training import variants
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -21,13 +21,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import data, disk, layers
+from experiments import disk
 from experiments.claims import command, config, intervals, report, study, verdict
 from experiments.claims.intervals import Estimate
 from experiments.claims.measured import learning_rates
 from experiments.claims.verdict import Criterion
 from experiments.interrupt import Interrupt
-from experiments.models import gaussian, mlp
+from experiments.training import data, layers
+from experiments.training.models import gaussian, mlp
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 

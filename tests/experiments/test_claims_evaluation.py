@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import jaxbn
-from experiments import layers
 from experiments.claims.measured.evaluation import AVERAGES, _by_batches, averages, layerwise, precise
-from experiments.layers import Pass
-from experiments.models import gaussian, mlp
+from experiments.training import layers
+from experiments.training.layers import Pass
+from experiments.training.models import gaussian, mlp
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 WIDTHS, PIXELS, SIZE = (3, 3), 5, 4

@@ -8,13 +8,13 @@ import pytest
 from jax import lax
 
 import jaxbn
-from experiments import layers
 from experiments.claims import networks
 from experiments.claims.judged import depth, initialization
 from experiments.claims.measured import covariate_shift
-from experiments.layers import Layer, Pass
-from experiments.models import gaussian, mlp
-from experiments.train import loss_of
+from experiments.training import layers
+from experiments.training.layers import Layer, Pass
+from experiments.training.models import gaussian, mlp
+from experiments.training.train import loss_of
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import layers
 from experiments.claims.measured.placement import both
-from experiments.layers import Pass
+from experiments.training import layers
+from experiments.training.layers import Pass
 
 
 def test_both_is_one_layer_behind_the_other():

@@ -8,9 +8,9 @@ import pytest
 import jaxbn
 from experiments.claims.judged.recurrent import _decay
 from experiments.claims.measured.recurrent import ARMS, STEPS, gradients, order
-from experiments.models import gaussian
-from experiments.recurrent import lstm
-from experiments.train import loss_of
+from experiments.training.models import gaussian
+from experiments.training.recurrent import lstm
+from experiments.training.train import loss_of
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 HIDDEN, ROWS = 3, 4

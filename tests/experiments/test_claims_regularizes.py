@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import layers
 from experiments.claims.measured.regularizes import adjustable, shift
-from experiments.layers import Pass
+from experiments.training import layers
+from experiments.training.layers import Pass
 
 LAYER = layers.batch_norm(activation=jax.nn.relu)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.claims.measured.small_batches import EPSILON, KEEP, Moving, centred
-from experiments.layers import Pass, plain
-from experiments.models import gaussian, mlp
+from experiments.training.layers import Pass, plain
+from experiments.training.models import gaussian, mlp
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 PARTS, ROWS, FEATURES, RATE, MOMENTUM, WARM, STEPS = 2, 3, 4, 0.1, 0.9, 1, 4

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import load
+from experiments.training.config import load
 
 ROOT = Path(__file__).parents[2]
 # The claims have a command of their own, and a smoke run of it in `.ci/run`.

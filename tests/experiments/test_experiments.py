@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import command, config, data, networks, parallel, record, summary, train
 from experiments.interrupt import Interrupt
+from experiments.training import command, config, data, networks, parallel, record, summary, train
 from jaxbn import BatchNormState
 
 ROOT = Path(__file__).parents[2]

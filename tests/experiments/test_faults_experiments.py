@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from test_experiments import QUICKSTART, ROUNDING, TINY, same, tiny, trajectory
 
-from experiments import command, config, data, disk, memory, record, tables, variants
+from experiments import disk, memory, tables
 from experiments.benchmark import command as benchmark
 from experiments.benchmark import report as benchmark_report
 from experiments.benchmark import tried
@@ -23,6 +23,7 @@ from experiments.claims import command as claims
 from experiments.claims import config as claims_config
 from experiments.claims import report, study
 from experiments.interrupt import Interrupt
+from experiments.training import command, config, data, record, variants
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = claims_config.load_all(ROOT / "configs" / "claims")

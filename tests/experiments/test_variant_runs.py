@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import jaxbn
-from experiments import config, layers, networks, statistics, train, variants
-from experiments.data import digits
 from experiments.interrupt import Interrupt
+from experiments.training import config, layers, networks, statistics, train, variants
+from experiments.training.data import digits
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "variants"
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")

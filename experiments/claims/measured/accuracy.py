@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments import layers, networks
 from experiments.claims.networks import stack
 from experiments.claims.study import Study, chosen, tested
-from experiments.config import Settings
-from experiments.data import Data, Split, digits
-from experiments.models import Model, mlp
-from experiments.train import Arm, compile_arm
+from experiments.training import layers, networks
+from experiments.training.config import Settings
+from experiments.training.data import Data, Split, digits
+from experiments.training.models import Model, mlp
+from experiments.training.train import Arm, compile_arm
 
 SPLITS, FEW = 5, 300
 SIGMOID = {"activation": "sigmoid", "init": "constant", "init_scale": 0.1}

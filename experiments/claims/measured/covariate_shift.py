@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbn
-from experiments import layers
 from experiments.claims.networks import noisy
 from experiments.claims.study import Study, Trained, chosen, tested
-from experiments.config import Settings
-from experiments.data import Data, Split, batches
-from experiments.layers import Layer, Pass
-from experiments.models import Model, gaussian, mlp
-from experiments.train import Carry, loss_of
+from experiments.training import layers
+from experiments.training.config import Settings
+from experiments.training.data import Data, Split, batches
+from experiments.training.layers import Layer, Pass
+from experiments.training.models import Model, gaussian, mlp
+from experiments.training.train import Carry, loss_of
 
 PROBE, QUANTILES = 512, (0.15, 0.5, 0.85)
 DEEP, WIDE, SAMPLES, PAPERS_RATE = 25, 10, 256, 1e-6  # Santurkar et al. 2018: the linear network

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import layers
 from experiments.claims.networks import stack
 from experiments.claims.study import Study, chosen
-from experiments.config import Settings
-from experiments.data import MOST, Split
-from experiments.layers import ACTIVATIONS, Layer, Pass
-from experiments.models import gaussian
+from experiments.training import layers
+from experiments.training.config import Settings
+from experiments.training.data import MOST, Split
+from experiments.training.layers import ACTIVATIONS, Layer, Pass
+from experiments.training.models import gaussian
 
 WIDE, GAINS = 128, (0.1, 1.0, 2**0.5, 3.0)  # for ReLU the third is that of He et al. 2015
 BATCHES = (8, 32, 64, 256)

@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Array
 
 import jaxbn
-from experiments import layers, networks
 from experiments.claims.study import Study, at_rate, chosen
-from experiments.config import Settings
-from experiments.data import Data, Split
-from experiments.layers import ACTIVATIONS, Layer, Pass
-from experiments.models import CLASSES, Model, mlp
-from experiments.shapes import Tree
-from experiments.train import accuracy_of, loss_of
+from experiments.training import layers, networks
+from experiments.training.config import Settings
+from experiments.training.data import Data, Split
+from experiments.training.layers import ACTIVATIONS, Layer, Pass
+from experiments.training.models import CLASSES, Model, mlp
+from experiments.training.shapes import Tree
+from experiments.training.train import accuracy_of, loss_of
 
 CHECKED = (10, 30, 100, 300, 1000)
 SMALLER = 32  # the batch size that is trained beside that of the settings

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import layers, networks
 from experiments.claims.intervals import first_step
 from experiments.claims.study import Study, chosen
-from experiments.config import Settings
-from experiments.data import Split
-from experiments.models import mlp
-from experiments.train import compile_arm
+from experiments.training import layers, networks
+from experiments.training.config import Settings
+from experiments.training.data import Split
+from experiments.training.models import mlp
+from experiments.training.train import compile_arm
 
 WARM, TIMED, AT_ONCE = 5, 40, 25  # calls before, calls measured, steps in a call
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import layers
 from experiments.claims.study import Study, chosen
-from experiments.config import Settings
-from experiments.data import MOST, Split
-from experiments.models import Model, gaussian, mlp
-from experiments.train import Carry
+from experiments.training import layers
+from experiments.training.config import Settings
+from experiments.training.data import MOST, Split
+from experiments.training.models import Model, gaussian, mlp
+from experiments.training.train import Carry
 
 SCALES = (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 EPSILON, SMALL_EPSILON = 1e-5, 1e-12

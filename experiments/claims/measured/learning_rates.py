@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import optax
 
-from experiments import layers, networks
 from experiments.claims.networks import stack
 from experiments.claims.study import Study
-from experiments.config import Settings
-from experiments.data import MOST, Split
+from experiments.training import layers, networks
+from experiments.training.config import Settings
+from experiments.training.data import MOST, Split
 
 WIDTH, ARMS = 64, ("none", "batch")
 HEAD, HEAD_RATE = ("head", "last"), 0.1  # what no norm stands behind

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbn
-from experiments import layers, networks
 from experiments.claims.study import Study
-from experiments.config import Settings
-from experiments.layers import ACTIVATIONS, Pass
-from experiments.models import Model, mlp
-from experiments.train import Carry
+from experiments.training import layers, networks
+from experiments.training.config import Settings
+from experiments.training.layers import ACTIVATIONS, Pass
+from experiments.training.models import Model, mlp
+from experiments.training.train import Carry
 
 ROWS, ITERATIONS, EPSILON = 1024, 10, 1e-5
 UNITS = 32  # whose correlations are drawn in the figure

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments import layers, networks
 from experiments.claims.intervals import first_step
 from experiments.claims.study import Study, at_rate, chosen, tested
-from experiments.config import Settings
-from experiments.layers import Layer, Pass
-from experiments.models import Model, mlp
-from experiments.shapes import Tree
-from experiments.train import Carry, loss_of
+from experiments.training import layers, networks
+from experiments.training.config import Settings
+from experiments.training.layers import Layer, Pass
+from experiments.training.models import Model, mlp
+from experiments.training.shapes import Tree
+from experiments.training.train import Carry, loss_of
 
 PLACES = ("before", "after", "none")
 DRAWN = 32  # points of a curve that are kept for the figure, closer where it rises

@@ -10,15 +10,15 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from experiments import networks
 from experiments.claims.intervals import first_step
 from experiments.claims.study import Study, chosen, tested
-from experiments.config import Settings
-from experiments.data import Split
-from experiments.models import Model
-from experiments.recurrent import Recurrence, lstm, outputs, pieces
-from experiments.shapes import Images, Labels, Tree
-from experiments.train import compile_arm, loss_of
+from experiments.training import networks
+from experiments.training.config import Settings
+from experiments.training.data import Split
+from experiments.training.models import Model
+from experiments.training.recurrent import Recurrence, lstm, outputs, pieces
+from experiments.training.shapes import Images, Labels, Tree
+from experiments.training.train import compile_arm, loss_of
 
 TUNED = ("none", "batch")  # these get all rates; the first is that of the comparison of all arms
 STEPS, NOISE, TARGET = 16, 0.1, 0.9  # pieces of an image, deviation of the first h, validation accuracy to reach

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments import layers, networks
 from experiments.claims.networks import behind, whole
 from experiments.claims.study import Log, Study, chosen
-from experiments.config import Settings
-from experiments.data import Data, Split
-from experiments.layers import ACTIVATIONS, Layer, Pass
-from experiments.models import Model, mlp
-from experiments.shapes import Images, Tree
-from experiments.train import Carry
+from experiments.training import layers, networks
+from experiments.training.config import Settings
+from experiments.training.data import Data, Split
+from experiments.training.layers import ACTIVATIONS, Layer, Pass
+from experiments.training.models import Model, mlp
+from experiments.training.shapes import Images, Tree
+from experiments.training.train import Carry
 
 ROWS, DRAWS = 200, 64  # images to learn from, and draws of dropout to measure variances with
 UNITS = 64  # of each layer that are drawn in the figure

@@ -10,15 +10,15 @@ import numpy as np
 from jaxtyping import Array
 
 import jaxbn
-from experiments import layers, networks
 from experiments.claims.networks import conv, group_norm
 from experiments.claims.study import Study
-from experiments.config import Settings
-from experiments.data import Data, Split
-from experiments.layers import ACTIVATIONS, Layer, Pass
-from experiments.models import Model, mlp
-from experiments.shapes import Tree
-from experiments.train import Carry, accuracy_of
+from experiments.training import layers, networks
+from experiments.training.config import Settings
+from experiments.training.data import Data, Split
+from experiments.training.layers import ACTIVATIONS, Layer, Pass
+from experiments.training.models import Model, mlp
+from experiments.training.shapes import Tree
+from experiments.training.train import Carry, accuracy_of
 
 SIZES = {"batch": (2, 4, 8, 16, 32, 64), "renorm": (2, 4, 32), "moving": (2, 4, 32)}
 EXAMPLEWISE = {"group": 4, "layer": 1}  # groups of channels; these norms know no batch

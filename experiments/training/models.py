@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from experiments.layers import Layer, Pass
-from experiments.shapes import Images, Logits, Tree
+from experiments.training.layers import Layer, Pass
+from experiments.training.shapes import Images, Logits, Tree
 
 CLASSES = 10
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import jaxbn
-from experiments.models import CLASSES, Model
-from experiments.shapes import Images, Logits, Tree
+from experiments.training.models import CLASSES, Model
+from experiments.training.shapes import Images, Logits, Tree
 
 
 class Recurrence(NamedTuple):

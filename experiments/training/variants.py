@@ -1,6 +1,6 @@
 """What each variant does on the digits: runs its config and puts the results into the README's table.
 
-    python -m experiments.variants [CONFIG ...]
+    python -m experiments.training.variants [CONFIG ...]
 
 The table's words stand here, its numbers come from the runs: the median and quartiles over the seeds of test accuracy,
 each arm at its best learning rate by validation. With names of configs only these run, and what the record has of the
@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 
-from experiments import command, disk, statistics, summary, tables
+from experiments import disk, tables
 from experiments.interrupt import Interrupt, refuse
+from experiments.training import command, statistics, summary
 
 README, MARKS = Path("README.md"), ("<!-- variants -->", "<!-- /variants -->")
 RECORD = Path("docs/variants.json")
@@ -138,7 +139,7 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
 
 def main(arguments: list[str], interrupt: Interrupt) -> int:
     """Run the command line `arguments`; the exit code."""
-    named = tyro.cli(Command, args=arguments, prog="python -m experiments.variants").configs
+    named = tyro.cli(Command, args=arguments, prog="python -m experiments.training.variants").configs
     known = list(dict.fromkeys(v.config for v in VARIANTS))
     try:
         if unknown := [config for config in named if config not in known]:

@@ -9,9 +9,9 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from experiments import files
-from experiments.config import TEST, VALIDATION
-from experiments.shapes import Count, Images, Labels, Order
+from experiments.training import files
+from experiments.training.config import TEST, VALIDATION
+from experiments.training.shapes import Count, Images, Labels, Order
 
 SPLIT_SEED = 0  # one split for all experiments: no run may choose its test set
 MOST = 2_000  # images to validate and to test with, of larger collections

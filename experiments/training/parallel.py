@@ -16,8 +16,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxbn
-from experiments.config import Settings
-from experiments.shapes import Tree
+from experiments.training.config import Settings
+from experiments.training.shapes import Tree
 
 AXIS = "data"
 

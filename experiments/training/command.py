@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import disk, figure, memory, networks, parallel, record, statistics, summary, train
-from experiments.config import Config, Settings, changed, load, refusal
-from experiments.data import digits
+from experiments import disk, memory
 from experiments.interrupt import INTERRUPTED, Interrupt, refuse
+from experiments.training import figure, networks, parallel, record, statistics, summary, train
+from experiments.training.config import Config, Settings, changed, load, refusal
+from experiments.training.data import digits
 
 USAGE = "python -m experiments CONFIG [--out FOLDER] [--replace] [settings]"
 

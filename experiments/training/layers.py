@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import jaxbn
-from experiments.config import Settings
-from experiments.shapes import Tree
+from experiments.training.config import Settings
+from experiments.training.shapes import Tree
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh, "relu": jax.nn.relu}
 OWN = 0.1  # the share of an example's own statistics, where it has a say in them

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import jaxbn
-from experiments import layers, networks
-from experiments.config import Settings
-from experiments.data import Data, Split
-from experiments.shapes import Tree
-from experiments.train import Arm, Carry, compile_arm
+from experiments.training import layers, networks
+from experiments.training.config import Settings
+from experiments.training.data import Data, Split
+from experiments.training.shapes import Tree
+from experiments.training.train import Arm, Carry, compile_arm
 
 BATCHES = 3  # in which the training images are seen; they divide 1,149
 SOURCE = 64  # examples that the source's statistics count for, where the target's are mixed in

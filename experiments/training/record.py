@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from experiments import disk
-from experiments.config import Config
-from experiments.train import Metrics
+from experiments.training.config import Config
+from experiments.training.train import Metrics
 
 FILES = ("config.json", "metrics.jsonl", "summary.json", "figure.png")
 KEYS = {"claim", "settings", "versions", "hardware"}  # of config.json, by which a former run is known

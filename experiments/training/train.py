@@ -14,10 +14,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from experiments import models, parallel
-from experiments.config import Settings
-from experiments.data import Data, Split, batches
-from experiments.shapes import Count, Indices, Labels, Logits, PerRun, Scalar, Tree
+from experiments.training import models, parallel
+from experiments.training.config import Settings
+from experiments.training.data import Data, Split, batches
+from experiments.training.shapes import Count, Indices, Labels, Logits, PerRun, Scalar, Tree
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,

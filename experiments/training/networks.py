@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from experiments import layers
-from experiments.config import Settings
-from experiments.layers import ACTIVATIONS
-from experiments.models import CLASSES, Model, gaussian, inverted, mlp, sides
-from experiments.recurrent import Recurrence, lstm
-from experiments.shapes import Images, Logits, Tree
+from experiments.training import layers
+from experiments.training.config import Settings
+from experiments.training.layers import ACTIVATIONS
+from experiments.training.models import CLASSES, Model, gaussian, inverted, mlp, sides
+from experiments.training.recurrent import Recurrence, lstm
+from experiments.training.shapes import Images, Logits, Tree
 from jaxbn.linen import BatchNorm
 
 

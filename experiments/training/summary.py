@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from experiments.record import Row
-from experiments.shapes import Logged, LoggedBySeed, Values
+from experiments.training.record import Row
+from experiments.training.shapes import Logged, LoggedBySeed, Values
 
 NAMES = {
     "batch": "batch norm",

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import disk
-from experiments.record import Row
-from experiments.summary import NAMES, best_rate, curves, quartiles
+from experiments.training.record import Row
+from experiments.training.summary import NAMES, best_rate, curves, quartiles
 
 # From the palette of Okabe and Ito; the lines differ in dashes as well.
 STYLES = {
