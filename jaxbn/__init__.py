@@ -3,14 +3,16 @@
     params, state = jaxbn.bn_init(num_features)
     y, state = jaxbn.bn_apply(params, state, x, train=True)
 
+or composed of its parts, `moments`, `normalize` and `update_state`.
+
 Each package imports from those above it only:
 
-    jaxbn._primitives                     what JAX lacks: three small primitives
+    jaxbn._primitives                     three primitives that JAX lacks
     jaxbn._core                           the algorithm; `batch_norm.py` first
     jaxbn.domains, .whitening, .lstm      variants
     jaxbn.statistics                      running statistics from other data
-    jaxbn.inference, .diagnostics         folding; what goes wrong in evaluation
-    jaxbn._flax                           what the Flax modules share
+    jaxbn.inference, .diagnostics         folding; diagnosis of evaluation
+    jaxbn._flax                           shared by the Flax modules
     jaxbn.linen, jaxbn.nnx                modules, and tools for whole models
     jaxbn.convert                         checkpoints of other libraries
 
@@ -24,10 +26,12 @@ from jaxbn._core.batch_moments import moments
 from jaxbn._core.batch_norm import bn_apply
 from jaxbn._core.moments import Moments, pool, pool_named
 from jaxbn._core.momentum import cumulative_average, zero_debiased
+from jaxbn._core.normalize import normalize
 from jaxbn._core.pool_updates import pool_updates
 from jaxbn._core.renorm import Renorm, renorm_warmup
 from jaxbn._core.save_inputs import save_inputs
 from jaxbn._core.state import BatchNormParams, BatchNormState, bn_init
+from jaxbn._core.update_state import update_state
 
 __version__ = version("jaxbn")
 
@@ -44,12 +48,14 @@ __all__ = [
     "inference",
     "lstm",
     "moments",
+    "normalize",
     "pool",
     "pool_named",
     "pool_updates",
     "renorm_warmup",
     "save_inputs",
     "statistics",
+    "update_state",
     "whitening",
     "zero_debiased",
 ]

@@ -1,4 +1,4 @@
-"""Statistics, scale and bias for each of several domains."""
+"""Domain-specific batch normalization: statistics, scale and bias for each of several domains."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ __all__ = ["domain_apply", "domain_init"]
 
 
 def domain_init(num_domains: int, num_features: Any, **options: Any) -> tuple[BatchNormParams, BatchNormState]:
-    """Parameters and state for `domain_apply`: those of `bn_init`, once for each domain.
+    """Initialize parameters and state for `domain_apply`: those of `bn_init`, once for each domain.
 
     Args:
-        num_domains: how many.
+        num_domains: the number of domains.
         num_features, **options: as for `bn_init`.
 
     Returns:
@@ -50,15 +50,15 @@ def domain_apply(
     domain: int | jax.Array,
     **options: Any,
 ) -> tuple[jax.Array, BatchNormState]:
-    """Batch normalization of a batch from one of several domains, by that domain's statistics, scale and bias.
+    """Normalize a batch from one of several domains by that domain's statistics, scale and bias.
 
     `y, new = bn_apply(params[domain], state[domain], x, train)`, and only that domain's state changes.
 
     Args:
         params, state: from `domain_init`.
         x, train, **options: as for `bn_apply`.
-        domain: which, an int or a scalar integer array, in [0, domains). One program serves all of them. What is traced
-            cannot be checked: a number that is out of range is taken as the nearest domain.
+        domain: an int or a scalar integer array, in [0, domains). One program serves all of them. A traced number
+            cannot be checked: one that is out of range is clipped.
 
     Returns:
         `(y, new_state)`, as `bn_apply`; `new_state` has the leading axis of domains.
@@ -87,7 +87,7 @@ def domain_apply(
             "`params` and `state` must have a leading axis of domains, the same in all arrays; got shapes "
             f"{[np.shape(leaf) for leaf in leaves]}. Make them by `domain_init`."
         )
-    at = _checked(domain, number)
+    at = _check_domain(domain, number)
 
     def own(v):
         return lax.dynamic_index_in_dim(jnp.asarray(v), at, keepdims=False)
@@ -96,7 +96,7 @@ def domain_apply(
     return y, jax.tree.map(lambda v, n: lax.dynamic_update_index_in_dim(jnp.asarray(v), n, at, 0), state, new)
 
 
-def _checked(domain: Any, number: int) -> jax.Array:
+def _check_domain(domain: Any, number: int) -> jax.Array:
     try:
         shape, kind = np.shape(domain), domain.dtype if isinstance(domain, Tracer) else np.asarray(domain).dtype
     except ValueError:  # a ragged list

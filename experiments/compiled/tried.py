@@ -39,16 +39,16 @@ def take_two_passes() -> Iterator[None]:
     """Take the mean of all of x as pivot."""
     from jaxbn._core import batch_moments
 
-    with choose_platform("cuda"), mock.patch.object(batch_moments, "_part", lambda r, x: x):
+    with choose_platform("cuda"), mock.patch.object(batch_moments, "_sample_part", lambda r, x: x):
         yield
 
 
 @contextmanager
 def sum_each() -> Iterator[None]:
     """Take two sums in the backward pass, not one of pairs."""
-    from jaxbn._core import normalize
+    from jaxbn._core import normalize_batch
 
-    with mock.patch.object(normalize, "choose_by_platform", lambda *args, default, **others: default(*args)):
+    with mock.patch.object(normalize_batch, "choose_by_platform", lambda *args, default, **others: default(*args)):
         yield
 
 
@@ -64,7 +64,7 @@ def differentiate_formula() -> Iterator[None]:
         def f(x, m, scale, bias):
             inverse = normalize.inverse_std(m.var, epsilon)
             d = (x.astype(m.mean.dtype) - m.mean) - m.tail
-            return epilogue(normalize.affine(d, inverse if scale is None else scale * inverse, bias))
+            return epilogue(normalize.apply_affine(d, inverse if scale is None else scale * inverse, bias))
 
         return f(x, m, scale, bias)
 

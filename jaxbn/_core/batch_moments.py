@@ -1,4 +1,4 @@
-"""The moments of an array: one pass about a pivot, and their derivative."""
+"""Moments of an array: one pass about a pivot, and their derivative."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | N
     Args:
         x: values, floating point, any shape. Sums are in float32, or float64 for float64.
         axis: the feature axis or axes; all others are reduced.
-        mask: True where a value counts, broadcastable to `x`. What lies under False may be anything, NaN too.
+        mask: True where a value counts, broadcastable to `x`. Values under False may be anything, NaN too.
 
     Returns:
         `Moments` of shape `[x.shape[a] for a in axis]`. A feature without values has count, mean and variance 0.
@@ -55,8 +55,8 @@ def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | N
 def batch_moments(r: Reduction, x: jax.Array, mask: jax.Array | None, guess: jax.Array | None = None) -> Moments:
     """Return the moments of `x` over `r`; the reduced axes stay, of size 1.
 
-    `guess` is a mean to begin with, such as the running one, laid out to broadcast against x. It has no influence but
-    on speed and on the last bit: where it is near the mean, one pass over x suffices.
+    `guess` is a mean to begin with, such as the running one, laid out to broadcast against x. It affects only speed
+    and the last bit: where it is near the mean, one pass over x suffices.
     """
     # Compiled even when called eagerly: op by op, XLA's sums are less accurate, and every step is a pass over memory.
     traced = any(isinstance(v, Tracer) for v in (x, mask, guess))
@@ -69,27 +69,27 @@ def _moments(r, x, mask, guess):
     x = zero_masked(mask, x)
 
     def two_passes(x, mask, guess):
-        part = x if mask is not None else _part(r, x)
+        part = x if mask is not None else _sample_part(r, x)
         _, (mean,) = _average(r, mask, [part.astype(dtype)])
         pivot = round_off(mean)
-        return pivot, *_about(r, x, mask, pivot)
+        return pivot, *_average_about(r, x, mask, pivot)
 
     def from_guess(x, mask, guess):
         pivot = jnp.where(jnp.isfinite(guess), guess, 0).astype(dtype)
         if not set(r.names) <= varying_axes(x) - varying_axes(pivot):
             pivot = lax.pmean(pivot, r.names)  # the members may hold different ones
-        count, shift, square = _about(r, x, mask, pivot)
+        count, shift, square = _average_about(r, x, mask, pivot)
         # Farther than one std away, too many digits cancel, or the square overflows. NaN is far.
         var = r.sum_components(square - jnp.square(shift))
         far = ~((jnp.square(shift) <= var) & jnp.isfinite(var))
 
-        def again():
+        def take_second_pass():
             nearer = round_off(pivot + shift)
-            return nearer, *_about(r, x, mask, nearer)
+            return nearer, *_average_about(r, x, mask, nearer)
 
         any_far = any_member(jnp.any(far), varying_axes(x), r.names)
         near = pivot + jnp.zeros_like(shift)  # varying along the same mapped axes as the other branch's
-        return lax.cond(any_far, again, lambda: (near, count, shift, square))
+        return lax.cond(any_far, take_second_pass, lambda: (near, count, shift, square))
 
     if guess is None or r.groups:  # groups might disagree on the branch, which has collectives
         found = two_passes(x, mask, guess)
@@ -119,7 +119,7 @@ def _moments_jvp(r, primals, tangents):
     return m, zeros._replace(mean=mean_dot, var=r.sum_components(var_dot))
 
 
-def _about(r: Reduction, x: jax.Array, mask: jax.Array | None, pivot: jax.Array) -> tuple[jax.Array, ...]:
+def _average_about(r: Reduction, x: jax.Array, mask: jax.Array | None, pivot: jax.Array) -> tuple[jax.Array, ...]:
     """Return the count, `E[x - pivot]` and `E[(x - pivot)^2]`."""
     copy = fusion_barrier(x, pivot)
     d, other_d = (x.astype(pivot.dtype) - pivot for x, pivot in (copy, fusion_barrier(*copy)))
@@ -146,12 +146,12 @@ def _average(r: Reduction, mask: jax.Array | None, values: list[jax.Array]) -> t
 
 
 def zero_masked(mask: jax.Array | None, v: jax.Array) -> jax.Array:
-    """Return `v`, with 0 where the mask is False. Before anything is computed of it: NaN times 0 is NaN."""
+    """Return `v` with 0 where the mask is False. Before anything is computed from it: NaN times 0 is NaN."""
     return v if mask is None else jnp.where(mask, v, 0)
 
 
-def _part(r: Reduction, x: jax.Array) -> jax.Array:
-    """Return a sixteenth of x, or a little more, for the pivot of a second pass over all of it.
+def _sample_part(r: Reduction, x: jax.Array) -> jax.Array:
+    """Return a sixteenth of x, or a little more, whose mean is the pivot of the pass over all of x.
 
     The mean of a k-th of the values is at most `sqrt(k - 1)` standard deviations from the mean of all, however they are
     arranged; so the mean square about it is at most k times the variance, and 4 bits cancel. The part is taken along

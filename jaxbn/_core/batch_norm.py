@@ -13,14 +13,16 @@ from jaxbn._core.batch_moments import batch_moments
 from jaxbn._core.complex_pairs import from_pairs, join_moments, to_pairs
 from jaxbn._core.epilogue import apply_epilogue
 from jaxbn._core.ghost import divide_batch, map_parts, pool_parts
-from jaxbn._core.layout import from_layout, shard_as_features, to_layout
+from jaxbn._core.layout import from_layout, lay_out_affine, shard_as_features, to_layout
 from jaxbn._core.moments import Moments
-from jaxbn._core.momentum import Momentum
-from jaxbn._core.normalize import normalize_by, normalize_by_batch
-from jaxbn._core.reduction import Reduction
-from jaxbn._core.renorm import Renorm, choose_statistics, correct_affine, limits
-from jaxbn._core.save_inputs import saved
-from jaxbn._core.state import BatchNormParams, BatchNormState, update_state
+from jaxbn._core.momentum import Momentum, split_momentum
+from jaxbn._core.normalize import normalize_by
+from jaxbn._core.normalize_batch import normalize_by_batch
+from jaxbn._core.reduction import Reduction, check_axis_names, check_groups
+from jaxbn._core.renorm import Renorm, choose_statistics, correct_affine, evaluate_limits
+from jaxbn._core.save_inputs import mark_saved
+from jaxbn._core.state import BatchNormParams, BatchNormState, check_params, check_state
+from jaxbn._core.update_state import update_running
 
 
 def bn_apply(
@@ -45,14 +47,15 @@ def bn_apply(
     """Normalize a batch; return the output, and the state after this batch.
 
     `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`. In training mean and var are those of
-    `x`, over all axes but `axis`, over all devices of `axis_name`, over what `mask` lets count; and the running values
-    become `momentum * running + (1 - momentum) * batch`. In evaluation they are the running ones.
+    `x` over all axes but `axis`, over all devices of `axis_name`, over the values that `mask` counts; and the running
+    values become `momentum * running + (1 - momentum) * batch`. In evaluation mean and var are the running ones
+    (FrozenBatchNorm). With `axis_name`, and under `jit` with sharded arrays, they are cross-replica (SyncBatchNorm).
 
     Args:
-        params: from `bn_init`; `scale` and `bias` `[*features]`, any floating dtype. Or what a network has computed, by
-            feature or `[batch, *features]`, for each example along the first reduced axis: conditional batch
-            normalization, `y[n] = scale[n] x_hat[n] + bias[n]` (de Vries et al. 2017, "Modulating early visual
-            processing by language").
+        params: from `bn_init`; `scale` and `bias` `[*features]`, any floating dtype. Or the output
+            of a network, by feature or `[batch, *features]`, for each example along the first reduced axis:
+            conditional batch normalization, `y[n] = scale[n] x_hat[n] + bias[n]` (de Vries et al. 2017, "Modulating
+            early visual processing by language").
         state: from `bn_init` or an earlier call; `mean` and `var` `[*features]`, `count` `[]`.
         x: input, floating point, any shape, `features = [x.shape[a] for a in axis]`. Statistics are computed in
             float32 (float64 for float64) whatever its dtype. Complex x has a complex mean and a real variance.
@@ -67,8 +70,8 @@ def bn_apply(
             are those of the whole array.
         axis_index_groups: a partition of the members; each part has its own statistics.
         mask: True where a value counts, broadcastable to `x`. Other values are normalized by the same statistics,
-            but do not enter them; NaN, infinity and what is more than 2^32 deviations out give x_hat = 0. One with
-            fewer dimensions than `x` that would fit its first axes as well as its last is refused.
+            but do not enter them; NaN, infinity and values more than 2^32 std from the mean give x_hat = 0. A mask
+            with fewer dimensions than `x` that would fit its first axes as well as its last is refused.
         update: False leaves the state as it is: a second pass over a batch, or a step that loss scaling skips.
         activation: any elementwise function of one JAX array; in training it costs no memory for the backward pass.
         residual: added before the activation, of x's shape.
@@ -106,12 +109,13 @@ def bn_apply(
     features = check.axes(axis, x.ndim)
     reduced = tuple(a for a in range(x.ndim) if a not in features)
     train, update = check.flag("train", train), check.flag("update", update)
-    check.parameters(x, params, state, features, reduced[:1])
+    check_params(x, params, features, reduced[:1])
+    check_state(x, state, features)
     epsilon = check.epsilon(epsilon, x.dtype)
     mask = None if mask is None else check.mask(mask, x.shape)
     residual = None if residual is None else check.like_x("residual", residual, x)
     ghost_batches = check.positive("ghost_batches", ghost_batches)
-    keep_take, bounds = check.momentum(momentum, state.count), limits(renorm, state.count)
+    keep_take, bounds = split_momentum(momentum, state.count), evaluate_limits(renorm, state.count)
     unbiased = check.boolean("unbiased_running_var", unbiased_running_var)
 
     if jnp.iscomplexobj(x) and (ghost_batches > 1 or bounds):
@@ -120,15 +124,15 @@ def bn_apply(
     dtype, out = check.accumulation_dtype(x.dtype), x.dtype
     mean, var = (shard_as_features(to_layout(v, features, x.ndim), x) for v in state[:2])
     mean, var = mean.astype(dtype), var.astype(check.real(dtype))
-    scale, bias = (_laid_out(v, features, reduced, x.ndim, dtype) for v in params)
+    scale, bias = (lay_out_affine(v, features, x, dtype) for v in params)
     if train is False:
         z = normalize_by(mean, var, epsilon, x, mask, scale, bias)
         return apply_epilogue(activation, None, None, residual, out, z), state
 
-    names = check.axis_names(axis_name)
-    whole = Reduction(reduced, names, check.groups(axis_index_groups, names))
+    names = check_axis_names(axis_name)
+    whole = Reduction(reduced, names, check_groups(axis_index_groups, names))
     parts, r = divide_batch(ghost_batches, whole, x)
-    # What differs between entries that share statistics comes after the normalization, with the activation.
+    # A scale or bias by example differs between entries that share statistics: it follows, with the activation.
     by_entry, leave = (None, None), lambda z: z
     if jnp.iscomplexobj(x) or any(v is not None and v.ndim > len(features) for v in params):
         by_entry, scale, bias = (scale, bias), None, None
@@ -139,9 +143,9 @@ def bn_apply(
 
     def layer(x, mask, *after: Any):
         """Return the output and the moments of a batch that is normalized as one."""
-        x = saved(x)
+        x = mark_saved(x)
         # Parts that follow the shards of a batch decide alone about a second pass, and so without a guess.
-        m = jax.tree.map(saved, batch_moments(r, x, mask, running.mean if parts == 1 else None))
+        m = jax.tree.map(mark_saved, batch_moments(r, x, mask, running.mean if parts == 1 else None))
         used, gain, offset = choose_statistics(train, epsilon, m, running, scale, bias)
         if bounds is not None:
             gain, offset = correct_affine(bounds, epsilon, gain, offset, used, running)
@@ -154,11 +158,4 @@ def bn_apply(
     y, m = map_parts(layer, parts, r, x, mask, *by_entry, residual)
     m = pool_parts(lax.stop_gradient(m), parts, whole, r)
     m = jax.tree.map(lambda v: from_layout(v, features), join_moments(m) if r.components else m)
-    return y, update_state(state, m, keep_take, unbiased, jnp.logical_and(update, train))
-
-
-def _laid_out(v, features, reduced, ndim, dtype):
-    """Lay out a scale or bias, by feature or by example and feature, to broadcast against x."""
-    if v is None:
-        return None
-    return to_layout(v.astype(dtype), features if v.ndim == len(features) else (reduced[0], *features), ndim)
+    return y, update_running(state, m, keep_take, unbiased, jnp.logical_and(update, train))

@@ -1,4 +1,4 @@
-"""Complex input: a complex mean and a real variance, by the real layer on pairs of numbers.
+"""Complex input, as pairs of real numbers: a complex mean and a real variance.
 
 Real and imaginary part have a mean each, and one variance together, `E[|x - mean|^2]`.
 """
@@ -21,5 +21,5 @@ def from_pairs(x: jax.Array) -> jax.Array:
 
 
 def join_moments(m: Moments) -> Moments:
-    """Return moments of pairs as those of complex numbers."""
+    """Return the complex moments of moments of pairs."""
     return Moments(m.count[..., 0], from_pairs(m.mean), m.var[..., 0], from_pairs(m.tail))

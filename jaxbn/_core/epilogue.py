@@ -1,16 +1,16 @@
-"""What follows the normalization inside the layer: scale and bias by example, a residual, an activation."""
+"""Epilogue of the layer, after normalization: scale and bias by example, a residual, an activation."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxbn._core.normalize import affine
+from jaxbn._core.normalize import apply_affine
 
 
 def apply_epilogue(activation: Any, scale: Any, bias: Any, residual: Any, dtype: Any, z: jax.Array) -> jax.Array:
     """Return `activation(scale z + bias + residual)` in `dtype`."""
-    z = affine(z, scale, bias)
+    z = apply_affine(z, scale, bias)
     z = z if residual is None else z + residual.astype(z.dtype)
     return (z if activation is None else activate(activation, z)).astype(dtype)
 

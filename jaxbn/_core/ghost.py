@@ -1,4 +1,4 @@
-"""Ghost batches: parts of a batch that are normalized by themselves, and one update of the state."""
+"""Ghost batches: parts of a batch that are normalized separately, with one update of the state."""
 
 import math
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from jaxbn._core.reduction import Reduction
 
 
 def divide_batch(ghost_batches: int, r: Reduction, x: jax.Array) -> tuple[int, Reduction]:
-    """Return into how many parts each member divides what it holds of x, and who shares statistics."""
+    """Return the number of parts into which each member divides its shard of x, and which entries share statistics."""
     parts, divided = _share_parts(ghost_batches, r)
-    size, shards = (x.shape[r.axes[0]], _shards(x, r.axes[0])) if r.axes else (1, 1)
+    size, shards = (x.shape[r.axes[0]], _count_shards(x, r.axes[0])) if r.axes else (1, 1)
     if parts > 1 and not isinstance(size, int):
         raise ValueError(f"`ghost_batches` must be 1 where the size of the batch is symbolic; got {parts} for {size}.")
     if parts > 1 and (size % parts or parts % shards):
@@ -57,9 +57,9 @@ def map_parts(
         return layer(x, *others)
     axis = r.axes[0]
     in_axes = [None if v is None or v.shape[axis] == 1 else axis for v in (x, *others)]
-    split = [v if a is None else _split(v, axis, parts) for v, a in zip((x, *others), in_axes, strict=True)]
+    split = [v if a is None else _split_axis(v, axis, parts) for v, a in zip((x, *others), in_axes, strict=True)]
     y, m = jax.vmap(layer, in_axes=in_axes, out_axes=(axis, 0))(*split)
-    return lax.reshape(y, x.shape, out_sharding=_explicit(jax.typeof(x).sharding)), m
+    return lax.reshape(y, x.shape, out_sharding=_explicit_sharding(jax.typeof(x).sharding)), m
 
 
 def pool_parts(m: Moments, parts: int, whole: Reduction, r: Reduction) -> Moments:
@@ -73,19 +73,19 @@ def pool_parts(m: Moments, parts: int, whole: Reduction, r: Reduction) -> Moment
     return pool_named(m, whole.names, whole.groups)
 
 
-def _split(x: jax.Array, axis: int, parts: int) -> jax.Array:
+def _split_axis(x: jax.Array, axis: int, parts: int) -> jax.Array:
     shape = (*x.shape[:axis], parts, x.shape[axis] // parts, *x.shape[axis + 1 :])
     sharding = jax.typeof(x).sharding
     spec = (*sharding.spec[: axis + 1], None, *sharding.spec[axis + 1 :])
-    return lax.reshape(x, shape, out_sharding=_explicit(sharding.update(spec=spec)))
+    return lax.reshape(x, shape, out_sharding=_explicit_sharding(sharding.update(spec=spec)))
 
 
-def _explicit(sharding):
+def _explicit_sharding(sharding):
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def _shards(x: jax.Array, axis: int) -> int:
-    """Return over how many devices x is sharded along `axis`, as far as its type says: where the mesh is explicit."""
+def _count_shards(x: jax.Array, axis: int) -> int:
+    """Return over how many devices x is sharded along `axis`, which its type says where the mesh is explicit."""
     sharding = jax.typeof(x).sharding
     names = sharding.spec[axis] or ()
     return math.prod(sharding.mesh.shape[a] for a in ((names,) if isinstance(names, str) else names))

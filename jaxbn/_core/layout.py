@@ -1,4 +1,4 @@
-"""Per-feature arrays laid out to broadcast against x, and back."""
+"""Per-feature arrays laid out to broadcast against x, and back; and their sharding."""
 
 import jax
 from jax import lax
@@ -16,6 +16,15 @@ def from_layout(v: jax.Array, features: tuple[int, ...]) -> jax.Array:
     return lax.transpose(v, [sorted(features).index(a) for a in features])
 
 
+def lay_out_affine(v: jax.Array | None, features: tuple[int, ...], x: jax.Array, dtype: jax.typing.DTypeLike):
+    """Lay out a scale or bias in `dtype`, by feature or by example and feature, to broadcast against x."""
+    if v is None:
+        return None
+    if v.ndim > len(features):
+        features = (next(a for a in range(x.ndim) if a not in features), *features)
+    return to_layout(v.astype(dtype), features, x.ndim)
+
+
 def shard_as_features(v: jax.Array, x: jax.Array) -> jax.Array:
     """Shard `v`, laid out against x, as the features of x are where the mesh is explicit."""
     sharding = jax.typeof(x).sharding
@@ -26,7 +35,7 @@ def shard_as_features(v: jax.Array, x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(v, sharding.update(spec=spec))
 
 
-def sharded_as(like: jax.Array, v: jax.Array) -> jax.Array:
+def shard_like(like: jax.Array, v: jax.Array) -> jax.Array:
     """Give `v` the sharding of `like` where the mesh is explicit: the features of x may be sharded otherwise."""
     own, to = jax.typeof(v).sharding, jax.typeof(like).sharding
     if own.spec == to.spec:

@@ -1,4 +1,4 @@
-"""The moments of a group of values, and how groups pool."""
+"""Moments of a group of values, and exact pooling of groups."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from jax import lax
 from jax.export import register_namedtuple_serialization
 
 from jaxbn._core import check
-from jaxbn._core.reduction import Reduction
+from jaxbn._core.reduction import Reduction, check_axis_names, check_groups
 
 
 @partial(register_namedtuple_serialization, serialized_name="jaxbn.Moments")
@@ -25,7 +25,7 @@ class Moments(NamedTuple):
         count: how many values each feature has, `[*features]`, floating point.
         mean: their mean, `[*features]`, float32 (float64 for float64 values).
         var: their biased variance, `E[(x - mean)^2]`, `[*features]`.
-        tail: what rounding took from the mean, `[*features]`: `mean + tail` has twice the digits of `mean`.
+        tail: the low-order part of the mean, `[*features]`: `mean + tail` has twice the digits of `mean`.
             Normalization subtracts both, so that it is exact even for a mean of a million standard deviations.
     """
 
@@ -40,10 +40,10 @@ def pool(m: Moments, axis: int | Sequence[int] = 0) -> Moments:
 
     `n = sum n_i`, `mean = sum n_i mean_i / n`, `var = sum n_i (var_i + (mean_i - mean)^2) / n`
     (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"). Exact for any sizes, associative
-    and commutative; an empty group changes nothing, whatever its mean and variance say.
+    and commutative; an empty group changes nothing, NaN in its mean and variance included.
 
     Args:
-        m: the groups, for example `[groups, features]`. `count` and `tail` may be anything that broadcasts to `mean`.
+        m: the groups, for example `[groups, features]`. `count` and `tail` broadcast to `mean`.
         axis: the axis or axes of the groups.
 
     Returns:
@@ -69,7 +69,7 @@ def pool_named(
     axis_name: str | Sequence[str],
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> Moments:
-    """Pool the moments that the members of a named axis hold.
+    """Pool the moments that the members of a named axis hold: cross-replica statistics, as in SyncBatchNorm.
 
     The formula of `pool`, in two collectives of two numbers a feature. Works under `jax.shard_map`, `jax.pmap` and
     `jax.vmap(axis_name=...)`; the result is the same on every member, and `shard_map` knows that it is.
@@ -92,8 +92,8 @@ def pool_named(
         [[3.5]
          [3.5]]
     """
-    names = check.axis_names(axis_name)
-    members = Reduction((), names, check.groups(axis_index_groups, names))
+    names = check_axis_names(axis_name)
+    members = Reduction((), names, check_groups(axis_index_groups, names))
     return _pool(broadcast_fields(m), members.sum_members)
 
 

@@ -1,11 +1,14 @@
-"""Schedules of the kept fraction. `count` is the number of updates that the state has seen."""
+"""The momentum of the running statistics: the fraction that is kept, a number or a schedule of the update count."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 Momentum = float | jax.Array | Callable[[jax.Array], jax.Array]
@@ -24,7 +27,7 @@ class _ZeroDebiased:
 
 
 def zero_debiased(decay: float = 0.99) -> Callable[[ArrayLike], jax.Array]:
-    """Exponential moving average without the bias towards the initial value.
+    """Return a momentum schedule: an exponential moving average without bias towards the initial value.
 
     After t updates with statistics `b_1 ... b_t` the running value is `sum_i decay^(t-i) b_i / sum_i decay^(t-i)`:
     the first batch is copied, and the weights are those of the plain average from there on
@@ -52,7 +55,9 @@ def zero_debiased(decay: float = 0.99) -> Callable[[ArrayLike], jax.Array]:
 
 
 def cumulative_average(count: ArrayLike) -> jax.Array:
-    """The plain mean of all batch statistics so far: `count / (count + 1)` is kept. Torch's `momentum=None`.
+    """Return the fraction to keep for the plain mean of all batch statistics so far: `count / (count + 1)`.
+
+    PyTorch's `momentum=None`.
 
     Args:
         count: updates seen, an integer scalar.
@@ -69,3 +74,21 @@ def cumulative_average(count: ArrayLike) -> jax.Array:
     """
     count = jnp.asarray(count).astype(float)
     return count / (count + 1)
+
+
+def split_momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
+    """Return the fractions to keep and to take after `count` updates, from a momentum or a schedule of it."""
+    if callable(value):
+        value = value(count)
+    if isinstance(value, (str, bool)) or value is None or not hasattr(value, "__sub__"):
+        raise TypeError(
+            f"`momentum` must be a number or a function of `state.count`; got {value!r}. "
+            "PyTorch's None is `jaxbn.cumulative_average` here."
+        )
+    if np.shape(value) != ():
+        raise ValueError(f"`momentum` must be a scalar, and a schedule must return one; got shape {np.shape(value)}.")
+    concrete = None if isinstance(value, Tracer) else float(value)
+    if concrete is not None and not 0 <= concrete <= 1:
+        raise ValueError(f"`momentum` is the fraction that is kept and must lie in [0, 1]; got {concrete}.")
+    # From a Python float the complement is exact to more digits than float32 has.
+    return value, 1 - value

@@ -1,30 +1,124 @@
-"""Normalization by the batch's own statistics, and its derivative.
+"""Normalization by given statistics; what lies under a mask."""
 
-With `x_hat = (x - mean) / std` and `z = scale x_hat + bias`, the derivative is `P(u) + x_hat dscale + dbias`, where
-`u = (scale / std) dx` and `P(u) = u - E[u] - x_hat E[u x_hat]`, with E over the entries that share the statistics. P is
-symmetric, so forward and backward pass are the same two averages. Both are written here by hand, and keep nothing but
-the input and one vector per statistic and parameter: x_hat and the activation's derivative are recomputed.
-"""
-
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
+from jaxbn._core import check
 from jaxbn._core.batch_moments import zero_masked
-from jaxbn._core.layout import sharded_as
-from jaxbn._core.moments import Moments
-from jaxbn._core.reduction import Reduction, varying_axes
-from jaxbn._primitives.linear import apply_linear, convert_closure
-from jaxbn._primitives.platform import choose_by_platform, fusion_barrier
+from jaxbn._core.layout import lay_out_affine, shard_as_features, to_layout
+from jaxbn._core.moments import Moments, broadcast_fields
+from jaxbn._core.state import BatchNormParams, BatchNormState, check_params, check_state
 
 # Standard deviations from the mean beyond which a masked entry is read as the mean: padding. NaN is beyond, too. Not
 # merely what is finite: an activation may cube x_hat, and its derivative would be infinite.
 FAR = 2.0**32
+
+
+def normalize(
+    params: BatchNormParams,
+    m: Moments | BatchNormState,
+    x: ArrayLike,
+    *,
+    axis: int | Sequence[int] = -1,
+    epsilon: float = 1e-5,
+    mask: ArrayLike | None = None,
+) -> jax.Array:
+    """Normalize by given moments, and apply scale and bias.
+
+    `y = scale (x - mean) / sqrt(var + epsilon) + bias`. One of the three parts of batch normalization, for layers that
+    `bn_apply` does not have: `moments`, `normalize`, `update_state`. Together they are `bn_apply(..., train=True)`;
+    with the running statistics, `normalize(params, state, x)` is `bn_apply(..., train=False)`, a frozen layer
+    (FrozenBatchNorm).
+
+    Args:
+        params: from `bn_init`; `scale` and `bias` `[*features]`, or `[batch, *features]`, for each example along the
+            first axis of x that is not a feature axis.
+        m: the statistics to normalize by, `[*features]`: `Moments` from `moments`, `pool` or `pool_named`, or a
+            `BatchNormState`.
+        x: input, floating point, any shape. Complex x is normalized by a state only.
+        axis: the feature axis or axes; the last by default, 1 for channels first.
+        epsilon: added to the variance.
+        mask: True where a value counts, broadcastable to `x`. Other values are normalized too, but NaN, infinity and
+            what is more than 2^32 deviations out give x_hat = 0. Give it to `moments` as well.
+
+    Returns:
+        An array of x's shape and dtype, computed in float32 (float64 for float64). Differentiable with respect to
+        params, m and x in every mode; the gradient of the batch's own moments flows through `m`. A feature whose
+        moments have count 0 gives x_hat = 0.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, shape or range than stated; the message says which.
+
+    Example:
+        Statistics for each group of a batch, and one update of the state by all of them (ghost batch normalization):
+
+        >>> import jax, jax.numpy as jnp, jaxbn
+        >>> params, state = jaxbn.bn_init(1)
+        >>> groups = jnp.array([[[1.0], [3.0]], [[10.0], [30.0]]])
+        >>> m = jax.vmap(jaxbn.moments)(groups)
+        >>> y = jax.vmap(lambda m, x: jaxbn.normalize(params, m, x))(m, groups)
+        >>> state = jaxbn.update_state(state, jaxbn.pool(m), momentum=0.9)
+        >>> print(y.ravel().round(3), state.mean.round(3), state.count)
+        [-1.  1. -1.  1.] [1.1] 1
+
+    Ioffe and Szegedy 2015, "Batch normalization", algorithm 1. In training `bn_apply` moves and keeps less memory: its
+    derivative is written by hand, where this one keeps what JAX's differentiation needs.
+    """
+    x = check.floating("x", x, or_complex=True)
+    features = check.axes(axis, x.ndim)
+    examples = tuple(a for a in range(x.ndim) if a not in features)[:1]
+    epsilon = check.epsilon(epsilon, x.dtype)
+    keep = None if mask is None else check.mask(mask, x.shape)
+    dtype = check.accumulation_dtype(x.dtype)
+
+    def lay_out(v):
+        return shard_as_features(to_layout(v, features, x.ndim), x)
+
+    check_params(x, params, features, examples)
+    if isinstance(m, Moments):
+        m = _check_moments(m, x, features)
+    else:
+        check_state(x, m, features, name="m", kind="`jaxbn.Moments`, or a state of `bn_init`")
+    scale, bias = (lay_out_affine(v, features, x, dtype) for v in params)
+    mean, var = lay_out(m.mean).astype(dtype), lay_out(m.var).astype(check.real(dtype))
+    if not isinstance(m, Moments):
+        return normalize_by(mean, var, epsilon, x, keep, scale, bias).astype(x.dtype)
+    inverse = inverse_std(var, epsilon, lay_out(m.count))
+    near, wide = find_padding(keep, x, mean, inverse)
+    d = (wide - mean) - lay_out(m.tail).astype(dtype)
+    return apply_affine(zero_masked(near, d), inverse if scale is None else scale * inverse, bias).astype(x.dtype)
+
+
+def _check_moments(m: Moments, x: jax.Array, features: tuple[int, ...]) -> Moments:
+    """Return `m` with fields of one shape, those of the features of x."""
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"`m` must be a state for complex `x`, {x.dtype}: `Moments` are real. Use `bn_apply` to train.")
+    m, wanted = broadcast_fields(m), tuple(x.shape[a] for a in features)
+    if m.mean.shape != wanted:
+        raise ValueError(
+            f"`m` must have shape {wanted}, as x along its feature axes {features}; got {m.mean.shape}. Take the "
+            "moments along the same `axis`; for moments of several groups use `jax.vmap`, or `jaxbn.pool` them."
+        )
+    return m
+
+
+def normalize_by(
+    mean: jax.Array,
+    var: jax.Array,
+    epsilon: float,
+    x: jax.Array,
+    mask: jax.Array | None,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """Return `scale (x - mean) / sqrt(var + epsilon) + bias` by given statistics, laid out to broadcast against x."""
+    inverse = inverse_std(var, epsilon).astype(mean.dtype)
+    near, x = find_padding(mask, x, mean, inverse)
+    return apply_affine(zero_masked(near, x - mean), inverse if scale is None else scale * inverse, bias)
 
 
 def inverse_std(var: jax.Array, epsilon: float, count: jax.Array | None = None) -> jax.Array:
@@ -48,193 +142,7 @@ def find_padding(
     return known & near & (inverse > 0), x
 
 
-def affine(v: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+def apply_affine(v: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
     """Return `scale v + bias`."""
     v = v if scale is None else v * scale
     return v if bias is None else v + bias
-
-
-def normalize_by(
-    mean: jax.Array,
-    var: jax.Array,
-    epsilon: float,
-    x: jax.Array,
-    mask: jax.Array | None,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-) -> jax.Array:
-    """Return `scale (x - mean) / sqrt(var + epsilon) + bias` by given statistics."""
-    inverse = inverse_std(var, epsilon).astype(mean.dtype)
-    near, x = find_padding(mask, x, mean, inverse)
-    return affine(zero_masked(near, x - mean), inverse if scale is None else scale * inverse, bias)
-
-
-def normalize_by_batch(
-    r: Reduction,
-    epsilon: float,
-    epilogue: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
-    mask: jax.Array | None,
-    m: Moments,
-    train: bool | jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-) -> jax.Array:
-    """Return `epilogue(scale x_hat + bias)`, where x_hat is x normalized by its own moments `m` over `r`.
-
-    Where `train` is False, `m` may be any statistics, and do not move with x. The arrays broadcast against x.
-    """
-    inputs = _Inputs(x, scale, bias, [], m, mask, None if train is True else jnp.asarray(train))
-    z = jax.eval_shape(lambda inputs: _normalized(epsilon, inputs).z, inputs)
-    converted, arrays = convert_closure(epilogue, z)
-
-    @jax.custom_jvp
-    def layer(inputs):
-        return converted(inputs.arrays, _normalized(epsilon, inputs).z)
-
-    @partial(layer.defjvp, symbolic_zeros=True)
-    def layer_jvp(primals, tangents):
-        # The derivative knows how the moments follow x: their own tangents are not needed.
-        dots = [None if isinstance(t, SymbolicZero) else t for t in jax.tree.leaves(tangents[0][:4])]
-        dots = jax.tree.unflatten(jax.tree.structure(primals[0][:4]), dots)
-        y = layer(*primals)
-        if not jax.tree.leaves(dots):
-            return y, jnp.zeros_like(y)
-        wanted = jax.tree.map(lambda t: t is not None, dots, is_leaf=lambda t: t is None)
-        push, pull = partial(_push, r, epsilon, converted), partial(_pull, r, epsilon, converted, wanted)
-        return y, apply_linear(push, pull, primals[0], dots)
-
-    return layer(inputs._replace(arrays=arrays))
-
-
-class _Inputs(NamedTuple):
-    """What the output depends on, and all that is kept for the backward pass. The first four have derivatives.
-
-    Attributes:
-        arrays: what the epilogue closes over.
-        train: whether `m` are the moments of x, and so move with it; None for always.
-    """
-
-    x: jax.Array
-    scale: jax.Array | None
-    bias: jax.Array | None
-    arrays: list[jax.Array]
-    m: Moments
-    mask: jax.Array | None
-    train: jax.Array | None
-
-
-class _Normalized(NamedTuple):
-    """`z = gain d + offset`: what belongs to a feature is computed first, in vectors.
-
-    Attributes:
-        near: which entries are not padding; None for all.
-        d: `x - mean`. What rounding took from the mean, `m.tail`, is in the offset.
-        inverse: `1 / std`.
-        gain: `scale / std`.
-        z: `scale x_hat + bias`.
-    """
-
-    near: jax.Array | None
-    d: jax.Array
-    inverse: jax.Array
-    gain: jax.Array
-    z: jax.Array
-
-
-def _normalized(epsilon: float, inputs: _Inputs) -> _Normalized:
-    m, scale, bias = inputs.m, inputs.scale, inputs.bias
-    inverse = inverse_std(m.var, epsilon, m.count)
-    gain = inverse if scale is None else scale * inverse
-    near, x = find_padding(inputs.mask, inputs.x, m.mean, inverse)
-    offset = -gain * m.tail if bias is None else bias - gain * m.tail
-    mean, gain, offset = fusion_barrier(m.mean, gain, offset)
-    d = _deviations(x, mean, m.tail, near)
-    return _Normalized(near, d, inverse, gain, d * gain + offset)
-
-
-def _deviations(x, mean, tail, near):
-    """Return `x - mean`; for padding what gives `x_hat = 0`."""
-    d = zero_masked(near, x).astype(mean.dtype) - mean
-    return d if near is None else jnp.where(near, d, tail)
-
-
-def _push(r, epsilon, epilogue, inputs: _Inputs, dots: Any) -> jax.Array:
-    """Return the tangent of the output for tangents of x, scale, bias and arrays."""
-    x_dot, scale_dot, bias_dot, arrays_dot = dots
-    near, d, inverse, gain, z = _normalized(epsilon, inputs)
-    x_hat, z_dot = (d - inputs.m.tail) * inverse, jnp.zeros_like(z)
-    if x_dot is not None:
-        u = zero_masked(near, gain * x_dot.astype(gain.dtype))
-        first, second = r.sum_members([r.sum(zero_masked(inputs.mask, v)) for v in (u, u * x_hat)])
-        first, second = _averages(r, inputs, first, second)
-        z_dot = zero_masked(near, u - first - x_hat * second)
-    z_dot = z_dot if scale_dot is None else z_dot + x_hat * scale_dot
-    z_dot = z_dot if bias_dot is None else z_dot + bias_dot
-    f, moving = _of_moving(epilogue, inputs.arrays, [t is not None for t in arrays_dot])
-    return jax.jvp(f, (z, *moving), (z_dot, *(t for t in arrays_dot if t is not None)))[1]
-
-
-def _pull(r, epsilon, epilogue, wanted, inputs: _Inputs, y_bar) -> Any:
-    """Return the cotangents of x, scale, bias and arrays, of those that are wanted, for one of the output."""
-    x_wanted, scale_wanted, bias_wanted, arrays_wanted = wanted
-    x, scale, bias, _, m, mask, _ = inputs
-    near, d, inverse, gain, z = _normalized(epsilon, inputs)
-    f, moving = _of_moving(epilogue, inputs.arrays, arrays_wanted)
-    z_bar, *arrays_bar = jax.vjp(f, z, *moving)[1](y_bar)
-
-    def rows(z_bar, d, near):
-        return [z_bar, z_bar * d, *([] if near is None else [zero_masked(near, z_bar)])]
-
-    def sum_each(z_bar, d, near, x, mean, tail):
-        x, mean, tail = fusion_barrier(x, mean, tail)
-        return [r.sum(row) for row in rows(z_bar, _deviations(x, mean, tail, near), near)]
-
-    def sum_pairs(z_bar, d, near, x, mean, tail):
-        return list(jnp.moveaxis(r.sum(jnp.stack(rows(z_bar, d, near), -1)), -1, 0))
-
-    # With two sums, XLA for GPUs writes the activation's derivative to memory, for both to read. On a TPU one sum of
-    # pairs moves more.
-    args = z_bar, d, near, x, m.mean, m.tail
-    own = choose_by_platform(*args, cuda=sum_pairs, rocm=sum_pairs, default=sum_each)
-    whole = r.sum_members(own)
-    # Of z_bar x_hat, from those of z_bar d.
-    own_second, second = ((row[1] - m.tail * row[0]) * inverse for row in (own, whole))
-    x_bar = scale_bar = bias_bar = None
-    if x_wanted:
-        first, second_mean = _averages(r, inputs, whole[0 if near is None else 2], second)
-        slope = inverse * second_mean
-        taken = zero_masked(mask, d * slope + (first - m.tail * slope))
-        x_bar = sharded_as(x, zero_masked(near, gain * (z_bar - taken)).astype(x.dtype))
-    if scale_wanted:
-        scale_bar = _shared(r, x, scale, own_second, second)
-    if bias_wanted:
-        bias_bar = _shared(r, x, bias, own[0], whole[0])
-    return x_bar, scale_bar, bias_bar, arrays_bar
-
-
-def _averages(r: Reduction, inputs: _Inputs, first, second) -> list[jax.Array]:
-    """Return `E[u]` and `E[u x_hat]`, what the statistics take back of u, from the sums."""
-    n = jnp.maximum(inputs.m.count, 1)
-    found = first / n, r.sum_components(second) / n
-    return [v if inputs.train is None else jnp.where(inputs.train, v, 0) for v in found]
-
-
-def _shared(r: Reduction, x, v, own, whole) -> jax.Array:
-    """Return the cotangent of a parameter; under `shard_map(check_vma=True)` that of a replicated one is the sum."""
-    replicated = varying_axes(x) - varying_axes(v)
-    if replicated and replicated == set(r.names) and r.groups is None:
-        own = whole
-    elif replicated:
-        own = lax.psum(own, tuple(sorted(replicated)))
-    return sharded_as(v, own.astype(v.dtype))
-
-
-def _of_moving(epilogue, arrays, moving):
-    """Return the epilogue as a function of z and of those arrays that move, and these arrays."""
-
-    def f(z, *values):
-        values = iter(values)
-        return epilogue([next(values) if m else a for a, m in zip(arrays, moving, strict=True)], z)
-
-    return f, [a for a, m in zip(arrays, moving, strict=True) if m]

@@ -1,4 +1,4 @@
-"""One update of the running statistics from several microbatches."""
+"""One update of the running statistics from several microbatches (gradient accumulation)."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxbn._core import check
-from jaxbn._core.momentum import Momentum
+from jaxbn._core.momentum import Momentum, split_momentum
 
 
 def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike | None = None) -> Any:
-    """Return the state after one update with the moments of k microbatches pooled: gradient accumulation done right.
+    """Return the state after one update with the pooled moments of k microbatches, for gradient accumulation.
 
     Each microbatch must have updated the *same* state, not one another's. With `new_i = m old + (1 - m) batch_i`, the
     update by the pooled moments is
@@ -28,7 +28,7 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
         states: the k >= 1 states after the microbatches, stacked on a leading axis (what `jax.vmap` and the outputs of
             `jax.lax.scan` give): `BatchNormState`s, linen's `batch_stats`, an `nnx.State` of `BatchStat`s, or any tree
             of them. Leaves are recognized by their names mean, var and count.
-        momentum: what the layers were given, in [0, 1); a schedule needs states with `count`.
+        momentum: the momentum of the layers, in [0, 1); a schedule needs states with `count`.
         weights: how many values each microbatch had, `[k]`; by default all the same. Where the state has a count,
             microbatches that did not update it are left out; where it has none, all must have updated it. A single
             feature that took no part in a microbatch that others took part in is not left out.
@@ -56,7 +56,7 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
     leaves, tree = jax.tree.flatten_with_path(states)
     layers: dict[tuple, dict[str, int]] = {}
     for i, (path, leaf) in enumerate(leaves):
-        layer, name = _layer_and_name(path)
+        layer, name = _split_path(path)
         layers.setdefault(layer, {})[name] = i
         if np.ndim(leaf) == 0 or len(leaf) != len(leaves[0][1]):
             raise ValueError(
@@ -74,12 +74,12 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
                 f"Each layer of `states` must have mean and var, and count if `momentum` is a schedule; "
                 f"got one with {sorted(where)}."
             )
-        for name, value in _pooled({name: new[i] for name, i in where.items()}, momentum, share).items():
+        for name, value in _pool_layer({name: new[i] for name, i in where.items()}, momentum, share).items():
             new[where[name]] = value
     return jax.tree.unflatten(tree, new)
 
 
-def _pooled(layer: dict[str, jax.Array], momentum: Momentum, share: jax.Array) -> dict[str, jax.Array]:
+def _pool_layer(layer: dict[str, jax.Array], momentum: Momentum, share: jax.Array) -> dict[str, jax.Array]:
     """Return one layer's state from its states after each microbatch."""
     # In the dtype of sums: the variance between the means of half precision may not fit that.
     mean, var = (layer[name].astype(check.accumulation_dtype(layer[name].dtype)) for name in ("mean", "var"))
@@ -88,27 +88,27 @@ def _pooled(layer: dict[str, jax.Array], momentum: Momentum, share: jax.Array) -
     if "count" in layer:  # one number, or one for each of a stack of layers
         pooled["count"] = jnp.max(layer["count"], 0)
         before = pooled["count"] - 1
-        share = jnp.where(layer["count"] == pooled["count"][None], _trailing(share, layer["count"].ndim), 0)
-    keep = momentum(before) if callable(momentum) else check.momentum(momentum, before)[0]
+        share = jnp.where(layer["count"] == pooled["count"][None], _append_axes(share, layer["count"].ndim), 0)
+    keep = momentum(before) if callable(momentum) else split_momentum(momentum, before)[0]
     if not isinstance(keep, Tracer) and np.any(np.asarray(keep) == 1):
         raise ValueError("`momentum` must be below 1: at 1 the states hold nothing of the microbatches.")
     take = jnp.asarray(1 - keep).astype(var.dtype)
     total = jnp.sum(share, 0, keepdims=True)
-    # Nothing in any of them: their states are all the old one, in whatever shares.
-    share = _trailing(jnp.where(total > 0, share, 1 / len(mean)) / jnp.where(total > 0, total, 1), mean.ndim)
+    # No microbatch had values: all states are the old one, and any shares do.
+    share = _append_axes(jnp.where(total > 0, share, 1 / len(mean)) / jnp.where(total > 0, total, 1), mean.ndim)
     pooled["mean"] = jnp.sum(share.astype(mean.dtype) * mean, 0)
     between = jnp.sum(share * jnp.square(jnp.abs(mean - pooled["mean"][None])), 0)
-    pooled["var"] = jnp.sum(share * var, 0) + between / _trailing(take, between.ndim)
+    pooled["var"] = jnp.sum(share * var, 0) + between / _append_axes(take, between.ndim)
     return pooled | {name: pooled[name].astype(layer[name].dtype) for name in ("mean", "var")}
 
 
-def _trailing(v: jax.Array, ndim: int) -> jax.Array:
-    """Return `v` with axes of size 1 after its own, `ndim` in all."""
+def _append_axes(v: jax.Array, ndim: int) -> jax.Array:
+    """Append axes of size 1, up to `ndim` axes."""
     return jax.lax.expand_dims(v, range(v.ndim, ndim))
 
 
-def _layer_and_name(path: tuple) -> tuple[tuple, str]:
-    """Return the path of a leaf's layer, and its name there. (Below it there may be a key of the variable's own.)"""
+def _split_path(path: tuple) -> tuple[tuple, str]:
+    """Return the path of a leaf's layer and its name there. (Below it there may be a key of the variable's own.)"""
     names = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
     for i in reversed(range(len(names))):
         if names[i] in ("mean", "var", "count"):

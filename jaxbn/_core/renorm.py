@@ -1,4 +1,4 @@
-"""Batch renormalization, which ties the statistics of the batch to the running ones."""
+"""Batch renormalization: the batch's statistics, corrected towards the running ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ Limit = float | jax.Array | Callable[[jax.Array], jax.Array]
 class Renorm(NamedTuple):
     """Batch renormalization: `bn_apply(..., renorm=Renorm(r_max, d_max))`.
 
-    In training `y = scale (x^ r + d) + bias`, where x^ is x normalized by the batch, and
+    In training `y = scale (x_hat r + d) + bias`, where x_hat is x normalized by the batch, and
 
         r = clip(std_batch / std_running, 1 / r_max, r_max)
         d = clip((mean_batch - mean_running) / std_running, -d_max, d_max)
 
     are constants to differentiation, with `std = sqrt(var + epsilon)` and the running statistics as they are before the
     update. In evaluation nothing changes. With `r_max=1, d_max=0` it is batch normalization; with no limits training
-    gives the output of evaluation, while the gradient still knows that the batch's statistics move with x.
+    gives the output of evaluation, while the gradient still accounts for the batch's statistics moving with x.
 
     Attributes:
         r_max: at least 1; a number, a scalar array, or a function of `state.count`.
         d_max: at least 0; likewise.
 
     Raises:
-        TypeError, ValueError: from the layer that it is given to: a limit is not one real number, or below 1 or 0. What
-            is traced cannot be checked.
+        TypeError, ValueError: raised by the layer: a limit is not one real number, or below 1 or 0. A traced limit
+            cannot be checked.
 
     Example:
         >>> import jax.numpy as jnp, jaxbn
@@ -46,8 +46,8 @@ class Renorm(NamedTuple):
         >>> print(y.ravel().round(2), jaxbn.bn_apply(params, state, x, train=False)[0].ravel().round(2))
         [1. 3.] [1. 3.]
 
-    Ioffe 2017, "Batch renormalization". Running statistics that have seen few batches are a poor thing to be tied to:
-    begin with plain batch normalization, as `renorm_warmup` does.
+    Ioffe 2017, "Batch renormalization". Running statistics of few batches are poor references: begin with plain
+    batch normalization, as `renorm_warmup` does.
     """
 
     r_max: Limit = 3.0
@@ -70,13 +70,13 @@ class _Ramp:
 def renorm_warmup(
     r_max: float = 3.0, d_max: float = 5.0, *, start: int = 5000, r_end: int = 40000, d_end: int = 25000
 ) -> Renorm:
-    """Renormalization whose limits open with the number of updates, by default as in Ioffe 2017.
+    """Return a `Renorm` whose limits widen with the number of updates, by default as in Ioffe 2017.
 
     `r_max(count) = 1 + (r_max - 1) ramp(count)` and `d_max(count) = d_max ramp(count)`, where the ramp is 0 up to
     `start` and rises linearly to 1 at `r_end`, or `d_end`.
 
     Args:
-        r_max, d_max: the limits in the end.
+        r_max, d_max: the final limits.
         start: updates of plain batch normalization.
         r_end, d_end: updates after which the limits are reached.
 
@@ -110,13 +110,13 @@ def renorm_warmup(
     return Renorm(_Ramp(1.0, r, begin, r_last), _Ramp(0.0, d, begin, d_last))
 
 
-def counts(renorm: Renorm | None) -> bool:
-    """Whether a limit depends on the number of updates."""
+def needs_count(renorm: Renorm | None) -> bool:
+    """Return whether a limit depends on the number of updates."""
     return isinstance(renorm, Renorm) and any(map(callable, renorm))
 
 
-def limits(renorm: Any, count: jax.Array) -> tuple[Any, Any] | None:
-    """The two limits after `count` updates; None if there is no renormalization."""
+def evaluate_limits(renorm: Any, count: jax.Array) -> tuple[Any, Any] | None:
+    """Return the two limits after `count` updates; None without renormalization."""
     if renorm is None:
         return None
     if not isinstance(renorm, Renorm):
@@ -133,7 +133,7 @@ def choose_statistics(
     scale: jax.Array | None,
     bias: jax.Array | None,
 ) -> tuple[Moments, jax.Array | None, jax.Array | None]:
-    """Return the statistics to normalize by, scale and bias: where `train` is traced, of the batch or the running ones.
+    """Return the statistics to normalize by, scale and bias; a traced `train` selects the batch's or the running ones.
 
     The running ones enter as constants, like the batch's. Their derivative is in scale and bias, as that of r = 1 and
     d = 0 in a renormalization.

@@ -1,4 +1,4 @@
-"""What a rematerialized network keeps of its normalizations."""
+"""A rematerialization policy that keeps the inputs of normalizations."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ _saved = jax.checkpoint_policies.save_only_these_names(_NAME)
 
 
 def save_inputs(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Keep each normalization's input and statistics in training, and recompute what is between them: a policy.
+    """Keep each normalization's input and statistics, and recompute all between them: a `jax.checkpoint` policy.
 
     A convolution keeps its input for the backward pass, which is mostly the output of a normalization and its
-    activation. Under this policy that is made again, elementwise, from the normalization's input, which is kept anyway.
-    So a network keeps one array a layer in place of two or more, and neither a convolution whose output is normalized
+    activation. Under this policy that is recomputed, elementwise, from the normalization's input, which is kept anyway.
+    So a network keeps one array a layer instead of two or more, and neither a convolution whose output is normalized
     nor a statistic, nor its collective, is computed twice.
 
-    What reaches no normalization is recomputed whole: to keep it too, join policies by
+    Values that reach no normalization are recomputed whole: to keep them too, join policies by
     `jax.checkpoint_policies.save_from_both_policies`. A loop over layers, `lax.scan`, keeps what it carries from step
     to step, so let it carry inputs of normalizations: normalization, activation, convolution, in this order.
 
     Args:
-        primitive, *args, **params: what JAX asks of a policy.
+        primitive, *args, **params: the arguments that JAX passes to a policy.
 
     Returns:
         Whether the value is kept.
@@ -44,6 +44,6 @@ def save_inputs(primitive: Any, *args: Any, **params: Any) -> bool:
     return bool(_saved(primitive, *args, **params))
 
 
-def saved(v: jax.Array) -> jax.Array:
-    """Name `v` as what `save_inputs` keeps."""
+def mark_saved(v: jax.Array) -> jax.Array:
+    """Name `v` so that `save_inputs` keeps it."""
     return checkpoint_name(v, _NAME)

@@ -1,4 +1,4 @@
-"""What a layer learns, and what it averages over batches."""
+"""Parameters and state of a layer: what it learns, and the running statistics."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,18 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
+from jax.core import Tracer
 from jax.export import register_namedtuple_serialization
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbn._core import check
-from jaxbn._core.layout import sharded_as
-from jaxbn._core.moments import Moments
 
 
 @partial(register_namedtuple_serialization, serialized_name="jaxbn.BatchNormParams")
 class BatchNormParams(NamedTuple):
-    """What is learned: `scale` (gamma) and `bias` (beta), `[*features]`; None where the layer has none."""
+    """Learned parameters: `scale` (gamma) and `bias` (beta), `[*features]`; None where the layer has none."""
 
     scale: jax.Array | None
     bias: jax.Array | None
@@ -25,7 +24,7 @@ class BatchNormParams(NamedTuple):
 
 @partial(register_namedtuple_serialization, serialized_name="jaxbn.BatchNormState")
 class BatchNormState(NamedTuple):
-    """What is averaged over batches: `mean` and `var`, `[*features]`, and `count`, the int32 number of updates."""
+    """Running statistics: `mean` and `var`, `[*features]`, and `count`, the int32 number of updates."""
 
     mean: jax.Array
     var: jax.Array
@@ -41,7 +40,7 @@ def bn_init(
     mean: ArrayLike = 0.0,
     var: ArrayLike = 1.0,
 ) -> tuple[BatchNormParams, BatchNormState]:
-    """Parameters and state of a batch normalization layer.
+    """Initialize the parameters and the state of a batch normalization layer.
 
     Args:
         num_features: the size of the feature axis, or a tuple of sizes in the order of `bn_apply`'s `axis`.
@@ -74,44 +73,82 @@ def bn_init(
         raise TypeError(f"`dtype` must be floating point; got {dtype}.")
     kept = check.accumulation_dtype(dtype)
     params = BatchNormParams(
-        None if scale is None else check.initial("scale", scale, dtype, shape),
-        None if bias is None else check.initial("bias", bias, dtype, shape),
+        None if scale is None else _check_initial("scale", scale, dtype, shape),
+        None if bias is None else _check_initial("bias", bias, dtype, shape),
     )
     state = BatchNormState(
-        check.initial("mean", mean, kept, shape),
-        check.initial("var", var, check.real(kept), shape),
+        _check_initial("mean", mean, kept, shape),
+        _check_initial("var", var, check.real(kept), shape),
         jnp.zeros((), jnp.int32),
     )
     return params, state
 
 
-def update_state(
-    state: BatchNormState, m: Moments, momentum: tuple[Any, Any], unbiased: bool, allowed: bool | jax.Array
-) -> BatchNormState:
-    """Return the state after one more batch of moments `m`.
-
-    A feature takes part if it has values, their second moment is finite, and so is what would be stored.
-    """
-    m = jax.tree.map(partial(sharded_as, state.mean), m)
-    # n / (n - 1) of a single value is infinite: it has no unbiased variance, and does not take part.
-    alone = m.count == 1
-    var = m.var * (m.count / jnp.where(alone, 1, m.count - 1)) if unbiased else m.var
-    takes_part = allowed & (m.count > 0) & jnp.isfinite(var + jnp.square(jnp.abs(m.mean)))
-    takes_part = takes_part & ~alone if unbiased else takes_part
-    mean, var = average(momentum, state.mean, m.mean), average(momentum, state.var, var)
-    takes_part = takes_part & jnp.isfinite(mean) & jnp.isfinite(var)
-    new = BatchNormState(
-        jnp.where(takes_part, mean, state.mean),
-        jnp.where(takes_part, var, state.var),
-        state.count + jnp.any(takes_part).astype(state.count.dtype),
-    )
-    return lax.stop_gradient(new)
+def check_params(x: jax.Array, params: Any, axis: tuple[int, ...], batch: tuple[int, ...] = ()) -> None:
+    """Check that `params` fit `x` with features along `axis` and, maybe, examples along `batch`."""
+    _check_record("params", params, "the params of `bn_init`", BatchNormParams)
+    features, by_example = (tuple(x.shape[a] for a in axes) for axes in (axis, (*batch, *axis)))
+    for name in BatchNormParams._fields:
+        if getattr(params, name) is not None:
+            _check_entry(f"params.{name}", getattr(params, name), x, axis, features, by_example)
 
 
-def average(momentum: tuple[Any, Any], running: jax.Array, value: jax.Array) -> jax.Array:
-    """Return the running average after one more value, in the dtype of the running one."""
-    # Computed in the dtype of the statistics: in bfloat16 0.999 would be 1.
-    kept, taken = (jnp.asarray(v).astype(value.dtype) for v in momentum)
-    mixed = kept * running.astype(value.dtype) + taken * value
-    # What is not kept at all may be anything, infinity too.
-    return jnp.where(kept == 0, value, mixed).astype(running.dtype)
+def check_state(
+    x: jax.Array, state: Any, axis: tuple[int, ...], name: str = "state", kind: str = "the state of `bn_init`"
+) -> None:
+    """Check that `state`, the argument `name`, fits `x` with features along `axis`."""
+    _check_record(name, state, kind, BatchNormState)
+    features = tuple(x.shape[a] for a in axis)
+    for field in BatchNormState._fields:
+        wanted = () if field == "count" else features
+        _check_entry(f"{name}.{field}", getattr(state, field), x, axis, wanted, wanted)
+    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(state.mean):
+        raise TypeError(
+            f"`{name}.mean` must be complex for complex `x`; got {state.mean.dtype}. Make it by "
+            "`bn_init(..., dtype=jnp.complex64)`."
+        )
+
+
+def _check_record(name: str, value: Any, kind: str, record: Any) -> None:
+    if not all(hasattr(value, field) for field in record._fields):
+        restored = f" If it was restored from a checkpoint, pass `{record.__name__}(**{name})`."
+        raise TypeError(
+            f"`{name}` must be {kind}; got {type(value).__name__}.{restored if isinstance(value, dict) else ''}"
+        )
+
+
+def _check_entry(
+    name: str, value: Any, x: jax.Array, axis: tuple[int, ...], wanted: tuple[int, ...], by_example: tuple[int, ...]
+) -> None:
+    if not hasattr(value, "dtype"):
+        raise TypeError(f"`{name}` must be an array; got {value!r}.")
+    if np.shape(value) not in (wanted, by_example):
+        features = tuple(x.shape[a] for a in axis)
+        along = f", as x along {f'axis {axis[0]}' if len(axis) == 1 else f'axes {axis}'}"
+        raise ValueError(
+            f"`{name}` must have shape {wanted}{'' if name.endswith('.count') else along}; got {np.shape(value)}. Make "
+            f"it by `bn_init({features[0] if len(features) == 1 else features})`, or name by `axis` where x has its "
+            "features." + (f" One for each example has shape {by_example}." if by_example != wanted else "")
+        )
+    if jnp.iscomplexobj(value) and not jnp.iscomplexobj(x):
+        raise TypeError(f"`{name}` must be real for real `x`; got {value.dtype}.")
+
+
+def _check_initial(name: str, value: Any, dtype: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Return an initial value as an array of `shape` and `dtype`."""
+    try:
+        array: Any = value if hasattr(value, "dtype") else np.asarray(value)
+    except ValueError:
+        raise ValueError(f"`{name}` must broadcast to {shape}; got a ragged list.") from None
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(f"`{name}` must be a number or an array of numbers; got {value!r}.")
+    pairs = zip(array.shape[::-1], shape[::-1], strict=False)
+    if array.ndim > len(shape) or any(m not in (1, n) for m, n in pairs):
+        raise ValueError(f"`{name}` must broadcast to {shape}; got shape {array.shape}.")
+    if jnp.iscomplexobj(array) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"`{name}` must be real for dtype {jnp.dtype(dtype)}; got {array.dtype}. Use a complex `dtype`."
+        )
+    if name == "var" and not isinstance(array, Tracer) and not np.all(np.asarray(array) >= 0):
+        raise ValueError(f"`var` must not be negative; got {value!r}.")
+    return jnp.array(jnp.broadcast_to(jnp.asarray(array, dtype), shape))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn._core.fetch import fetched
+from jaxbn._core.fetch import fetch_array
 from jaxbn._core.layout import to_layout
 from jaxbn._core.state import BatchNormParams, BatchNormState
 from jaxbn.inference._fold import affine, fold
@@ -106,6 +106,6 @@ def gap(before: Any, after: Any) -> float:
     worst = [0.0]
     for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         if jnp.issubdtype(jnp.result_type(one), jnp.inexact) and np.size(one):
-            one, other = (fetched(v).astype(np.complex128) for v in (one, other))
+            one, other = (fetch_array(v).astype(np.complex128) for v in (one, other))
             worst.append(np.max(np.abs(one - other)) / max(np.max(np.abs(one)), np.finfo(np.float32).tiny))
     return float(np.max(worst))  # NaN if there is one

@@ -1,1 +1,1 @@
-"""What JAX lacks, as primitives: a linear map with its transpose, a choice by platform, a decision under `vmap`."""
+"""Primitives that JAX lacks: a linear map with its transpose, a choice by platform, one condition under `vmap`."""

@@ -1,7 +1,7 @@
-"""A condition that stays one for all: under `vmap`, whether it holds for any of the batch.
+"""One condition for all members under `vmap`: whether it holds for any of them.
 
 `lax.cond` on a condition of each member becomes a selection, which runs both branches. Where the rare branch is right
-for everybody, one condition for all keeps it rare.
+for all members, one condition for all keeps it rare.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Linear maps that bring their transpose: a derivative written by hand in both directions.
+"""Linear maps with their transpose: a derivative written by hand for forward and reverse mode.
 
 `jax.custom_derivatives.linear_call` is the same without `vmap` and without derivatives of the residuals. Here all of
 JAX's transformations hold: forward mode is `forward`, reverse mode is `transpose`, `vmap` maps both, and higher
@@ -22,7 +22,7 @@ def apply_linear(forward: Callable[..., Any], transpose: Callable[..., Any], res
     Args:
         forward: a function of residuals and operands that returns one array.
         transpose: a function of residuals and a cotangent of that array. It returns the cotangents of the operands.
-        residuals: a tree of arrays that both directions use, and all that is kept for the backward pass.
+        residuals: a tree of arrays that both directions use, and the only arrays kept for the backward pass.
         operands: a tree of floating point arrays.
     """
     residuals, residuals_tree = jax.tree.flatten(residuals)
@@ -57,15 +57,15 @@ def _bind(there, back, residuals, operands):
     n, m = len(residuals), len(operands)
     there = jax.make_jaxpr(there)(*residuals, *operands)
     back = jax.make_jaxpr(back)(*residuals, *there.out_avals)
-    # What neither direction uses need not be kept.
-    used = [_used(closed)[:n] for closed in (there, back)]
+    # A residual that neither direction uses need not be kept.
+    used = [_find_used(closed)[:n] for closed in (there, back)]
     kept = [a or b for a, b in zip(*used, strict=True)]
     there, back = (_restrict(c, [*kept, *[True] * k]) for c, k in ((there, m), (back, len(there.out_avals))))
     residuals = [r for r, keep in zip(residuals, kept, strict=True) if keep]
     return linear_p.bind(*residuals, *operands, there=there, back=back, n=len(residuals))
 
 
-def _used(closed):
+def _find_used(closed):
     """Return which inputs a jaxpr uses."""
     return partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))[1]
 
@@ -86,8 +86,8 @@ def _differentiate(primals, tangents, *, there, back, n):
         operands = map(ad.instantiate_zeros, tangents[n:])
         parts.append(linear_p.bind(*primals[:n], *operands, there=there, back=back, n=n))
     if any(type(t) is not ad.Zero for t in tangents[:n]):
-        there_of = lambda *residuals: jaxpr_as_fun(there)(*residuals, *primals[n:])  # noqa: E731
-        parts.append(push_moving(there_of, primals[:n], tangents[:n]))
+        there_of_residuals = lambda *residuals: jaxpr_as_fun(there)(*residuals, *primals[n:])  # noqa: E731
+        parts.append(push_moving(there_of_residuals, primals[:n], tangents[:n]))
     return out, [sum(t[1:], t[0]) for t in zip(*parts, strict=True)]
 
 
@@ -100,7 +100,7 @@ def _transpose(cotangents, *args, there, back, n):
 def _batch(axis_data, args, dims, *, there, back, n):
     mapped = not all(d is None for d in dims)
 
-    def mapped_back(*args):
+    def map_back(*args):
         cotangents = [0 if mapped else None] * (len(args) - n)
         out = map_members(jaxpr_as_fun(back), axis_data, [*dims[:n], *cotangents])(*args)
         # The cotangent of an operand that all members share is the sum of theirs.
@@ -109,7 +109,7 @@ def _batch(axis_data, args, dims, *, there, back, n):
             for o, d in zip(out, dims[n:], strict=True)
         ]
 
-    out = _bind(map_members(jaxpr_as_fun(there), axis_data, dims), mapped_back, args[:n], args[n:])
+    out = _bind(map_members(jaxpr_as_fun(there), axis_data, dims), map_back, args[:n], args[n:])
     return out, [0 if mapped else None] * len(out)
 
 

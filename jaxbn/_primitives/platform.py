@@ -1,4 +1,4 @@
-"""What differs between platforms, chosen where JAX lowers a program, and never by what the tracing process sees."""
+"""Choices by platform, made where JAX lowers a program, never by the devices that the tracing process sees."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -22,7 +22,7 @@ def choose_by_platform(*args: Any, default: Callable[..., Any], **branches: Call
     flat, tree = jax.tree.flatten(args)
     shapes = []
 
-    def flattened(f):
+    def flatten_function(f):
         def run(*flat):
             leaves, out = jax.tree.flatten(f(*tree.unflatten(flat)))
             shapes.append(out)
@@ -30,7 +30,7 @@ def choose_by_platform(*args: Any, default: Callable[..., Any], **branches: Call
 
         return run
 
-    jaxprs = {name: jax.make_jaxpr(flattened(f))(*flat) for name, f in {**branches, "default": default}.items()}
+    jaxprs = {name: jax.make_jaxpr(flatten_function(f))(*flat) for name, f in {**branches, "default": default}.items()}
     return shapes[-1].unflatten(platform_p.bind(*flat, jaxprs=tuple(jaxprs.items())))
 
 
@@ -52,16 +52,16 @@ def _differentiate(primals, tangents, *, jaxprs):
 
 
 def push_moving(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
-    """Return the tangents of `f(*primals)`, of which only some arguments move."""
+    """Return the tangents of `f(*primals)` where only some arguments have one."""
     moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
 
-    def of_moving(*values):
+    def call_with_moving(*values):
         args = list(primals)
         for i, value in zip(moving, values, strict=True):
             args[i] = value
         return f(*args)
 
-    return jax.jvp(of_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))[1]
+    return jax.jvp(call_with_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))[1]
 
 
 def _batch(axis_data, args, dims, *, jaxprs):
@@ -95,9 +95,9 @@ batching.fancy_primitive_batchers[platform_p] = _batch
 def fusion_barrier(*arrays: Any) -> Any:
     """Return the arrays; on a CPU, XLA fuses and shares nothing across this point.
 
-    XLA for CPUs makes an array of what several sums share, such as a difference or a wider dtype, and writing it takes
-    longer than computing it twice; and what belongs to a feature it computes again for every entry. On accelerators one
-    fused pass makes all sums of one difference.
+    XLA for CPUs stores a value that several sums share, such as a difference or a wider dtype, and writing it takes
+    longer than computing it twice; per-feature values it recomputes for every entry. On accelerators one fused pass
+    makes all sums of one difference.
     """
 
     return platform_p.bind(*arrays, jaxprs=_barriers(tuple(map(jax.typeof, arrays))))

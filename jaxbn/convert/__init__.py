@@ -1,6 +1,6 @@
-"""Checkpoints of PyTorch, Keras, Haiku, Equinox and Flax, to and from params and state.
+"""Conversion of checkpoints of PyTorch, Keras, Haiku, Equinox and Flax from and to params and state.
 
-What the libraries mean by the same words, and what `bn_apply` needs to go on where they stopped:
+The same words mean different things in these libraries; to continue training, `bn_apply` needs:
 
     library          momentum m        epsilon   running variance   features     bn_apply(...)
     jaxbn            kept, 0.99        1e-5      biased             last
@@ -16,7 +16,7 @@ What the libraries mean by the same words, and what `bn_apply` needs to go on wh
 
 Equinox's features are axis 0 of one example, so axis 1 of the batch that `jax.vmap` maps over.
 
-Every pair of functions is exact: what is converted there and back is the same bit by bit. Excepted are the hidden
+Every pair of functions is exact: a layer converted there and back is the same bit by bit. Excepted are the hidden
 averages of Haiku and Equinox, which are computed from the debiased ones, or these from those; and a number of updates
 where one side keeps none. Parameters keep their dtype, statistics are float32 at least, and float64 needs JAX's 64-bit
 mode.

@@ -1,4 +1,4 @@
-"""The five arrays of a layer under the names of another library. What is wrong is told all at once."""
+"""The five arrays of a layer under the names of another library. One error lists all problems."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +9,13 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxbn._core import check
-from jaxbn._core.fetch import fetched
+from jaxbn._core.fetch import fetch_array
 from jaxbn._core.state import BatchNormParams, BatchNormState
 
 OURS = {name: name for name in ("scale", "bias", "mean", "var", "count")}
 
 
-def array(name: str, value: Any) -> Any:
+def load_array(name: str, value: Any) -> Any:
     """Return `value` as a JAX array if it is one, else as a NumPy array that shares no memory with it."""
     if isinstance(value, jax.Array):
         return value
@@ -26,17 +26,17 @@ def array(name: str, value: Any) -> Any:
                 return value.float().numpy().astype(jnp.bfloat16)
         # In two steps: Keras variables do not know NumPy's `copy` argument.
         return np.asarray(value).copy()
-    except Exception as error:  # whatever a library says of tensors without values, sparse or quantized ones
+    except Exception as error:  # any error of a library about tensors without values, sparse or quantized ones
         said = str(error).splitlines() or [type(error).__name__]
         raise TypeError(
-            f"{name!r} must be a dense array of plain numbers; got a {type(value).__name__} of which there is none: "
-            f"{said[0]} Load what has no values yet, and use `to_dense()` or `dequantize()` on what is otherwise "
-            "stored."
+            f"{name!r} must be a dense array of plain numbers; got a {type(value).__name__} that is not one: "
+            f"{said[0]} Load tensors that have no values yet, and use `to_dense()` or `dequantize()` on sparse or "
+            "quantized ones."
         ) from None
 
 
-def mapping(name: str, value: Any, what: str) -> Mapping[str, Any]:
-    """Return `value`, if it maps names to something."""
+def check_mapping(name: str, value: Any, what: str) -> Mapping[str, Any]:
+    """Return `value` if it is a mapping with strings as keys."""
     if not isinstance(value, Mapping):
         raise TypeError(f"`{name}` must be {what}; got {type(value).__name__}.")
     if other := [key for key in value if not isinstance(key, str)]:
@@ -44,21 +44,21 @@ def mapping(name: str, value: Any, what: str) -> Mapping[str, Any]:
     return value
 
 
-def refuse(headline: str, problems: Mapping[str, list[str]]) -> None:
-    """One ValueError with every problem, if there is one."""
+def raise_problems(headline: str, problems: Mapping[str, list[str]]) -> None:
+    """Raise one ValueError with all problems, if there are any."""
     lines = [f"\n  {kind}: {', '.join(items)}" for kind, items in problems.items() if items]
     if lines:
         raise ValueError(headline + "".join(lines))
 
 
-def read(
+def read_layer(
     headline: str,
     source: Mapping[str, Any],
     names: Mapping[str, str],
     *,
     vector: bool = False,
 ) -> tuple[BatchNormParams, BatchNormState]:
-    """Params and state from the entries of one layer.
+    """Return params and state from the entries of one layer.
 
     Args:
         headline: of the error, if there is one.
@@ -75,7 +75,7 @@ def read(
         TypeError: an entry is no array.
         ValueError: entries are missing, unexpected, of a wrong shape or type, or no statistics; all of them are named.
     """
-    found = {ours: array(theirs, source[theirs]) for ours, theirs in names.items() if theirs in source}
+    found = {ours: load_array(theirs, source[theirs]) for ours, theirs in names.items() if theirs in source}
     arrays = {ours: value for ours, value in found.items() if not ours.startswith("count")}
     model = next((ours for ours in ("mean", "var", "scale", "bias") if ours in arrays), "")
     shapes, types, values = [], [], []
@@ -86,7 +86,7 @@ def read(
             shapes.append(f"{names[ours]} {value.shape}, where one number a channel, (channels,), is needed")
         if not jnp.issubdtype(value.dtype, jnp.floating if vector or ours == "var" else jnp.inexact):
             types.append(f"{names[ours]} {value.dtype}, which is not {'real ' if vector else ''}floating point")
-        elif wrong := not_statistics(ours, value):
+        elif wrong := find_bad_statistics(ours, value):
             values.append(f"{names[ours]}, {wrong}")
     for ours, value in found.items():
         if ours in arrays:
@@ -97,7 +97,7 @@ def read(
             types.append(f"{names[ours]} {value.dtype}, which is not an integer")
         elif not isinstance(value, Tracer) and not 0 <= int(value) < 2**31:
             types.append(f"{names[ours]} = {value}, which is not a number of updates that int32 holds")
-    refuse(
+    raise_problems(
         headline,
         {
             "missing": [theirs for ours, theirs in names.items() if ours not in (*found, "scale", "bias")],
@@ -119,20 +119,20 @@ def read(
     return BatchNormParams(param("scale"), param("bias")), BatchNormState(statistic("mean"), statistic("var"), count)
 
 
-def not_statistics(ours: str, value: Any) -> str | None:
-    """Return what makes of a mean or variance something that evaluation cannot use."""
+def find_bad_statistics(ours: str, value: Any) -> str | None:
+    """Return why evaluation cannot use a mean or variance; None if it can."""
     if ours not in ("mean", "var") or isinstance(value, Tracer):
         return None
-    value = fetched(value)
+    value = fetch_array(value)
     if np.any(np.isnan(value)):
         return "which has NaN: training had diverged"
     return "which is negative somewhere" if ours == "var" and np.any(value < 0) else None
 
 
-def within(
+def select_prefix(
     source: Mapping[str, Any], prefix: str, separator: str, names: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """`names` as they are under `prefix`, and the entries of `source` that are under it."""
+    """Return `names` with `prefix`, and the entries of `source` under it."""
     if not isinstance(prefix, str):
         raise TypeError(f"`prefix` must be a string, the layer's name in the model; got {prefix!r}.")
     start = prefix.removesuffix(separator) + separator if prefix else ""
@@ -140,30 +140,30 @@ def within(
     return {ours: start + theirs for ours, theirs in names.items()}, entries
 
 
-def given(params: BatchNormParams, state: BatchNormState, *, vector: bool = False) -> dict[str, jax.Array]:
-    """What there is of scale, bias, mean, var and count, after the same checks as in the other direction."""
+def check_layer(params: BatchNormParams, state: BatchNormState, *, vector: bool = False) -> dict[str, jax.Array]:
+    """Return the arrays of params and state by name, after the same checks as in the other direction."""
     for name, value, kind in (("params", params, BatchNormParams), ("state", state, BatchNormState)):
         if not isinstance(value, kind):
             raise TypeError(f"`{name}` must be the {name} of `bn_init`; got {type(value).__name__}.")
     source = {**params._asdict(), **state._asdict()}
     source = {name: value for name, value in source.items() if value is not None}
-    params, state = read("`params` and `state` are not those of one layer:", source, OURS, vector=vector)
+    params, state = read_layer("`params` and `state` are not those of one layer:", source, OURS, vector=vector)
     return {name: value for name, value in (params._asdict() | state._asdict()).items() if value is not None}
 
 
-def fit(owner: str, wanted: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """That `values` are what a layer with the arrays `wanted`, None where it has none, can hold.
+def check_fit(owner: str, wanted: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Check that a layer with the arrays `wanted`, None where it has none, can hold `values`.
 
     Args:
         owner: the layer, for the message.
         wanted: scale, bias, mean, var.
-        values: from `given`.
+        values: from `check_layer`.
 
     Raises:
         ValueError: the layer has another array, lacks one, or has one of another shape; all of them are named.
     """
     has = {name for name, value in wanted.items() if value is not None}
-    refuse(
+    raise_problems(
         f"The {owner} cannot hold `params` and `state`; nothing was changed:",
         {
             "it has, and they lack": sorted(has - set(values)),

@@ -1,4 +1,4 @@
-"""One layer to and from Equinox, whose layers name their statistics and whose `State` holds them."""
+"""Conversion of one layer from and to Equinox, whose `State` holds the statistics of its layers."""
 
 from typing import Any
 
@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn.convert._arrays import fit, given, read
+from jaxbn.convert._arrays import check_fit, check_layer, read_layer
 
 
 def from_equinox(layer: Any, state: Any) -> tuple[BatchNormParams, BatchNormState]:
-    """An Equinox batch normalization as params and state: the mean and var with which it would evaluate.
+    """Convert an Equinox batch normalization to params and state: the mean and var with which it would evaluate.
 
     With `mode="batch"` these are `hidden / (1 - momentum^counter)`, and
-    `bn_apply(..., momentum=jaxbn.zero_debiased(layer.momentum))` goes on with them. Equinox starts the hidden variance
-    at one and yet divides it so, which adds `m^t / (1 - m^t)` to the variance after t updates (99 after one, for
-    m = 0.99). That is what it evaluates with, so it comes along, and fades as it would there. With `mode="ema"`, which
-    is what no `mode` means, Equinox copies the first batch and keeps `momentum` from then on. So does
+    `bn_apply(..., momentum=jaxbn.zero_debiased(layer.momentum))` continues with them. Equinox starts the hidden
+    variance at one and yet divides it so, which adds `m^t / (1 - m^t)` to the variance after t updates (99 after one,
+    for m = 0.99). It evaluates with this variance, so it is kept, and fades as it would there. With `mode="ema"`, used
+    where no `mode` is given, Equinox copies the first batch and keeps `momentum` from then on. So does
     `bn_apply(..., momentum=layer.momentum)` after the first; but Equinox normalizes by these averages in training too,
     so that there the outputs differ.
 
@@ -41,27 +41,27 @@ def from_equinox(layer: Any, state: Any) -> tuple[BatchNormParams, BatchNormStat
 
     Source: `equinox/nn/_batch_norm.py` of Equinox 0.13.8.
     """
-    _check_layer(layer, state)
+    _check_equinox(layer, state)
     if layer.mode == "batch":
-        mean, var = _get(state, layer.batch_state_index)
-        count = _get(state, layer.batch_counter)
-        factor = _debias(layer, count, mean.dtype)
+        mean, var = _get_entry(state, layer.batch_state_index)
+        count = _get_entry(state, layer.batch_counter)
+        factor = _debias_divisor(layer, count, mean.dtype)
         mean, var = mean / factor, var / factor
     else:
-        mean, var = _get(state, layer.ema_state_index)
-        count = jnp.where(_get(state, layer.ema_first_time_index), jnp.int32(0), jnp.int32(1))
+        mean, var = _get_entry(state, layer.ema_state_index)
+        count = jnp.where(_get_entry(state, layer.ema_first_time_index), jnp.int32(0), jnp.int32(1))
     values = {"scale": layer.weight, "bias": layer.bias, "mean": mean, "var": var, "count": count}
     values = {name: value for name, value in values.items() if value is not None}
     names = {"scale": "weight", "bias": "bias", "mean": "mean", "var": "var", "count": "count"}
     values = {names[name]: value for name, value in values.items()}
-    return read("This is not an Equinox batch normalization and its state:", values, names, vector=True)
+    return read_layer("This is not an Equinox batch normalization and its state:", values, names, vector=True)
 
 
 def to_equinox(layer: Any, state: Any, params: BatchNormParams, bn_state: BatchNormState) -> tuple[Any, Any]:
-    """An Equinox layer and state that evaluate as params and state do, the inverse of `from_equinox`.
+    """Convert params and state to an Equinox layer and state, the inverse of `from_equinox`.
 
     Args:
-        layer: an `equinox.nn.BatchNorm`, for everything that is not an array.
+        layer: an `equinox.nn.BatchNorm`, for everything except its arrays.
         state: the `equinox.nn.State` that belongs to it, or to a model around it. It stays valid.
         params: scale and bias `[features]`, None for both with `channelwise_affine=False`. They keep their dtypes.
         bn_state: mean and var `[features]`, count `[]`. The statistics take the layer's dtype.
@@ -85,15 +85,15 @@ def to_equinox(layer: Any, state: Any, params: BatchNormParams, bn_state: BatchN
 
     Source: as `from_equinox`.
     """
-    _check_layer(layer, state)
-    values = given(params, bn_state, vector=True)
+    _check_equinox(layer, state)
+    values = check_layer(params, bn_state, vector=True)
     index = layer.batch_state_index if layer.mode == "batch" else layer.ema_state_index
-    mean, var = _get(state, index)
-    fit("BatchNorm of Equinox", {"scale": layer.weight, "bias": layer.bias, "mean": mean, "var": var}, values)
-    # `State.set` makes the state that it is called on unusable; this is another one with the same arrays.
+    mean, var = _get_entry(state, index)
+    check_fit("BatchNorm of Equinox", {"scale": layer.weight, "bias": layer.bias, "mean": mean, "var": var}, values)
+    # `State.set` invalidates the state that it is called on; this is a copy with the same arrays.
     state = jax.tree.map(lambda leaf: leaf, state)
     if layer.mode == "batch":
-        factor = _debias(layer, values["count"], values["mean"].dtype)
+        factor = _debias_divisor(layer, values["count"], values["mean"].dtype)
         values |= {"mean": values["mean"] * factor, "var": values["var"] * factor}
         old, count = state.get(layer.batch_counter), values["count"]
         # Equinox starts from a Python number, and its `set` tells the weak type that this has from others.
@@ -110,7 +110,7 @@ def to_equinox(layer: Any, state: Any, params: BatchNormParams, bn_state: BatchN
     return layer, state
 
 
-def _check_layer(layer: Any, state: Any) -> None:
+def _check_equinox(layer: Any, state: Any) -> None:
     if not hasattr(layer, "mode") or not hasattr(state, "get"):
         raise TypeError(
             "`layer` and `state` must be an `equinox.nn.BatchNorm` and the `equinox.nn.State` that belongs to it; got "
@@ -118,7 +118,7 @@ def _check_layer(layer: Any, state: Any) -> None:
         )
 
 
-def _get(state: Any, index: Any) -> Any:
+def _get_entry(state: Any, index: Any) -> Any:
     try:
         return state.get(index)
     except KeyError:
@@ -128,7 +128,7 @@ def _get(state: Any, index: Any) -> Any:
         ) from None
 
 
-def _debias(layer: Any, count: jax.Array, dtype: Any) -> jax.Array:
-    """What Equinox divides the hidden averages by, in its own operations and their rounding."""
+def _debias_divisor(layer: Any, count: jax.Array, dtype: Any) -> jax.Array:
+    """Return the divisor of Equinox's hidden averages, computed by its own operations with their rounding."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.where(count == 0, 1, 1 - layer.momentum**count).astype(dtype)

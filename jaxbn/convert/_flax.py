@@ -1,10 +1,10 @@
-"""One layer to and from Flax, linen's variables and nnx's modules, flax's own layers and ours."""
+"""Conversion of one layer from and to Flax: linen's variables and nnx's modules, flax's own layers and ours."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn.convert._arrays import OURS, fit, given, mapping, read
+from jaxbn.convert._arrays import OURS, check_fit, check_layer, check_mapping, read_layer
 
 _NAMES = {
     "scale": "params/scale",
@@ -16,15 +16,15 @@ _NAMES = {
 
 
 def from_linen(variables: Mapping[str, Mapping[str, Any]]) -> tuple[BatchNormParams, BatchNormState]:
-    """A linen batch normalization's variables as params and state.
+    """Convert the variables of a linen batch normalization to params and state.
 
-    To go on as linen would: `bn_apply` with the layer's momentum and epsilon, which mean the same.
+    To continue as linen would: `bn_apply` with the layer's momentum and epsilon, which mean the same.
 
     Args:
         variables: of the one layer: `{"params": {scale, bias}, "batch_stats": {mean, var}}`, arrays `[*features]`.
 
     Returns:
-        `(params, state)`: None for what the layer has not; `count` is 0 where it keeps none, as flax's never does, and
+        `(params, state)`: None for a missing scale or bias; `count` is 0 where it keeps none, as flax's never does, and
         `state._replace(count=...)` sets it. The very arrays, but statistics in half precision become float32.
 
     Raises:
@@ -41,16 +41,19 @@ def from_linen(variables: Mapping[str, Mapping[str, Any]]) -> tuple[BatchNormPar
     Source: `flax/linen/normalization.py` of Flax 0.12.
     """
     what = "a layer's variables, `{'params': {...}, 'batch_stats': {...}}`"
-    kinds = {kind: mapping("variables", leaves, what) for kind, leaves in mapping("variables", variables, what).items()}
+    kinds = {
+        kind: check_mapping("variables", leaves, what)
+        for kind, leaves in check_mapping("variables", variables, what).items()
+    }
     entries = {f"{kind}/{name}": value for kind, leaves in kinds.items() for name, value in leaves.items()}
     # A sharded initializer leaves its values in boxes.
     entries = {name: value.unbox() if hasattr(value, "unbox") else value for name, value in entries.items()}
     names = {ours: theirs for ours, theirs in _NAMES.items() if ours != "count" or theirs in entries}
-    return read("`variables` are not those of one linen batch normalization:", entries, names)
+    return read_layer("`variables` are not those of one linen batch normalization:", entries, names)
 
 
 def to_linen(params: BatchNormParams, state: BatchNormState, *, count: bool = False) -> dict[str, dict[str, Any]]:
-    """Params and state as a linen batch normalization's variables, the inverse of `from_linen`.
+    """Convert params and state to the variables of a linen batch normalization, the inverse of `from_linen`.
 
     Args:
         params: scale and bias `[*features]`, or None.
@@ -73,7 +76,7 @@ def to_linen(params: BatchNormParams, state: BatchNormState, *, count: bool = Fa
     Source: as `from_linen`.
     """
     variables: dict[str, dict[str, Any]] = {}
-    for name, value in given(params, state).items():
+    for name, value in check_layer(params, state).items():
         if name != "count" or count:
             kind, leaf = _NAMES[name].split("/")
             variables.setdefault(kind, {})[leaf] = value
@@ -81,19 +84,19 @@ def to_linen(params: BatchNormParams, state: BatchNormState, *, count: bool = Fa
 
 
 def from_nnx(module: Any) -> tuple[BatchNormParams, BatchNormState]:
-    """An nnx batch normalization as params and state.
+    """Convert an nnx batch normalization to params and state.
 
-    To go on as nnx would: `bn_apply` with the module's momentum and epsilon, which mean the same.
+    To continue as nnx would: `bn_apply` with the module's momentum and epsilon, which mean the same.
 
     Args:
         module: `flax.nnx.BatchNorm` or `jaxbn.nnx.BatchNorm`, arrays `[*features]`.
 
     Returns:
-        `(params, state)`: None for what the module has not; `count` is 0 where it keeps none, as flax's never does, and
+        `(params, state)`: None for a missing scale or bias; `count` is 0 where it keeps none, as flax's never does, and
         `state._replace(count=...)` sets it. The very arrays, but statistics in half precision become float32.
 
     Raises:
-        ValueError: not one batch normalization: what is missing or of a wrong shape or type is named.
+        ValueError: not one batch normalization: arrays are missing, or of a wrong shape or type; all of them are named.
 
     Example:
         >>> from flax import nnx
@@ -104,9 +107,9 @@ def from_nnx(module: Any) -> tuple[BatchNormParams, BatchNormState]:
 
     Source: `flax/nnx/nn/normalization.py` of Flax 0.12.
     """
-    values = {name: variable[...] for name, variable in _variables(module).items() if variable is not None}
+    values = {name: variable[...] for name, variable in _find_variables(module).items() if variable is not None}
     names = {name: name for name in OURS if name != "count" or name in values}
-    return read(f"This {type(module).__name__} is not an nnx batch normalization:", values, names)
+    return read_layer(f"This {type(module).__name__} is not an nnx batch normalization:", values, names)
 
 
 def to_nnx(module: Any, params: BatchNormParams, state: BatchNormState) -> None:
@@ -114,7 +117,7 @@ def to_nnx(module: Any, params: BatchNormParams, state: BatchNormState) -> None:
 
     Args:
         module: `flax.nnx.BatchNorm` or `jaxbn.nnx.BatchNorm`; it is changed, after everything has been checked.
-        params: scale and bias `[*features]`, None for what the module has not. They keep their dtypes.
+        params: scale and bias `[*features]`, None where the module has none. They keep their dtypes.
         state: mean and var `[*features]`, and count `[]`, which is dropped where the module keeps none.
 
     Raises:
@@ -131,15 +134,15 @@ def to_nnx(module: Any, params: BatchNormParams, state: BatchNormState) -> None:
 
     Source: as `from_nnx`.
     """
-    variables = _variables(module)
-    values = given(params, state)
+    variables = _find_variables(module)
+    values = check_layer(params, state)
     has = {name: None if variable is None else variable[...] for name, variable in variables.items()}
-    fit(type(module).__name__, {name: has[name] for name in has if name != "count"}, values)
+    check_fit(type(module).__name__, {name: has[name] for name in has if name != "count"}, values)
     for name, variable in variables.items():
         if variable is not None:
             variable.set_value(values[name])
 
 
-def _variables(module: Any) -> dict[str, Any]:
+def _find_variables(module: Any) -> dict[str, Any]:
     found = {name: getattr(module, name, None) for name in OURS}
     return {name: value if hasattr(value, "set_value") else None for name, value in found.items()}

@@ -1,4 +1,4 @@
-"""One layer to and from Haiku."""
+"""Conversion of one layer from and to Haiku."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,16 +8,16 @@ import numpy as np
 
 from jaxbn._core import check
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn.convert._arrays import array, given, mapping, read
+from jaxbn.convert._arrays import check_layer, check_mapping, load_array, read_layer
 
 
 def from_haiku(
     params: Mapping[str, Any], state: Mapping[str, Any], name: str, *, axis: int | Sequence[int] = -1
 ) -> tuple[BatchNormParams, BatchNormState]:
-    """A Haiku batch normalization's parameters and state as params and state.
+    """Convert a Haiku batch normalization to params and state.
 
     Haiku normalizes by `average = hidden / (1 - decay^counter)`. That is the mean and var here, and
-    `bn_apply(..., momentum=jaxbn.zero_debiased(decay_rate))` goes on with it.
+    `bn_apply(..., momentum=jaxbn.zero_debiased(decay_rate))` continues with it.
 
     Args:
         params: of a transformed function; `params[name]` holds scale and offset with singleton axes, `[1, 1, 1, C]`.
@@ -43,14 +43,14 @@ def from_haiku(
     Source: `haiku/_src/batch_norm.py` and `moving_averages.py` of dm-haiku 0.0.17.
     """
     what = "Haiku's, a mapping of modules' names to mappings of arrays"
-    params, state = mapping("params", params, what), mapping("state", state, what)
+    params, state = check_mapping("params", params, what), check_mapping("state", state, what)
     axes = tuple(axis) if isinstance(axis, Sequence) else (axis,)
-    modules = {name: params.get(name, {})} | {m: state.get(m, {}) for m in _averages(name).values()}
-    modules = {module: mapping(f"{module}", leaves, "a mapping of arrays") for module, leaves in modules.items()}
+    modules = {name: params.get(name, {})} | {m: state.get(m, {}) for m in _name_averages(name).values()}
+    modules = {module: check_mapping(f"{module}", leaves, "a mapping of arrays") for module, leaves in modules.items()}
     entries = {f"{module}/{leaf}": value for module, leaves in modules.items() for leaf, value in leaves.items()}
     names = {"scale": f"{name}/scale", "bias": f"{name}/offset"}
-    for ours, module in _averages(name).items():
-        # What the average was computed from says nothing new, but without it the module is another one.
+    for ours, module in _name_averages(name).items():
+        # The hidden average adds no information, but a module without it is another one.
         names |= {
             ours: f"{module}/average",
             f"hidden {ours}": f"{module}/hidden",
@@ -58,8 +58,8 @@ def from_haiku(
         }
     names["count"] = names.pop("count of mean")
     headline = f"This is not a Haiku batch normalization {name!r} with its features along axis {axis}:"
-    entries = {entry: _features(array(entry, value), axes) for entry, value in entries.items()}
-    found = read(headline, entries, names)
+    entries = {entry: _drop_singletons(load_array(entry, value), axes) for entry, value in entries.items()}
+    found = read_layer(headline, entries, names)
     if found[1].mean.ndim != len(axes):
         raise ValueError(f"{headline}\n  of a wrong shape: all of them, {found[1].mean.shape}")
     return found
@@ -74,7 +74,7 @@ def to_haiku(
     decay_rate: float,
     axis: int | Sequence[int] = -1,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Params and state as those of a Haiku batch normalization, the inverse of `from_haiku`.
+    """Convert params and state to those of a Haiku batch normalization, the inverse of `from_haiku`.
 
     Args:
         params: scale and bias `[*features]`, or None.
@@ -100,14 +100,14 @@ def to_haiku(
 
     Source: as `from_haiku`.
     """
-    values = given(params, state)
+    values = check_layer(params, state)
     axes = check.axes(axis, ndim)
     if len(axes) != state.mean.ndim:
         raise ValueError(f"`axis` must place features {state.mean.shape} among {ndim} dimensions; got {axis!r}.")
     if not 0 <= decay_rate < 1:
         raise ValueError(f"`decay_rate` must be in [0, 1); got {decay_rate!r}.")
 
-    def kept(value):
+    def add_singletons(value):
         shape = [1] * ndim
         for a, size in zip(axes, value.shape, strict=True):
             shape[a] = size
@@ -117,24 +117,26 @@ def to_haiku(
     factor = 1 - jnp.power(jnp.float32(decay_rate), values["count"].astype(jnp.float32))
     averages = {
         module: {
-            "hidden": kept(values[ours] * factor.astype(values[ours].real.dtype)),
-            "average": kept(values[ours]),
+            "hidden": add_singletons(values[ours] * factor.astype(values[ours].real.dtype)),
+            "average": add_singletons(values[ours]),
             "counter": values["count"],
         }
-        for ours, module in _averages(name).items()
+        for ours, module in _name_averages(name).items()
     }
     learned = {
-        theirs: kept(values[ours]) for ours, theirs in (("scale", "scale"), ("bias", "offset")) if ours in values
+        theirs: add_singletons(values[ours])
+        for ours, theirs in (("scale", "scale"), ("bias", "offset"))
+        if ours in values
     }
     return ({name: learned} if learned else {}), averages
 
 
-def _averages(name: str) -> dict[str, str]:
+def _name_averages(name: str) -> dict[str, str]:
     return {"mean": f"{name}/~/mean_ema", "var": f"{name}/~/var_ema"}
 
 
-def _features(value: Any, axes: tuple[int, ...]) -> Any:
-    """`value` without its singleton axes, features in the order of `axes`; as it is where that cannot be."""
+def _drop_singletons(value: Any, axes: tuple[int, ...]) -> Any:
+    """Drop the singleton axes of `value`, features in the order of `axes`; return it unchanged where it has others."""
     if value.ndim == 0 or not all(-value.ndim <= a < value.ndim for a in axes):
         return value
     axes = tuple(a % value.ndim for a in axes)

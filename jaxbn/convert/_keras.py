@@ -1,4 +1,4 @@
-"""One layer to and from Keras 3."""
+"""Conversion of one layer from and to Keras 3."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn.convert._arrays import given, mapping, read, within
+from jaxbn.convert._arrays import check_layer, check_mapping, read_layer, select_prefix
 
 NAMES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 
 
 def from_keras(source: Any, prefix: str = "") -> tuple[BatchNormParams, BatchNormState]:
-    """A Keras 3 batch normalization as params and state.
+    """Convert a Keras 3 batch normalization to params and state.
 
-    To go on as Keras would: `bn_apply(..., momentum=layer.momentum, epsilon=layer.epsilon)`; its epsilon is 1e-3 by
+    To continue as Keras would: `bn_apply(..., momentum=layer.momentum, epsilon=layer.epsilon)`; its epsilon is 1e-3 by
     default. Keras counts no updates: `count` is 0, and `state._replace(count=...)` sets it for a schedule.
 
     Args:
@@ -42,20 +42,22 @@ def from_keras(source: Any, prefix: str = "") -> tuple[BatchNormParams, BatchNor
         if not hasattr(source, "variables"):
             raise TypeError(f"`source` must be a built Keras layer, or a mapping; got {type(source).__name__}.")
         source, prefix = {variable.name: variable for variable in source.variables}, ""
-    source = mapping("source", source, "a built Keras layer, or a mapping of variables' names to arrays")
-    names, entries = within(source, prefix, "/", NAMES)
-    return read("`source` does not hold the variables of one Keras batch normalization:", entries, names, vector=True)
+    source = check_mapping("source", source, "a built Keras layer, or a mapping of variables' names to arrays")
+    names, entries = select_prefix(source, prefix, "/", NAMES)
+    return read_layer(
+        "`source` does not hold the variables of one Keras batch normalization:", entries, names, vector=True
+    )
 
 
 def to_keras(params: BatchNormParams, state: BatchNormState, prefix: str = "") -> dict[str, np.ndarray]:
-    """Params and state as the variables of a Keras 3 layer, the inverse of `from_keras`.
+    """Convert params and state to the variables of a Keras 3 layer, the inverse of `from_keras`.
 
     Keras has no place for `count`. Load them by `for v in layer.variables: v.assign(values[v.name])`.
 
     Args:
         params: scale and bias `[features]`, None for `scale=False` and `center=False`.
         state: mean and var `[features]`.
-        prefix: what comes before the names, and a slash.
+        prefix: the path before the names, to which a slash is added.
 
     Returns:
         New NumPy arrays in the dtypes of `params` and `state`.
@@ -71,6 +73,6 @@ def to_keras(params: BatchNormParams, state: BatchNormState, prefix: str = "") -
 
     Source: as `from_keras`.
     """
-    names, _ = within({}, prefix, "/", NAMES)
-    values = given(params, state, vector=True)
+    names, _ = select_prefix({}, prefix, "/", NAMES)
+    values = check_layer(params, state, vector=True)
     return {names[name]: np.array(value) for name, value in values.items() if name in names}

@@ -1,4 +1,4 @@
-"""The weights of a whole network, found by the names of its layers."""
+"""Conversion of the weights of a whole network, found by the names of its layers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,13 +9,13 @@ import numpy as np
 from jax.tree_util import GetAttrKey, keystr
 
 from jaxbn.convert import _keras, _torch
-from jaxbn.convert._arrays import array, mapping, not_statistics, refuse
+from jaxbn.convert._arrays import check_mapping, find_bad_statistics, load_array, raise_problems
 
 Names = Mapping[str, str | None] | Callable[[str], str | None]
 
 
 class Dialect(NamedTuple):
-    """How a library writes down a layer.
+    """Layout of a layer's arrays in another library.
 
     Attributes:
         separator: between the names of layers, and of a layer and its arrays.
@@ -43,19 +43,19 @@ _KERAS = Dialect(
 
 
 def from_torch_network(target: Any, state_dict: Mapping[str, Any], names: Names) -> Any:
-    """A PyTorch model's `state_dict` as the variables of the same model in Flax.
+    """Convert the `state_dict` of a PyTorch model to the variables of the same model in Flax.
 
     Covered are convolutions of any number of dimensions, grouped and depthwise too, dense layers, embeddings, and
     batch, layer and group normalization: kernel `[*spatial, in / groups, out]` <- weight `[out, in / groups, *spatial]`
     or `[out, in]`; scale and embedding <- weight; bias <- bias; mean and var <- running_mean and running_var;
     count <- num_batches_tracked, which may also go unused. Not covered are transposed convolutions, whose kernels look
-    the same and mean something else, and a dense layer behind a flattened image, whose inputs come in another order.
+    the same and mean something else, and a dense layer after a flattened image, whose inputs come in another order.
 
     Args:
         target: linen's variables `{"params": ..., "batch_stats": ...}` or an `nnx.State` of parameters and statistics
             (`nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))`), for its structure, shapes and dtypes; the arrays
             may be abstract, from `jax.eval_shape` or `nnx.eval_shape`.
-        state_dict: name -> tensor or array. Leave out what is not wanted.
+        state_dict: name -> tensor or array. Leave out entries that are not wanted.
         names: target layer -> source layer, `{"stem/bn": "layer1.0.bn1"}`, or a function that maps so. None, where a
             layer is to stay as it is in the target: a new head.
 
@@ -79,11 +79,11 @@ def from_torch_network(target: Any, state_dict: Mapping[str, Any], names: Names)
 
     Source: the layouts in `torch/nn/modules/{conv,linear}.py` of PyTorch 2.13 and in `flax/linen/linear.py` of 0.12.
     """
-    return _converted(_TORCH, target, state_dict, names)
+    return _convert_network(_TORCH, target, state_dict, names)
 
 
 def from_keras_network(target: Any, variables: Mapping[str, Any], names: Names) -> Any:
-    """A Keras 3 model's variables as those of the same model in Flax; all else is as in `from_torch_network`.
+    """Convert the variables of a Keras 3 model to those of the same model in Flax, as `from_torch_network` does.
 
     Kernels have one layout in both, a depthwise convolution's excepted, which is refused for its shape.
 
@@ -108,28 +108,28 @@ def from_keras_network(target: Any, variables: Mapping[str, Any], names: Names) 
 
     Source: `keras/src/layers` of Keras 3.15.
     """
-    return _converted(_KERAS, target, variables, names)
+    return _convert_network(_KERAS, target, variables, names)
 
 
-def _converted(dialect: Dialect, target: Any, source: Mapping[str, Any], names: Names) -> Any:
-    source = mapping("state_dict" if dialect is _TORCH else "variables", source, "a mapping of names to arrays")
+def _convert_network(dialect: Dialect, target: Any, source: Mapping[str, Any], names: Names) -> Any:
+    source = check_mapping("state_dict" if dialect is _TORCH else "variables", source, "a mapping of names to arrays")
     if not callable(names):
-        names = mapping("names", names, "a mapping of layers' names, or a function")
+        names = check_mapping("names", names, "a mapping of layers' names, or a function")
     flat, structure = jax.tree_util.tree_flatten_with_path(target)
-    if other := [_name(path) for path, leaf in flat if not hasattr(leaf, "shape")]:
+    if other := [_name_leaf(path) for path, leaf in flat if not hasattr(leaf, "shape")]:
         raise TypeError(f"`target` must hold arrays, or their shapes and dtypes; got something else at {other[0]!r}.")
     unmatched, missing, shapes, types, values = [], [], [], [], []
     layers, used = set(), set()
     new = []
     for path, leaf in flat:
-        layer, _, name = _name(path).rpartition("/")
+        layer, _, name = _name_leaf(path).rpartition("/")
         layers.add(layer)
         prefix = names(layer) if callable(names) else names.get(layer)
         new.append(leaf)
         if prefix is None and (callable(names) or layer in names):
             continue
         if prefix is None or name not in dialect.leaves:
-            unmatched.append(_name(path) + ("" if prefix is None else f" (no rule for {name!r})"))
+            unmatched.append(_name_leaf(path) + ("" if prefix is None else f" (no rule for {name!r})"))
             continue
         start = prefix.removesuffix(dialect.separator) + dialect.separator if prefix else ""
         # PyTorch's number of updates is known, and has no place in most targets.
@@ -137,26 +137,26 @@ def _converted(dialect: Dialect, target: Any, source: Mapping[str, Any], names: 
         candidates = [start + theirs for theirs in dialect.leaves[name]]
         entry = next((candidate for candidate in candidates if candidate in source), None)
         if entry is None:
-            missing.append(f"{' or '.join(candidates)} (for {_name(path)})")
+            missing.append(f"{' or '.join(candidates)} (for {_name_leaf(path)})")
             continue
         used.add(entry)
-        value = array(entry, source[entry])
+        value = load_array(entry, source[entry])
         shape = value.shape
         if name == "kernel" and value.ndim > 1:
             value = value.transpose(dialect.kernel_axes(value.ndim))
         if value.shape != leaf.shape:
             turned = "" if value.shape == shape else f" as {value.shape}"
-            shapes.append(f"{_name(path)} {leaf.shape} from {entry} {shape}{turned}")
-        elif _kind(value.dtype) != _kind(leaf.dtype):
-            types.append(f"{_name(path)} {leaf.dtype} from {entry} {value.dtype}")
-        elif wrong := not_statistics(name, value):
-            values.append(f"{_name(path)} from {entry}, {wrong}")
+            shapes.append(f"{_name_leaf(path)} {leaf.shape} from {entry} {shape}{turned}")
+        elif _dtype_kind(value.dtype) != _dtype_kind(leaf.dtype):
+            types.append(f"{_name_leaf(path)} {leaf.dtype} from {entry} {value.dtype}")
+        elif wrong := find_bad_statistics(name, value):
+            values.append(f"{_name_leaf(path)} from {entry}, {wrong}")
         else:
             with np.errstate(over="ignore"):
                 new[-1] = jnp.asarray(value.astype(leaf.dtype))
             if name in ("mean", "var") and np.any(np.isinf(new[-1]) & np.isfinite(value)):
-                values.append(f"{_name(path)} from {entry}, which {leaf.dtype} does not hold")
-    refuse(
+                values.append(f"{_name_leaf(path)} from {entry}, which {leaf.dtype} does not hold")
+    raise_problems(
         "The source does not fit the target; nothing was converted.",
         {
             "target leaves that no name matches": unmatched,
@@ -171,8 +171,8 @@ def _converted(dialect: Dialect, target: Any, source: Mapping[str, Any], names: 
     return jax.tree.unflatten(structure, new)
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    """The leaf's path in the model: without linen's collection in front and the box behind."""
+def _name_leaf(path: tuple[Any, ...]) -> str:
+    """Return the leaf's path in the model, without linen's collection before it and the box after it."""
     if path and isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
         path = path[:-1]
     name = keystr(path, simple=True, separator="/")
@@ -180,6 +180,6 @@ def _name(path: tuple[Any, ...]) -> str:
     return rest if first in ("params", "batch_stats") else name
 
 
-def _kind(dtype: Any) -> str:
+def _dtype_kind(dtype: Any) -> str:
     kinds = (jnp.integer, jnp.floating, jnp.complexfloating)
     return next((kind.__name__ for kind in kinds if jnp.issubdtype(dtype, kind)), str(dtype))

@@ -1,4 +1,4 @@
-"""One layer to and from a PyTorch `state_dict`."""
+"""Conversion of one layer from and to a PyTorch `state_dict`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn.convert._arrays import given, mapping, read, within
+from jaxbn.convert._arrays import check_layer, check_mapping, read_layer, select_prefix
 
 NAMES = {
     "scale": "weight",
@@ -18,10 +18,10 @@ NAMES = {
 
 
 def from_torch(state_dict: Any, prefix: str = "") -> tuple[BatchNormParams, BatchNormState]:
-    """A PyTorch batch normalization's `state_dict` as params and state.
+    """Convert the `state_dict` of a PyTorch batch normalization to params and state.
 
-    To go on as PyTorch would: `bn_apply(..., axis=1, momentum=1 - m, unbiased_running_var=True)` for its momentum m, or
-    `momentum=jaxbn.cumulative_average` for its None.
+    To continue as PyTorch would: `bn_apply(..., axis=1, momentum=1 - m, unbiased_running_var=True)` for its momentum
+    m, or `momentum=jaxbn.cumulative_average` for its None.
 
     Args:
         state_dict: of the layer or of a model around it; tensors on any device, or arrays, `[features]`. Or the layer.
@@ -49,9 +49,9 @@ def from_torch(state_dict: Any, prefix: str = "") -> tuple[BatchNormParams, Batc
     """
     if not isinstance(state_dict, Mapping) and hasattr(state_dict, "state_dict"):
         state_dict = state_dict.state_dict()
-    state_dict = mapping("state_dict", state_dict, "a PyTorch `state_dict`, or a layer")
-    names, entries = within(state_dict, prefix, ".", NAMES)
-    return read(
+    state_dict = check_mapping("state_dict", state_dict, "a PyTorch `state_dict`, or a layer")
+    names, entries = select_prefix(state_dict, prefix, ".", NAMES)
+    return read_layer(
         "`state_dict` is not that of one PyTorch batch normalization (name a network's layer by `prefix`):",
         entries,
         names,
@@ -60,10 +60,10 @@ def from_torch(state_dict: Any, prefix: str = "") -> tuple[BatchNormParams, Batc
 
 
 def to_torch(params: BatchNormParams, state: BatchNormState, prefix: str = "") -> dict[str, np.ndarray]:
-    """Params and state as a PyTorch `state_dict`, the inverse of `from_torch`.
+    """Convert params and state to a PyTorch `state_dict`, the inverse of `from_torch`.
 
-    Load it by `layer.load_state_dict({name: torch.from_numpy(v) for name, v in ...items()})`. PyTorch knows no
-    bfloat16 of NumPy: take `v.astype("float32")` there, which the layer turns back into what it is.
+    Load it by `layer.load_state_dict({name: torch.from_numpy(v) for name, v in ...items()})`. PyTorch does
+    not take NumPy's bfloat16: pass `v.astype("float32")`, which the layer casts to its own dtype.
 
     Args:
         params: scale and bias `[features]`, or None for both (`affine=False`) or for the bias (`bias=False`).
@@ -84,8 +84,8 @@ def to_torch(params: BatchNormParams, state: BatchNormState, prefix: str = "") -
 
     Source: as `from_torch`.
     """
-    names, _ = within({}, prefix, ".", NAMES)
-    values = {names[name]: np.array(value) for name, value in given(params, state, vector=True).items()}
+    names, _ = select_prefix({}, prefix, ".", NAMES)
+    values = {names[name]: np.array(value) for name, value in check_layer(params, state, vector=True).items()}
     if params.scale is None and params.bias is not None:
         raise ValueError("PyTorch has no layer with a bias and without a scale. Give `params` a scale of ones.")
     return values | {names["count"]: values[names["count"]].astype(np.int64)}

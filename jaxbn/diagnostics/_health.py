@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.batch_norm import bn_apply
-from jaxbn._core.fetch import fetched
+from jaxbn._core.fetch import fetch_array
 from jaxbn._core.state import BatchNormParams, BatchNormState
 from jaxbn.diagnostics._report import Batch, Health, LayerHealth, advice
 
@@ -113,12 +113,12 @@ def compared(
         bn_apply(params, state, x, jnp.array(train), axis=axis, epsilon=epsilon, mask=mask, momentum=0.0, **rest)
         for train in (True, False)
     )
-    mean, var, own_mean, own_var = (fetched(v, np.float64) for v in (state.mean, state.var, own.mean, own.var))
-    counted = np.broadcast_to(True if mask is None else fetched(mask, bool), x.shape)
+    mean, var, own_mean, own_var = (fetch_array(v, np.float64) for v in (state.mean, state.var, own.mean, own.var))
+    counted = np.broadcast_to(True if mask is None else fetch_array(mask, bool), x.shape)
     first = next((a for a in range(x.ndim) if a not in check.axes(axis, x.ndim)), None)
     others = tuple(a for a in range(x.ndim) if a != first)
     examples = 1 if first is None else int(np.sum(np.any(counted, axis=others)))
-    apart = np.where(counted, np.abs(fetched(training, np.float64) - fetched(evaluation, np.float64)), 0)
+    apart = np.where(counted, np.abs(fetch_array(training, np.float64) - fetch_array(evaluation, np.float64)), 0)
     with np.errstate(all="ignore"):  # what is not finite is said elsewhere
         gaps = np.abs(own_mean - mean) / np.sqrt(var + epsilon), np.abs(np.log((own_var + epsilon) / (var + epsilon)))
         mean_gap, var_gap, output_gap = (float(np.max(v, initial=0)) for v in (*gaps, apart))
@@ -143,7 +143,7 @@ def _unlearned(mean, var, own_mean, own_var, epsilon) -> float | None:
 def reached(norm: str, state: BatchNormState) -> BatchNormState:
     """Of an LSTM's statistics, `[*stack, max_steps, features]`, those of the steps that training has come to."""
     concrete(*state)
-    mean, var, count = (fetched(v).copy() for v in state)
+    mean, var, count = (fetch_array(v).copy() for v in state)
     if norm == "recurrent_norm" and count.shape[-1] > 1:
         # h starts at zero, so that the first step has no variance, and is not at fault for it.
         var[..., 0, :] = np.maximum(var[..., 0, :], 1)
@@ -155,7 +155,7 @@ def reached(norm: str, state: BatchNormState) -> BatchNormState:
 def of_whitening(mean: Any, cov: Any, count: Any) -> BatchNormState:
     """The statistics of a whitening as those of a normalization: of each feature its own variance."""
     concrete(mean, cov, count)
-    var = np.diagonal(fetched(cov), axis1=-2, axis2=-1).reshape(np.shape(mean))
+    var = np.diagonal(fetch_array(cov), axis1=-2, axis2=-1).reshape(np.shape(mean))
     return BatchNormState(mean, var, count)  # pyright: ignore[reportArgumentType]
 
 
@@ -165,10 +165,10 @@ def judged(
     """The record of a layer, of the worst of what several calls of it showed."""
     concrete(params.scale, params.bias, state.mean, state.var, count)
     mean, var, scale, bias = (
-        np.zeros(0) if v is None else fetched(v).astype(np.complex128 if np.iscomplexobj(v) else np.float64)
+        np.zeros(0) if v is None else fetch_array(v).astype(np.complex128 if np.iscomplexobj(v) else np.float64)
         for v in (state.mean, state.var, params.scale, params.bias)
     )
-    updates = None if count is None else int(np.min(fetched(count)))
+    updates = None if count is None else int(np.min(fetch_array(count)))
     size = np.abs(scale)
     small = 1e-3 * np.median(size, axis=-1, keepdims=True) if size.size else 0.0
     seen = [batch for batch in batches if batch is not None]

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
-from jaxbn._core.renorm import Renorm, counts
+from jaxbn._core.renorm import Renorm, needs_count
 from jaxbn._core.state import BatchNormParams, BatchNormState
 from jaxbn._flax.module import (
     applied,
@@ -151,7 +151,7 @@ class BatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", lambda: self.mean_init(self._key(), shape, kept))
         var = self.variable("batch_stats", "var", lambda: self.var_init(self._key(), shape, kept_real))
         count = None
-        if callable(self.momentum) or counts(self.renorm):
+        if callable(self.momentum) or needs_count(self.renorm):
             if fresh or self.has_variable("batch_stats", "count"):
                 count = self.variable("batch_stats", "count", lambda: jnp.zeros(domains, jnp.int32))
             elif updates:  # evaluation does without

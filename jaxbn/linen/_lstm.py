@@ -20,9 +20,9 @@ from jaxbn.lstm._state import (
     LSTMCarry,
     LSTMParams,
     LSTMState,
-    by_gate,
     carry_for_flax,
-    rows,
+    init_by_gate,
+    init_rows,
 )
 
 
@@ -112,7 +112,7 @@ class BatchNormLSTMCell(nn.RNNCellBase):
         sizes = {"input_norm": 4 * hidden, "recurrent_norm": 4 * hidden, "cell_norm": hidden}
         try:
             self.stats = [
-                self.variable("batch_stats", name, lambda n=n: rows(steps, n, self.param_dtype)._asdict())
+                self.variable("batch_stats", name, lambda n=n: init_rows(steps, n, self.param_dtype)._asdict())
                 for name, n in sizes.items()
             ]
         except ScopeCollectionNotFound:
@@ -136,7 +136,7 @@ class BatchNormLSTMCell(nn.RNNCellBase):
         x, wide = jnp.asarray(inputs), 4 * self.features
 
         def kernel(name, init, size):
-            return self.param(name, by_gate(init), (size, wide), self.param_dtype)
+            return self.param(name, init_by_gate(init), (size, wide), self.param_dtype)
 
         def norm(name, features, **inits):
             def first(key):

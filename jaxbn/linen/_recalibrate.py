@@ -12,14 +12,14 @@ from flax import traverse_util
 from jax.typing import ArrayLike
 
 from jaxbn._core import check
-from jaxbn._core.fetch import fetched
+from jaxbn._core.fetch import fetch_array
 from jaxbn._core.moments import Moments
 from jaxbn._core.state import BatchNormState
 from jaxbn.linen._batch_norm import BatchNorm
 from jaxbn.linen._iter_norm import IterNorm
 from jaxbn.linen._lstm import BatchNormLSTMCell, is_of_cell
 from jaxbn.linen._model import flattened, unflattened
-from jaxbn.statistics._pool_batches import collected, recalibrated
+from jaxbn.statistics._pool_batches import collect_moments, recalibrate_states
 
 # A variable that asks a layer for the moments of what it gets, and by its name how to normalize meanwhile: by each
 # batch, or by the running statistics. It travels through `jit`, `shard_map`, `nn.scan` and `nn.remat` as the
@@ -123,10 +123,10 @@ def recalibrate(
             for name, s in states.items()
         }
         rows = run(unflattened({**_with(flat, paths, states), **asked}, variables), batch)
-        return {name: Moments(*np.moveaxis(fetched(row), -1, 0)) for name, row in rows.items()}
+        return {name: Moments(*np.moveaxis(fetch_array(row), -1, 0)) for name, row in rows.items()}
 
     states = {name: state for name, (_, state) in layers.items()}
-    states = recalibrated(moments_of, states, batches, source_weight, layer_by_layer, progress)
+    states = recalibrate_states(moments_of, states, batches, source_weight, layer_by_layer, progress)
     return unflattened(_with(flat, paths, states), variables)
 
 
@@ -161,7 +161,7 @@ def _collecting(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     def normalized(x, use_running_average=None, *, mask=None, **rest):
         axis = tuple(sorted(check.axes(layer.axis, np.ndim(x))))
         update = rest.get("update", True)
-        layer.put_variable("batch_stats", name, collected(row, x, axis, mask, layer.axis_name, update))
+        layer.put_variable("batch_stats", name, collect_moments(row, x, axis, mask, layer.axis_name, update))
         if isinstance(layer, BatchNorm):
             rest["update"] = False  # for which statistics need no count
         given = layer.use_running_average

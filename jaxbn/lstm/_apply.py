@@ -1,4 +1,4 @@
-"""Recurrent batch normalization, an LSTM that is normalized from step to step."""
+"""One step and a whole sequence of a batch-normalized LSTM."""
 
 from functools import partial
 from typing import Any
@@ -11,16 +11,16 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.batch_norm import bn_apply
-from jaxbn.lstm._state import LSTMCarry, LSTMParams, LSTMState, made_by
+from jaxbn.lstm._state import LSTMCarry, LSTMParams, LSTMState, require_type
 
-# What the cell itself gives to `bn_apply`.
+# Options that the cell itself passes to `bn_apply`.
 _OWN = {"axis", "mask", "residual", "activation"}
 
 
 def lstm_step(
     params: LSTMParams, state: LSTMState, carry: LSTMCarry, x: ArrayLike, train: bool | jax.Array, **options: Any
 ) -> tuple[LSTMCarry, jax.Array, LSTMState]:
-    """One step of a batch-normalized LSTM.
+    """Compute one step of a batch-normalized LSTM.
 
     With BN by the statistics of this time step,
 
@@ -34,8 +34,8 @@ def lstm_step(
         x: inputs of this step, `[*batch, inputs]`, floating point. Products and gates are in its dtype, statistics in
             float32 at least.
         train: True for batch statistics, False for running ones; a scalar bool array makes one program of both.
-        **options: as for `bn_apply`: momentum, epsilon, axis_name, axis_index_groups, update, and so on. All three
-            normalizations are given them.
+        **options: as for `bn_apply`: momentum, epsilon, axis_name, axis_index_groups, update, and so on. They go to
+            all three normalizations.
 
     Returns:
         `(carry, y, state)`: y is h', in the dtype of x. In training at step t row `min(t, max_steps - 1)` of the state
@@ -56,19 +56,19 @@ def lstm_step(
 
     Cooijmans et al. 2017, "Recurrent batch normalization". Late steps are reached by few sequences, and seldom:
     `momentum=jaxbn.zero_debiased(0.99)` makes their statistics right from the first update. All sequences of a batch
-    start together; one that begins anew in the midst of it has no statistics of its own.
+    start together; one that restarts in the middle has no statistics of its own.
     """
     x = check.floating("x", x)
     train = check.flag("train", train)
-    _fit(params, state, carry, x.shape, options)
-    x = _where(_running(carry, _now(carry)), x, 0)
-    return _step(params, state, carry, _product(x, params.input_kernel), train, options)
+    _check_shapes(params, state, carry, x.shape, options)
+    x = _select_running(_find_running(carry, _current_step(carry)), x, 0)
+    return _step(params, state, carry, _multiply(x, params.input_kernel), train, options)
 
 
 def lstm_apply(
     params: LSTMParams, state: LSTMState, carry: LSTMCarry, xs: ArrayLike, train: bool | jax.Array, **options: Any
 ) -> tuple[LSTMCarry, jax.Array, LSTMState]:
-    """A batch-normalized LSTM over a batch of sequences: `lstm_step` under `jax.lax.scan`.
+    """Run a batch-normalized LSTM over a batch of sequences: `lstm_step` under `jax.lax.scan`.
 
     Args:
         params, state, train, **options: as for `lstm_step`.
@@ -100,51 +100,53 @@ def lstm_apply(
     train = check.flag("train", train)
     if xs.ndim < 2:
         raise ValueError(f"`xs` must be [time, *batch, inputs]; got shape {xs.shape}. One step is `lstm_step`.")
-    _fit(params, state, carry, xs.shape[1:], options)
-    now = _now(carry)
+    _check_shapes(params, state, carry, xs.shape[1:], options)
+    now = _current_step(carry)
     if carry.lengths is not None:
         steps = now + jnp.arange(xs.shape[0], dtype=now.dtype)
-        xs = _where(jax.vmap(partial(_running, carry))(steps), xs, 0)
+        xs = _select_running(jax.vmap(partial(_find_running, carry))(steps), xs, 0)
 
     def step(loop, projected):
         after, y, state = _step(params, loop[1], loop[0], projected, train, options)
         return (after, state), y
 
-    projected, loop = _product(xs, params.input_kernel), (carry, state)  # of all steps at once
+    projected, loop = _multiply(xs, params.input_kernel), (carry, state)  # of all steps at once
     like = jax.eval_shape(lambda v: v[0], projected) if xs.shape[0] else None
     for _ in range(2 if like is not None else 0):
-        # Zeros are the same on all devices and h is not: the loop must start with what it goes on with. Once for what
-        # x makes so, once for what h does.
+        # Zeros are the same on all devices and h is not: a loop must start with the types that it continues with. Once
+        # for the axes along which x varies, once for those of h.
         loop = jax.tree.map(lambda v, to: v + jnp.zeros_like(to), loop, jax.eval_shape(step, loop, like)[0])
     (carry, state), ys = lax.scan(step, loop, projected)
     return carry, ys, state
 
 
 def _step(params, state, carry, projected, train, options):
-    """A step, from `x W_x`."""
-    at, dtype = _now(carry), projected.dtype
-    running = _running(carry, at)
+    """Compute a step from `x W_x`."""
+    at, dtype = _current_step(carry), projected.dtype
+    running = _find_running(carry, at)
     mask = None if running is None else running[..., None]
 
-    def normalized(norm, rows, v, **more):
-        row = _row(rows.count, at, train)
+    def normalize_row(norm, rows, v, **more):
+        row = _find_row(rows.count, at, train)
         own = jax.tree.map(lambda s: lax.dynamic_index_in_dim(s, row, keepdims=False), rows)
         y, new = bn_apply(norm, own, v, train, mask=mask, **more, **options)
         return y, jax.tree.map(lambda s, n: lax.dynamic_update_index_in_dim(s, n, row, 0), rows, new)
 
-    from_x, input_norm = normalized(params.input_norm, state.input_norm, projected)
-    from_h = _product(carry.h.astype(dtype), params.recurrent_kernel)
-    gates, recurrent_norm = normalized(params.recurrent_norm, state.recurrent_norm, from_h, residual=from_x)
+    from_x, input_norm = normalize_row(params.input_norm, state.input_norm, projected)
+    from_h = _multiply(carry.h.astype(dtype), params.recurrent_kernel)
+    gates, recurrent_norm = normalize_row(params.recurrent_norm, state.recurrent_norm, from_h, residual=from_x)
     i, f, g, o = (v.astype(carry.c.dtype) for v in jnp.split(gates, 4, -1))
     c = jax.nn.sigmoid(f) * carry.c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    bounded, cell_norm = normalized(params.cell_norm, state.cell_norm, c, activation=jnp.tanh)
+    bounded, cell_norm = normalize_row(params.cell_norm, state.cell_norm, c, activation=jnp.tanh)
     h = (jax.nn.sigmoid(o) * bounded).astype(carry.h.dtype)
-    after = LSTMCarry(_where(running, c, carry.c), _where(running, h, carry.h), carry.step + 1, carry.lengths)
+    after = LSTMCarry(
+        _select_running(running, c, carry.c), _select_running(running, h, carry.h), carry.step + 1, carry.lengths
+    )
     return after, after.h.astype(dtype), LSTMState(input_norm, recurrent_norm, cell_norm)
 
 
-def _row(count: jax.Array, at: jax.Array, train: bool | jax.Array) -> jax.Array:
-    """Whose statistics serve at step `at`."""
+def _find_row(count: jax.Array, at: jax.Array, train: bool | jax.Array) -> jax.Array:
+    """Return the row of the state that holds the statistics for step `at`."""
     own = jnp.minimum(at, count.shape[0] - 1)
     if train is True:
         return own
@@ -153,30 +155,30 @@ def _row(count: jax.Array, at: jax.Array, train: bool | jax.Array) -> jax.Array:
     return seen if train is False else jnp.where(train, own, seen)
 
 
-def _now(carry: LSTMCarry) -> jax.Array:
+def _current_step(carry: LSTMCarry) -> jax.Array:
     return jnp.max(carry.step)
 
 
-def _running(carry: LSTMCarry, at: jax.Array) -> jax.Array | None:
-    """Which sequences have not ended."""
+def _find_running(carry: LSTMCarry, at: jax.Array) -> jax.Array | None:
+    """Return which sequences have not ended."""
     return None if carry.lengths is None else at < carry.lengths
 
 
-def _where(running: jax.Array | None, v: jax.Array, otherwise: Any) -> jax.Array:
+def _select_running(running: jax.Array | None, v: jax.Array, otherwise: Any) -> jax.Array:
     return v if running is None else jnp.where(running[..., None], v, otherwise)
 
 
-def _product(v: jax.Array, kernel: jax.Array) -> jax.Array:
+def _multiply(v: jax.Array, kernel: jax.Array) -> jax.Array:
     return v @ kernel.astype(v.dtype)
 
 
-def _fit(params: Any, state: Any, carry: Any, shape: tuple[int, ...], options: dict[str, Any]) -> None:
-    """That everything belongs to x of `shape`, `[*batch, inputs]`."""
-    made_by("params", params, LSTMParams, "lstm_init")
-    made_by("state", state, LSTMState, "lstm_init")
-    made_by("carry", carry, LSTMCarry, "lstm_carry")
+def _check_shapes(params: Any, state: Any, carry: Any, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    """Check that all arrays fit x of `shape`, `[*batch, inputs]`."""
+    require_type("params", params, LSTMParams, "lstm_init")
+    require_type("state", state, LSTMState, "lstm_init")
+    require_type("carry", carry, LSTMCarry, "lstm_carry")
     if taken := _OWN & set(options):
-        raise TypeError(f"`{min(taken)}` is not an option here: the cell itself gives it to `bn_apply`.")
+        raise TypeError(f"`{min(taken)}` is not an option here: the cell itself passes it to `bn_apply`.")
     hidden, batch = params.recurrent_kernel.shape[0], shape[:-1]
     wanted = {
         "params.input_kernel": (params.input_kernel, (*shape[-1:], 4 * hidden)),

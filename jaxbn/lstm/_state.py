@@ -1,4 +1,4 @@
-"""What a batch-normalized LSTM learns, averages over batches, and carries from step to step."""
+"""Parameters, running statistics and carry of a batch-normalized LSTM."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ TENTH, ZEROS = jax.nn.initializers.constant(0.1), jax.nn.initializers.zeros
 
 @partial(register_namedtuple_serialization, serialized_name="jaxbn.lstm.LSTMParams")
 class LSTMParams(NamedTuple):
-    """What is learned. The gates' four blocks lie side by side: input, forget, candidate, output (i, f, g, o).
+    """Learned parameters. The gates' four blocks lie side by side: input, forget, candidate, output (i, f, g, o).
 
     Attributes:
         input_kernel: `[inputs, 4 hidden]`.
@@ -41,7 +41,7 @@ class LSTMParams(NamedTuple):
 
 @partial(register_namedtuple_serialization, serialized_name="jaxbn.lstm.LSTMState")
 class LSTMState(NamedTuple):
-    """What is averaged over batches, each array with a leading axis of time steps: `[max_steps, ...]`."""
+    """Running statistics, each array with a leading axis of time steps: `[max_steps, ...]`."""
 
     input_norm: BatchNormState
     recurrent_norm: BatchNormState
@@ -50,7 +50,7 @@ class LSTMState(NamedTuple):
 
 @partial(register_namedtuple_serialization, serialized_name="jaxbn.lstm.LSTMCarry")
 class LSTMCarry(NamedTuple):
-    """What goes from step to step.
+    """State of the recurrence, from step to step.
 
     Attributes:
         c, h: cell and output, `[*batch, hidden]`.
@@ -75,7 +75,7 @@ def lstm_init(
     kernel_init: Initializer = LECUN,
     recurrent_kernel_init: Initializer = ORTHOGONAL,
 ) -> tuple[LSTMParams, LSTMState]:
-    """Parameters and state of a batch-normalized LSTM.
+    """Initialize the parameters and the state of a batch-normalized LSTM.
 
     Args:
         key: for the kernels.
@@ -111,21 +111,21 @@ def lstm_init(
         raise TypeError(f"`dtype` must be real: the gates are; got {kind}.")
     for_inputs, for_hidden = jax.random.split(key)
     params = LSTMParams(
-        by_gate(kernel_init)(for_inputs, (num_inputs, wide), kind),
-        by_gate(recurrent_kernel_init)(for_hidden, (num_hidden, wide), kind),
+        init_by_gate(kernel_init)(for_inputs, (num_inputs, wide), kind),
+        init_by_gate(recurrent_kernel_init)(for_hidden, (num_hidden, wide), kind),
         *norms,
     )
-    return params, LSTMState(*(rows(max_steps, n, kind) for n in (wide, wide, num_hidden)))
+    return params, LSTMState(*(init_rows(max_steps, n, kind) for n in (wide, wide, num_hidden)))
 
 
 def lstm_carry(params: LSTMParams, batch: int | Sequence[int], lengths: ArrayLike | None = None) -> LSTMCarry:
-    """Where a batch of sequences starts: c and h are zero, at step 0.
+    """Return the carry with which a batch of sequences starts: c and h are zero, at step 0.
 
     Args:
         params: from `lstm_init`.
-        batch: how many sequences, an int or a tuple of ints.
-        lengths: how many steps each has, integers `[*batch]`. A sequence that has ended enters no statistic and stays
-            as it is; its padding may hold anything, NaN too.
+        batch: the number of sequences, an int or a tuple of ints.
+        lengths: the number of steps of each, integers `[*batch]`. A sequence that has ended enters no statistic and
+            stays as it is; its padding may hold anything, NaN too.
 
     Returns:
         The carry, in float32, or float64 if `params` are.
@@ -141,35 +141,35 @@ def lstm_carry(params: LSTMParams, batch: int | Sequence[int], lengths: ArrayLik
         >>> carry.c.shape, carry.lengths
         ((2, 5), Array([10,  7], dtype=int32))
     """
-    made_by("params", params, LSTMParams, "lstm_init")
+    require_type("params", params, LSTMParams, "lstm_init")
     hidden, dtype = params.recurrent_kernel.shape[0], check.accumulation_dtype(params.recurrent_kernel.dtype)
     shape = (*check.sizes(batch), hidden)
-    return _begun(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), lengths)
+    return _start_carry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), lengths)
 
 
 def carry_for_flax(
     init: Initializer, keys: Sequence[Any], shape: tuple[int, ...], dtype: DTypeLike, lengths: ArrayLike | None
 ) -> LSTMCarry:
-    """As `lstm_carry`, for `RNN` of either Flax API.
+    """Return the carry of `lstm_carry`, for `RNN` of either Flax API.
 
     Its loop, unlike that of `lstm_apply`, takes no carry that is the same on all devices where x is not: under
-    `shard_map(check_vma=True)` and on an explicit mesh JAX refuses it, unless there are `lengths`, which say what
-    differs.
+    `shard_map(check_vma=True)` and on an explicit mesh JAX refuses it, unless there are `lengths`, whose type says
+    along which axes it differs.
     """
     c, h = (init(key, shape, check.accumulation_dtype(dtype)) for key in keys)
-    carry = _begun(c, h, lengths)
+    carry = _start_carry(c, h, lengths)
     # RNN takes the last carry of each sequence along axis 1 of `[time, batch, ...]`. Of size 1 it serves all of them.
     return carry._replace(step=carry.step[None])
 
 
-def rows(max_steps: int, num_features: int, dtype: DTypeLike) -> BatchNormState:
-    """The state of one normalization, of all its time steps."""
+def init_rows(max_steps: int, num_features: int, dtype: DTypeLike) -> BatchNormState:
+    """Initialize the state of one normalization, with a row for each time step."""
     _, state = bn_init(num_features, dtype=dtype)
     return jax.tree.map(lambda v: jnp.array(jnp.broadcast_to(v, (max_steps, *v.shape))), state)
 
 
-def by_gate(init: Initializer) -> Initializer:
-    """An initializer of a kernel `[inputs, 4 hidden]` from that of one gate's block."""
+def init_by_gate(init: Initializer) -> Initializer:
+    """Return an initializer of a kernel `[inputs, 4 hidden]` from that of one gate's block."""
 
     def blocks(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         block = (shape[0], shape[1] // 4)
@@ -182,8 +182,8 @@ def by_gate(init: Initializer) -> Initializer:
     return blocks
 
 
-def _begun(c: jax.Array, h: jax.Array, lengths: ArrayLike | None) -> LSTMCarry:
-    """The carry before the first step."""
+def _start_carry(c: jax.Array, h: jax.Array, lengths: ArrayLike | None) -> LSTMCarry:
+    """Return the carry before the first step."""
     step = jnp.zeros((), jnp.int32)
     if lengths is None:
         return LSTMCarry(c, h, step)
@@ -195,12 +195,12 @@ def _begun(c: jax.Array, h: jax.Array, lengths: ArrayLike | None) -> LSTMCarry:
     if not isinstance(lengths, Tracer) and np.any(np.asarray(lengths) < 0):
         raise ValueError(f"`lengths` must not be negative; got {lengths}.")
     lengths = jnp.asarray(lengths, jnp.int32)
-    # Zeros are the same on all devices and lengths are not: a loop must start with what it goes on with.
+    # Zeros are the same on all devices and lengths are not: a loop must start with the types that it continues with.
     c, h = (v + jnp.zeros_like(lengths, v.dtype)[..., None] for v in (c, h))
     return LSTMCarry(c, h, step, lengths)
 
 
-def made_by(name: str, value: Any, kind: type, maker: str) -> None:
-    """That `value` is what `maker` makes."""
+def require_type(name: str, value: Any, kind: type, maker: str) -> None:
+    """Raise TypeError unless `value` is a `kind`, which `maker` makes."""
     if not isinstance(value, kind):
         raise TypeError(f"`{name}` must be a {kind.__name__}; got {type(value).__name__}. Make it by `{maker}`.")

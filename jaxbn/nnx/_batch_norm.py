@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
-from jaxbn._core.renorm import Renorm, counts
+from jaxbn._core.renorm import Renorm, needs_count
 from jaxbn._core.state import BatchNormParams, BatchNormState
 from jaxbn._flax.module import (
     applied,
@@ -125,7 +125,7 @@ class BatchNorm(nnx.Module):
         kept, kept_real = kept_dtypes(jnp.float32, param_dtype, dtype)
         self.mean = nnx.BatchStat(mean_init(jax.random.key(0), shape, kept), **mean_metadata)
         self.var = nnx.BatchStat(var_init(jax.random.key(0), shape, kept_real), **var_metadata)
-        counted = callable(momentum) or counts(renorm)
+        counted = callable(momentum) or needs_count(renorm)
         self.count = nnx.BatchStat(jnp.zeros(domains, jnp.int32)) if counted else nnx.data(None)
         self.scale = nnx.data(None) if scale is None else scale
         self.bias = nnx.data(None) if bias is None else bias
@@ -185,7 +185,7 @@ class BatchNorm(nnx.Module):
                 "either, or set it for a whole model by `model.train()`, `model.eval()` or "
                 "`nnx.view(model, use_running_average=...)`."
             )
-        if (callable(self.momentum) or counts(self.renorm)) and self.count is None:
+        if (callable(self.momentum) or needs_count(self.renorm)) and self.count is None:
             raise ValueError(
                 "A layer whose `momentum` or `renorm` is a schedule must have a count of its updates; this one was "
                 "made without. Set the schedule by `model = jaxbn.nnx.convert(model, momentum=...)`."

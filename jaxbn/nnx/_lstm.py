@@ -23,9 +23,9 @@ from jaxbn.lstm._state import (
     LSTMCarry,
     LSTMParams,
     LSTMState,
-    by_gate,
     carry_for_flax,
-    rows,
+    init_by_gate,
+    init_rows,
 )
 from jaxbn.nnx._batch_norm import BatchNorm
 
@@ -111,11 +111,11 @@ class BatchNormLSTMCell(RNNCellBase):
         steps = check.positive("max_steps", max_steps)
 
         def kernel(init, size):
-            return nnx.Param(by_gate(init)(rngs.params(), (size, 4 * hidden), param_dtype))
+            return nnx.Param(init_by_gate(init)(rngs.params(), (size, 4 * hidden), param_dtype))
 
         def norm(features, **inits):
             own = {part: nnx.Param(init(rngs.params(), (features,), param_dtype)) for part, init in inits.items()}
-            stats = rows(steps, features, param_dtype)._asdict()
+            stats = init_rows(steps, features, param_dtype)._asdict()
             return nnx.Dict(own | {part: nnx.BatchStat(v) for part, v in stats.items()})
 
         self.input_kernel = kernel(kernel_init, inputs)

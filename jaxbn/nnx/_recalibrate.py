@@ -10,13 +10,13 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from jaxbn._core import check
-from jaxbn._core.fetch import fetched
+from jaxbn._core.fetch import fetch_array
 from jaxbn._core.moments import Moments
 from jaxbn._core.state import BatchNormState
 from jaxbn.nnx._batch_norm import BatchNorm
 from jaxbn.nnx._iter_norm import IterNorm
 from jaxbn.nnx._lstm import BatchNormLSTMCell
-from jaxbn.statistics._pool_batches import collected, recalibrated
+from jaxbn.statistics._pool_batches import collect_moments, recalibrate_states
 
 
 def recalibrate(
@@ -101,11 +101,11 @@ def recalibrate(
             layer.jaxbn_moments.set_value(rows[name])
             _set(layer, states[name])  # training updates those of the copy
         run(copy, batch)
-        found = {name: fetched(layer.jaxbn_moments[...]) for name, layer in layers.items()}
+        found = {name: fetch_array(layer.jaxbn_moments[...]) for name, layer in layers.items()}
         return {name: Moments(*np.moveaxis(row, -1, 0)) for name, row in found.items()}
 
     states = {name: _state(layer) for name, layer in layers.items()}
-    states = recalibrated(moments_of, states, batches, source_weight, layer_by_layer, progress)
+    states = recalibrate_states(moments_of, states, batches, source_weight, layer_by_layer, progress)
     for name, layer in originals.items():
         _set(layer, states[name])
 
@@ -170,7 +170,7 @@ def _class_of(kind: Any) -> Any:
     class Collecting(base):
         def __call__(self, x, use_running_average=None, *, mask=None, **rest):
             update = rest.get("update", True)
-            row = collected(self.jaxbn_moments[...], x, self.axis, mask, self.axis_name, update)
+            row = collect_moments(self.jaxbn_moments[...], x, self.axis, mask, self.axis_name, update)
             self.jaxbn_moments.set_value(row)
             return super().__call__(x, self.jaxbn_evaluate, mask=mask, **rest)
 

@@ -1,4 +1,4 @@
-"""Running statistics from other data than the training step's."""
+"""Running statistics from other data than training batches: adaptation, recalibration, each example's own."""
 
 from jaxbn.statistics._adapt import adapt as adapt
 from jaxbn.statistics._example_weight import apply_with_example_weight as apply_with_example_weight

@@ -1,19 +1,16 @@
-"""Running statistics moved towards other data, and towards each example."""
+"""Adaptation of running statistics to other data (AdaBN)."""
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxbn._core import check
-from jaxbn._core.layout import sharded_as
-from jaxbn._core.moments import Moments, broadcast_fields
+from jaxbn._core.moments import Moments
 from jaxbn._core.state import BatchNormState
+from jaxbn._core.update_state import fit_moments
 
 
 def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) -> BatchNormState:
-    """A state whose statistics are those of other data, or a mixture of its own and those.
+    """Return a state with the statistics of other data, or with a mixture of its own and those.
 
     With n = `m.count` and N = `source_weight`, `mean = N / (N + n) mean_source + n / (N + n) mean_target`, and the same
     for the variance. With N = 0 the target's statistics replace the source's (AdaBN); with N infinite nothing changes.
@@ -22,7 +19,7 @@ def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) 
         state: the source's, from training; `mean` and `var` `[*features]`.
         m: moments of the inputs that the layer has on the target data, from `moments`, `pool` or `pool_batches`;
             `[*features]`.
-        source_weight: how many values of the target the source is worth, at least 0; infinity too.
+        source_weight: the number of target values that the source counts as, at least 0; infinity too.
 
     Returns:
         The new state, of the same shapes and dtypes. A feature without values in `m`, or whose moments are not
@@ -47,25 +44,17 @@ def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) 
     are averaged; the variance between the two means, N n / (N + n)^2 (mean_source - mean_target)^2, is left out.
     `jaxbn.pool` of the target's moments and `Moments(N, state.mean, state.var)` has it in.
     """
-    m = broadcast_fields(m)
-    if not all(hasattr(state, name) for name in ("mean", "var", "count")):
-        raise TypeError(f"`state` must be the state of `bn_init`; got {type(state).__name__}.")
-    if m.mean.shape != state.mean.shape:
-        raise ValueError(
-            f"`m` must have the shape of the state, {state.mean.shape}; got {m.mean.shape}. "
-            "Take the moments of what enters this layer, along the layer's `axis`."
-        )
-    m = jax.tree.map(partial(sharded_as, state.mean), m)
+    m = fit_moments(state, m)
     weight = jnp.asarray(check.number("source_weight", source_weight, 0), m.var.dtype)
     fine = (m.count > 0) & jnp.isfinite(m.mean) & jnp.isfinite(m.var)
     take = jnp.where(fine, m.count / jnp.where(fine, weight + m.count, 1), 0)
 
-    def mixed(source, target):
+    def mix(source, target):
         mixture = (1 - take) * source.astype(target.dtype) + take * target
-        # What has no share may be anything, NaN too.
+        # A term without a share may be anything, NaN too.
         return jnp.where(take == 1, target, jnp.where(take == 0, source.astype(target.dtype), mixture))
 
-    mean, var = mixed(state.mean, m.mean).astype(state.mean.dtype), mixed(state.var, m.var).astype(state.var.dtype)
+    mean, var = mix(state.mean, m.mean).astype(state.mean.dtype), mix(state.var, m.var).astype(state.var.dtype)
     fits = ~fine | (jnp.isfinite(mean) & jnp.isfinite(var))
     mean, var = (jnp.where(fits, new, old) for new, old in ((mean, state.mean), (var, state.var)))
     return BatchNormState(mean, var, jnp.maximum(state.count, 1))

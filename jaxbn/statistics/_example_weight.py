@@ -1,4 +1,4 @@
-"""Evaluation with statistics that are mixed with each example's own."""
+"""Evaluation with running statistics mixed with each example's own."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from jaxbn._core.batch_moments import batch_moments
 from jaxbn._core.layout import to_layout
 from jaxbn._core.normalize import FAR
 from jaxbn._core.reduction import Reduction
-from jaxbn._core.state import BatchNormParams, BatchNormState
+from jaxbn._core.state import BatchNormParams, BatchNormState, check_params, check_state
 
 
 def apply_with_example_weight(
@@ -26,7 +26,7 @@ def apply_with_example_weight(
     epsilon: float = 1e-5,
     mask: ArrayLike | None = None,
 ) -> jax.Array:
-    """Evaluation in which each example has a say in the statistics that normalize it.
+    """Normalize in evaluation by a mixture of the running statistics and each example's own.
 
     `y = scale (x - mean) / sqrt(var + epsilon) + bias` with the first two raw moments mixed: with a = `weight`, for
     each example, `mean = (1 - a) mean_running + a mean_example` and `var = (1 - a) (var_running + mean_running^2) + a
@@ -42,8 +42,8 @@ def apply_with_example_weight(
         axis: the feature axis or axes, without 0.
         epsilon: added to the variance.
         mask: True where a value counts, broadcastable to `x`. The rest is normalized too, but enters no example's
-            moments; NaN, infinity and what is more than 2^32 deviations out give the bias. An example without any value
-            is normalized as if `weight` were 0.
+            moments; NaN, infinity and values more than 2^32 std from the mean give the bias. An example without any
+            value is normalized as if `weight` were 0.
 
     Returns:
         An array of x's shape and dtype, differentiable with respect to everything.
@@ -67,14 +67,15 @@ def apply_with_example_weight(
     features = check.axes(axis, x.ndim)
     if 0 in features:
         raise ValueError(f"`axis` must leave axis 0 of `x` to the examples; got {axis} for x of shape {x.shape}.")
-    check.parameters(x, params, state, features, ())
+    check_params(x, params, features)
+    check_state(x, state, features)
     weight = jnp.asarray(check.number("weight", weight, 0, 1), float)
     mask = None if mask is None else check.mask(mask, x.shape)
-    return _weighed(features, check.epsilon(epsilon, x.dtype), params, state.mean, state.var, x, weight, mask)
+    return _normalize_mixed(features, check.epsilon(epsilon, x.dtype), params, state.mean, state.var, x, weight, mask)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _weighed(features, epsilon, params, mean, var, x, weight, mask):
+def _normalize_mixed(features, epsilon, params, mean, var, x, weight, mask):
     dtype, shape = check.accumulation_dtype(x.dtype), x.dtype
     x, a = x.astype(dtype), weight.astype(dtype)
     mean, var = (to_layout(v.astype(dtype), features, x.ndim) for v in (mean, var))
@@ -85,14 +86,14 @@ def _weighed(features, epsilon, params, mean, var, x, weight, mask):
     # The difference of raw moments, without the squares that cancel in it.
     var = (1 - a) * var + a * own.var + a * (1 - a) * jnp.square((own.mean - mean) + own.tail)
 
-    def centred(x):
+    def subtract_means(x):
         # Each mean is subtracted before the mixing: nothing cancels at either end.
         return (1 - a) * (x - mean) + a * ((x - own.mean) - own.tail)
 
     factor = lax.rsqrt(var + epsilon)
-    d = centred(x)
-    if mask is not None:  # as in `bn_apply`, what is so far out that it can only be padding
+    d = subtract_means(x)
+    if mask is not None:  # as in `bn_apply`, an entry so far from the mean can only be padding
         read = mask | (jnp.abs(d) * factor < FAR)
-        d = jnp.where(read, centred(jnp.where(read, x, mean)), 0)
+        d = jnp.where(read, subtract_means(jnp.where(read, x, mean)), 0)
     y = d * (factor if scale is None else scale * factor)
     return (y if bias is None else y + bias).astype(shape)

@@ -13,15 +13,15 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.batch_moments import moments
-from jaxbn._core.fetch import fetched
-from jaxbn._core.layout import sharded_as
+from jaxbn._core.fetch import fetch_array
+from jaxbn._core.layout import shard_like
 from jaxbn._core.moments import Moments, pool, pool_named
 from jaxbn._core.state import BatchNormState
 from jaxbn.statistics._adapt import adapt
 
 
 def pool_batches(moments_of: Callable[[Any], Any], batches: Iterable[Any], *, progress: bool = False) -> Any:
-    """Moments of all batches together: precise batch normalization.
+    """Pool the moments of all batches: precise batch normalization.
 
     `mean = E[mean_B]` and `var = E[var_B + mean_B^2] - mean^2`, weighted by counts: `pool` over a stream, in memory
     that does not grow with it. Pooling is in float64 on the host, so the result is that of all values at once, however
@@ -30,11 +30,11 @@ def pool_batches(moments_of: Callable[[Any], Any], batches: Iterable[Any], *, pr
     Args:
         moments_of: the `Moments` of a batch, or any tree of them. Compile it (`jax.jit`): it runs once a batch, and is
             compiled once for each shape.
-        batches: what `moments_of` takes, of any sizes, at least one.
+        batches: the arguments of `moments_of`, of any sizes, at least one.
         progress: show batches done and the time left on stderr.
 
     Returns:
-        What `moments_of` returns, for all batches.
+        A tree like that of `moments_of`, for all batches.
 
     Raises:
         TypeError: `moments_of` returns something else, or `batches` cannot be iterated over.
@@ -51,16 +51,16 @@ def pool_batches(moments_of: Callable[[Any], Any], batches: Iterable[Any], *, pr
 
     Wu and Johnson 2021, "Rethinking 'batch' in BatchNorm", section 3. The common shortcut, which averages the batches'
     variances, leaves out the variance between batches. For a network of several `bn_apply`s take `momentum=0.0`: its
-    new states then hold the moments of the batch, and `Moments(n, new.mean, new.var)` with n values makes them what is
-    pooled here. (A batch that is not finite leaves a state as it was; this function cannot see that.)
+    new states then hold the moments of the batch, and `Moments(n, new.mean, new.var)` with n values can be pooled here.
+    (A batch that is not finite leaves a state as it was; this function cannot see that.)
     """
     if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
         raise TypeError(f"`batches` must be an iterable of batches; got {type(batches).__name__}.")
     total: list[Moments] = []
     like = None
-    for i, batch in enumerate(_shown(batches) if progress else batches):
+    for i, batch in enumerate(_show_progress(batches) if progress else batches):
         leaves, tree = jax.tree.flatten_with_path(moments_of(batch), is_leaf=lambda v: isinstance(v, Moments))
-        found = [_wide(m) for _, m in leaves]
+        found = [_widen(m) for _, m in leaves]
         like = like or (tree, [m.mean.shape for m in found])
         if like != (tree, [m.mean.shape for m in found]):
             raise TypeError(f"`moments_of` must return the same tree for every batch; batch {i} has another.")
@@ -73,13 +73,13 @@ def pool_batches(moments_of: Callable[[Any], Any], batches: Iterable[Any], *, pr
                 f"Every batch must have finite moments; batch {i} (the first is 0) has not, in {', '.join(bad[:3])}"
                 f"{more}. Leave that batch out, or mask the values. Nothing was changed."
             )
-        total = list(map(_joined, total, found)) if total else found
+        total = list(map(_join, total, found)) if total else found
     if like is None:
         raise ValueError("`batches` must hold at least one batch; got none. An iterator is empty after its first use.")
     return jax.tree.unflatten(like[0], [_narrow(m) for m in total])
 
 
-def recalibrated(
+def recalibrate_states(
     moments_of: Callable[[dict[str, BatchNormState], bool, Any], dict[str, Moments]],
     states: dict[str, BatchNormState],
     batches: Iterable[Any],
@@ -87,7 +87,7 @@ def recalibrated(
     layer_by_layer: bool,
     progress: bool,
 ) -> dict[str, BatchNormState]:
-    """The states of a network's layers, from the moments of what they get.
+    """Return the states of a network's layers, from the moments of their inputs.
 
     `moments_of(states, evaluate, batch)` runs the network, normalizing by each batch or by `states`. A layer that has
     no moments keeps its state.
@@ -98,21 +98,21 @@ def recalibrated(
     if layer_by_layer and isinstance(batches, Iterator):
         raise TypeError(
             "`layer_by_layer` goes through `batches` several times, so they must be a list, or an object whose `iter` "
-            f"starts anew each time; got an iterator, {type(batches).__name__}."
+            f"starts over each time; got an iterator, {type(batches).__name__}."
         )
     given = states
     # Normalized by `states`, the network's first layer is exact after one pass, the next after two, and so on: no need
-    # to know their order. (A layer may be a stack of layers.) The first pass normalizes by batches, so that what
-    # follows a layer whose statistics are far off does not overflow.
+    # to know their order. (A layer may be a stack of layers.) The first pass normalizes by batches, so that
+    # nothing overflows after a layer whose statistics are far off.
     passes = sum(math.prod(s.mean.shape[:-1]) for s in states.values()) if layer_by_layer else 1
     for i in range(passes):
         examples: list[int] = []
 
-        def measured(batch, before=states, evaluate=i > 0, examples=examples):
-            examples.append(_examples(batch) if source_weight else 0)
+        def measure(batch, before=states, evaluate=i > 0, examples=examples):
+            examples.append(_count_examples(batch) if source_weight else 0)
             return moments_of(before, evaluate, batch)
 
-        pooled = pool_batches(measured, batches, progress=progress)
+        pooled = pool_batches(measure, batches, progress=progress)
         if not any(np.any(m.count > 0) for m in pooled.values()):
             raise ValueError(
                 "The call must use the model's batch normalizations; it gave none of them a value to count. They may "
@@ -129,7 +129,7 @@ def recalibrated(
     return states
 
 
-def collected(
+def collect_moments(
     row: jax.Array, x: ArrayLike, axis: Any, mask: ArrayLike | None, axis_name: Any, update: bool | jax.Array
 ) -> jax.Array:
     """Return `row`, the four arrays of `Moments` along a last axis, with those of `x` pooled in, if they update."""
@@ -139,23 +139,23 @@ def collected(
     m = moments(x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(row.dtype), axis=axis, mask=mask)
     if axis_name is not None:
         m = pool_named(m, axis_name)
-    # Statistics of all devices, whatever groups normalize together.
+    # Statistics of all devices, also where groups of them normalize together.
     before = Moments(*jnp.moveaxis(row, -1, 0))
-    both = jax.tree.map(lambda old, new: jnp.stack([old, sharded_as(old, new.astype(old.dtype))]), before, m)
+    both = jax.tree.map(lambda old, new: jnp.stack([old, shard_like(old, new.astype(old.dtype))]), before, m)
     return jnp.where(update, jnp.stack(pool(both), -1), row)
 
 
-def _wide(m: Any) -> Moments:
-    """`m` in float64, the tail inside the mean, and in its place zeros of the dtype that `m` had."""
+def _widen(m: Any) -> Moments:
+    """Return `m` in float64, the tail added to the mean; the new tail is zeros of the dtype that `m` had."""
     if not isinstance(m, Moments):
         raise TypeError(f"`moments_of` must return `Moments`, or a tree of them; got {type(m).__name__} in it.")
-    mean = fetched(m.mean)
-    count, wide, var, tail = (np.broadcast_to(fetched(v, np.float64), mean.shape) for v in m)
+    mean = fetch_array(m.mean)
+    count, wide, var, tail = (np.broadcast_to(fetch_array(v, np.float64), mean.shape) for v in m)
     empty = count == 0
     return Moments(count, np.where(empty, 0, wide + tail), np.where(empty, 0, var), np.zeros_like(mean))  # type: ignore[arg-type]
 
 
-def _joined(a: Moments, b: Moments) -> Moments:
+def _join(a: Moments, b: Moments) -> Moments:
     n = a.count + b.count
     share = b.count / np.maximum(n, np.finfo(np.float64).tiny)
     d = b.mean - a.mean
@@ -163,15 +163,15 @@ def _joined(a: Moments, b: Moments) -> Moments:
 
 
 def _narrow(m: Moments) -> Moments:
-    """`m` as it came, with a tail again."""
+    """Return `m` in its original dtype, with a tail again."""
     dtype = m.tail.dtype
     mean = np.asarray(m.mean).astype(dtype)
     tail = m.mean - mean.astype(np.float64)
     return Moments(*(jnp.asarray(np.asarray(v), dtype) for v in (m.count, mean, m.var, tail)))
 
 
-def _examples(batch: Any) -> int:
-    """How many examples a batch has."""
+def _count_examples(batch: Any) -> int:
+    """Return the number of examples of a batch."""
     sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf)}
     if len(sizes) != 1:
         raise ValueError(
@@ -181,8 +181,8 @@ def _examples(batch: Any) -> int:
     return sizes.pop()
 
 
-def _shown(batches: Iterable[Any]) -> Iterator[Any]:
-    """`batches`, with one line on stderr that says how far it is."""
+def _show_progress(batches: Iterable[Any]) -> Iterator[Any]:
+    """Iterate over `batches`, with a progress line on stderr."""
     start, total = time.monotonic(), len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
     try:
         for done, batch in enumerate(batches, 1):

@@ -1,83 +1,25 @@
-"""Whitening: features that are uncorrelated, not only each of variance 1."""
+"""Whitening by iterative normalization."""
 
 import operator
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.export import register_namedtuple_serialization
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.batch_moments import batch_moments
 from jaxbn._core.layout import to_layout
-from jaxbn._core.momentum import Momentum
+from jaxbn._core.momentum import Momentum, split_momentum
 from jaxbn._core.normalize import FAR
-from jaxbn._core.reduction import Reduction
-from jaxbn._core.state import BatchNormParams, average, bn_init
-
-__all__ = ["WhitenState", "whiten_apply", "whiten_init"]
-
-
-@partial(register_namedtuple_serialization, serialized_name="jaxbn.whitening.WhitenState")
-class WhitenState(NamedTuple):
-    """What is averaged over batches: `mean` `[features]`, `cov` `[groups, size, size]`, and `count`, of updates."""
-
-    mean: jax.Array
-    cov: jax.Array
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-
-
-def whiten_init(
-    num_features: int,
-    *,
-    group_size: int | None = None,
-    dtype: DTypeLike = jnp.float32,
-    scale: ArrayLike | None = 1.0,
-    bias: ArrayLike | None = 0.0,
-    mean: ArrayLike = 0.0,
-) -> tuple[BatchNormParams, WhitenState]:
-    """Parameters and state of a whitening layer.
-
-    Args:
-        num_features: the size of the feature axis.
-        group_size: how many neighbouring features are whitened together; all by default. Must divide `num_features`.
-        dtype, scale, bias, mean: as for `bn_init`; but `dtype` is real.
-
-    Returns:
-        `(params, state)`; the covariance starts as the identity.
-
-    Raises:
-        TypeError, ValueError: `group_size` does not divide `num_features`, `dtype` is complex, or as `bn_init`.
-
-    Example:
-        >>> import jaxbn
-        >>> params, state = jaxbn.whitening.whiten_init(8, group_size=4)
-        >>> params.scale.shape, state.cov.shape
-        ((8,), (2, 4, 4))
-
-    Huang et al. 2018, "Decorrelated batch normalization", whitens by groups; Huang et al. 2019, "Iterative
-    normalization: beyond standardization towards efficient whitening", as `whiten_apply` does.
-    """
-    shape = check.sizes(num_features)
-    if len(shape) != 1:
-        raise ValueError(f"`num_features` must be one number: whitening has one feature axis; got {num_features!r}.")
-    try:
-        size = operator.index(shape[0] if group_size is None else group_size)
-    except TypeError:
-        raise TypeError(f"`group_size` must be an int; got {group_size!r}.") from None
-    if size < 1 or shape[0] % size:
-        raise ValueError(f"`group_size` must be positive and divide the {shape[0]} features; got {group_size!r}.")
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"`dtype` must be real; got {jnp.dtype(dtype)}.")
-    params, state = bn_init(shape, dtype=dtype, scale=scale, bias=bias, mean=mean)
-    cov = jnp.broadcast_to(jnp.eye(size, dtype=state.mean.dtype), (shape[0] // size, size, size))
-    return params, WhitenState(state.mean, jnp.array(cov), state.count)
+from jaxbn._core.reduction import Reduction, check_axis_names, check_groups
+from jaxbn._core.state import BatchNormParams
+from jaxbn._core.update_state import average
+from jaxbn.whitening._state import WhitenState, check_whitening
 
 
 def whiten_apply(
@@ -95,10 +37,10 @@ def whiten_apply(
     mask: ArrayLike | None = None,
     update: bool | jax.Array = True,
 ) -> tuple[jax.Array, WhitenState]:
-    """Whitening by iterative normalization: the output, and the state after this batch.
+    """Whiten a batch by iterative normalization; return the output, and the state after this batch.
 
     `y = scale W (x - mean) + bias`, where `W` is the symmetric inverse square root of `S = E[(x - mean)(x - mean)^T] +
-    epsilon I`, by a Newton iteration: `A = S / tr S`, `P = I`, and then as often as `iterations` says
+    epsilon I`, by a Newton iteration: `A = S / tr S`, `P = I`, and then `iterations` times
 
         Q = (3 I - A) / 2,   A <- A Q Q,   P <- P Q,
 
@@ -106,15 +48,15 @@ def whiten_apply(
     in evaluation they are the running ones. The running value is the covariance, not W: covariances can be averaged.
 
     Args:
-        params, state: from `whiten_init`; the state says how many features are whitened together.
+        params, state: from `whiten_init`; the covariance's shape gives the size of the groups.
         x: input, floating point, any shape; at least two axes.
         train, momentum, axis_name, axis_index_groups, update: as for `bn_apply`.
         axis: the feature axis.
         epsilon: added to the variances, in S. It must be small beside the smallest one: the direction of variance v
             ends with variance `v / (v + epsilon)`, 10/11 for v = 1e-4 and the default.
-        iterations: how often. The direction of variance v is whitened after some `log(tr S / v) / log(2.25)` more than
-            3: 5 as in the paper whitens the large directions and leaves the small ones smaller; 25, with an epsilon
-            that is small enough, make the covariance the identity to 1e-3 at a condition number of 1e4.
+        iterations: the number of steps. The direction of variance v is whitened after some `log(tr S / v) / log(2.25)`
+            more than 3: 5 as in the paper whitens the large directions and leaves the small ones smaller; 25, with an
+            epsilon that is small enough, make the covariance the identity to 1e-3 at a condition number of 1e4.
         mask: True where an example counts: broadcastable to x, and the same for all features.
 
     Returns:
@@ -140,7 +82,7 @@ def whiten_apply(
     x = check.floating("x", x)
     (at,) = check.axes(axis, x.ndim)
     train, update = check.flag("train", train), check.flag("update", update)
-    groups, size = _checked(params, state, x.shape[at])
+    groups, size = check_whitening(params, state, x.shape[at])
     try:
         steps = operator.index(iterations)
     except TypeError:
@@ -149,14 +91,14 @@ def whiten_apply(
         raise ValueError(f"`iterations` must not be negative; got {iterations!r}.")
     names, parts = (), None
     if train is not False:
-        names = check.axis_names(axis_name)
-        parts = check.groups(axis_index_groups, names)
+        names = check_axis_names(axis_name)
+        parts = check_groups(axis_index_groups, names)
     if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types and jax.typeof(x).sharding.spec[at] is not None:
         raise ValueError(f"`x` must not be spread over devices along its features; got {jax.typeof(x)}.")
     mask = None if mask is None else check.mask(mask, x.shape)
     if mask is not None and mask.shape[at] != 1:
         raise ValueError(f"`mask` must be the same for all features, of size 1 along axis {axis}; got {mask.shape}.")
-    keep_take = check.momentum(momentum, state.count)
+    keep_take = split_momentum(momentum, state.count)
     static = (at, groups, size, steps, check.epsilon(epsilon, x.dtype), names, parts)
     return _apply(static, params, state, x, train, update, keep_take, mask)
 
@@ -171,34 +113,34 @@ def _apply(static, params, state, x, train, update, momentum, mask):
     mean, cov = (v.astype(dtype) for v in (state.mean, state.cov))
     new = state
     if train is not False:
-        batch_mean, batch_cov, count = _statistics(
+        batch_mean, batch_cov, count = _compute_statistics(
             Reduction(tuple(range(x.ndim - 1)), names, parts), wide, mask, groups
         )
         takes_part = count > 0
         allowed = jnp.logical_and(update, train) & jnp.all(takes_part)
-        new = _updated(state, batch_mean, batch_cov, momentum, allowed)
+        new = _update_state(state, batch_mean, batch_cov, momentum, allowed)
         mean, cov = jax.tree.map(partial(jnp.where, train), (batch_mean, batch_cov), (mean, cov))
-    w = _inverse_root(cov + epsilon * jnp.eye(size, dtype=dtype)[None], steps)
+    w = _compute_inverse_root(cov + epsilon * jnp.eye(size, dtype=dtype)[None], steps)
 
-    # Only x is kept for the backward pass, with what is of the features' size.
+    # Only x is kept for the backward pass, and arrays of the features' size.
     @partial(jax.checkpoint, prevent_cse=False)
-    def whitened(wide, mean, w, params):
-        d = _centred(wide, mean, cov, epsilon, mask)
-        y = jnp.einsum("...gi,gij->...gj", _grouped(d, groups), w, precision=lax.Precision.HIGHEST)
+    def whiten(wide, mean, w, params):
+        d = _subtract_mean(wide, mean, cov, epsilon, mask)
+        y = jnp.einsum("...gi,gij->...gj", _split_groups(d, groups), w, precision=lax.Precision.HIGHEST)
         y = y.reshape(d.shape)
         for v, apply in zip(params, (jnp.multiply, jnp.add), strict=True):
             y = y if v is None else apply(y, to_layout(v.astype(dtype), (y.ndim - 1,), y.ndim))
         return y
 
-    return jnp.moveaxis(whitened(wide, mean, w, params), -1, at).astype(x.dtype), new
+    return jnp.moveaxis(whiten(wide, mean, w, params), -1, at).astype(x.dtype), new
 
 
-def _statistics(r, x, mask, groups):
-    """Mean `[features]`, covariance `[groups, size, size]` and count `[]` of `x` over `r`; differentiable."""
+def _compute_statistics(r, x, mask, groups):
+    """Return mean `[features]`, covariance `[groups, size, size]` and count `[]` of `x` over `r`; differentiable."""
     m = batch_moments(r, x, mask)
     d = (x - m.mean) - m.tail
-    d = _grouped(d if mask is None else jnp.where(mask, d, 0), groups)
-    # Where the mesh is explicit, a sum over devices must say where it ends up: on all of them.
+    d = _split_groups(d if mask is None else jnp.where(mask, d, 0), groups)
+    # Where the mesh is explicit, a sum over devices must name its sharding: replicated.
     sharding = jax.typeof(d).sharding
     everywhere = sharding.update(spec=P()) if AxisType.Explicit in sharding.mesh.axis_types else None
     square = jnp.einsum("...gi,...gj->gij", d, d, precision=lax.Precision.HIGHEST, out_sharding=everywhere)
@@ -206,8 +148,8 @@ def _statistics(r, x, mask, groups):
     return m.mean.ravel(), r.sum_members([square])[0] / jnp.maximum(count, 1), count
 
 
-def _centred(x, mean, cov, epsilon, mask):
-    """`x - mean`; a masked example that is so far out that it can only be padding is read as the mean."""
+def _subtract_mean(x, mean, cov, epsilon, mask):
+    """Return `x - mean`; a masked example that is so far out that it can only be padding is read as the mean."""
     like = to_layout(mean, (x.ndim - 1,), x.ndim)
     if mask is not None:
         std = jnp.sqrt(jnp.diagonal(cov, axis1=-2, axis2=-1).reshape(mean.shape) + epsilon)
@@ -216,8 +158,8 @@ def _centred(x, mean, cov, epsilon, mask):
     return x - like
 
 
-def _inverse_root(s, steps):
-    """`S^(-1/2)` of each of a stack of positive matrices."""
+def _compute_inverse_root(s, steps):
+    """Return `S^(-1/2)` of each of a stack of positive matrices."""
     eye = jnp.eye(s.shape[-1], dtype=s.dtype)[None]
     trace = jnp.trace(s, axis1=-2, axis2=-1)[:, None, None]
     product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -227,14 +169,14 @@ def _inverse_root(s, steps):
         q = (3 * eye - a) / 2
         return (product(product(a, q), q), product(p, q)), None
 
-    # A sum with zeros, so that P begins where A lives: on the same devices, varying over the same axes.
+    # Zeros are added so that P has A's sharding and varies over the same mapped axes.
     start = (s / trace, eye + jnp.zeros_like(s))
     (_, p), _ = lax.scan(step, start, length=steps)
     return p / jnp.sqrt(trace)
 
 
-def _updated(state, mean, cov, momentum, allowed):
-    """The state after one more batch, if its second moments are finite."""
+def _update_state(state, mean, cov, momentum, allowed):
+    """Return the state after one more batch, if its second moments are finite."""
     diagonal = jnp.diagonal(cov, axis1=-2, axis2=-1)
     allowed = allowed & jnp.all(jnp.isfinite(cov)) & jnp.all(jnp.isfinite(diagonal.ravel() + mean * mean))
 
@@ -244,19 +186,5 @@ def _updated(state, mean, cov, momentum, allowed):
     return lax.stop_gradient(jax.tree.map(partial(jnp.where, allowed), new, state))
 
 
-def _grouped(x, groups):
+def _split_groups(x, groups):
     return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
-
-
-def _checked(params: Any, state: Any, features: int) -> tuple[int, int]:
-    """How many groups of how many features, if all belongs together."""
-    if not isinstance(state, WhitenState):
-        raise TypeError(f"`state` must be the state of `whiten_init`; got {type(state).__name__}.")
-    groups, size, other = jnp.shape(state.cov) if jnp.ndim(state.cov) == 3 else (0, 0, 1)
-    shapes = [jnp.shape(v) for v in (*params, state.mean) if v is not None]
-    if groups * size != features or size != other or any(shape != (features,) for shape in shapes):
-        raise ValueError(
-            f"`params` and `state` must be made for the {features} features of `x`; got a covariance of shape "
-            f"{jnp.shape(state.cov)} and {shapes}. Make them by `whiten_init({features})`, or name the feature axis."
-        )
-    return groups, size
