@@ -58,7 +58,7 @@ def bn_apply(
             early visual processing by language").
         state: from `bn_init` or an earlier call; `mean` and `var` `[*features]`, `count` `[]`.
         x: input, floating point, any shape, `features = [x.shape[a] for a in axis]`. Statistics are computed in
-            float32 (float64 for float64) whatever its dtype. Complex x has a complex mean and a real variance.
+            float32 (float64 for float64). Complex x has a complex mean and a real variance.
         train: True for batch statistics, False for running ones. A scalar bool array makes one program of both.
         axis: the feature axis or axes; the last by default, 1 for channels first.
         momentum: the fraction of the running value that is *kept*, in [0, 1], or a function of `state.count` that

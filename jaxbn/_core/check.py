@@ -1,4 +1,4 @@
-"""Check what a caller passes. Each error states the rule, what came, and the likely fix.
+"""Check the arguments of a caller. Each error states the rule, what came, and the likely fix.
 
 These checks serve several features; a check of one feature is in that feature's file: axis names and groups in
 `reduction.py`, momentum in `momentum.py`, parameters and state in `state.py`.

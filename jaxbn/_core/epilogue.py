@@ -21,7 +21,7 @@ def activate(activation: Any, z: jax.Array) -> jax.Array:
         raise TypeError(f"`activation` must be a function such as `jax.nn.relu`; got {activation!r}.")
     try:
         y: Any = activation(z)
-    except Exception as error:  # whatever a user's function raises
+    except Exception as error:  # any error of a user's function
         kind = TypeError if isinstance(error, TypeError) else ValueError
         first_line = (str(error) or "-").splitlines()[0]
         raise kind(

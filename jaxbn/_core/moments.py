@@ -113,7 +113,7 @@ def moments_about(pivot: jax.Array, count: jax.Array, shift: jax.Array, square: 
     var = square - shift * shift
     high = round_off(shift)
     mean = pivot + high
-    # The error of that sum (Knuth's two-sum), and what was rounded off.
+    # The error of that sum (Knuth's two-sum), and the digits that were rounded off.
     rest = mean - pivot
     tail = ((pivot - (mean - rest)) + (high - rest)) + (shift - high)
     # Only rounding can make it negative. (A maximum with 0 would halve second derivatives at 0.) A variance that is
@@ -124,8 +124,8 @@ def moments_about(pivot: jax.Array, count: jax.Array, shift: jax.Array, square: 
 def round_off(v: jax.Array) -> jax.Array:
     """Round to one bit less, so that every fused copy gets the same value.
 
-    A compiler that fuses the quotient that made `v` into its users may round it in one and not in another; but what is
-    subtracted here and added there must be the same to the last bit. An explicit rounding is kept.
+    A compiler that fuses the quotient that made `v` into its users may round it in one and not in another; but the value
+    that is subtracted here and added there must be the same to the last bit. An explicit rounding is kept.
     """
     info = jnp.finfo(v.dtype)
     return lax.reduce_precision(v, info.nexp, info.nmant - 1)

@@ -1,4 +1,4 @@
-"""Normalization by given statistics; what lies under a mask."""
+"""Normalization by given statistics, and padding under a mask."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from jaxbn._core.layout import lay_out_affine, shard_as_features, to_layout
 from jaxbn._core.moments import Moments, broadcast_fields
 from jaxbn._core.state import BatchNormParams, BatchNormState, check_params, check_state
 
-# Standard deviations from the mean beyond which a masked entry is read as the mean: padding. NaN is beyond, too. Not
-# merely what is finite: an activation may cube x_hat, and its derivative would be infinite.
+# Number of std from the mean beyond which a masked entry is padding, NaN too, and is read as the mean. Finite is not
+# enough: an activation may cube x_hat, and its derivative would be infinite.
 FAR = 2.0**32
 
 
@@ -43,7 +43,7 @@ def normalize(
         axis: the feature axis or axes; the last by default, 1 for channels first.
         epsilon: added to the variance.
         mask: True where a value counts, broadcastable to `x`. Other values are normalized too, but NaN, infinity and
-            what is more than 2^32 deviations out give x_hat = 0. Give it to `moments` as well.
+            values more than 2^32 std from the mean give x_hat = 0. Give it to `moments` as well.
 
     Returns:
         An array of x's shape and dtype, computed in float32 (float64 for float64). Differentiable with respect to
@@ -66,7 +66,7 @@ def normalize(
         [-1.  1. -1.  1.] [1.1] 1
 
     Ioffe and Szegedy 2015, "Batch normalization", algorithm 1. In training `bn_apply` moves and keeps less memory: its
-    derivative is written by hand, where this one keeps what JAX's differentiation needs.
+    derivative is written by hand, and this one is differentiated by JAX.
     """
     x = check.floating("x", x, or_complex=True)
     features = check.axes(axis, x.ndim)
@@ -132,7 +132,7 @@ def find_padding(
 ) -> tuple[jax.Array | None, jax.Array]:
     """Return which entries are not padding, those that count and those that are near, and x with 0 for NaN padding.
 
-    Without a mask, None and x. Nothing is computed of what is replaced, not even under `jax_debug_nans`.
+    Without a mask, None and x. Nothing is computed from replaced entries, not even under `jax_debug_nans`.
     """
     if mask is None:
         return None, x.astype(mean.dtype)

@@ -156,7 +156,7 @@ def _pull_cotangent(r, epsilon, epilogue, wanted, inputs: _Inputs, y_bar) -> Any
     args = z_bar, d, near, x, m.mean, m.tail
     own = choose_by_platform(*args, cuda=sum_pairs, rocm=sum_pairs, default=sum_each)
     whole = r.sum_members(own)
-    # Of z_bar x_hat, from those of z_bar d.
+    # Sums of z_bar x_hat, from the sums of z_bar d.
     own_second, second = ((row[1] - m.tail * row[0]) * inverse for row in (own, whole))
     x_bar = scale_bar = bias_bar = None
     if x_wanted:

@@ -25,8 +25,8 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
     variances leaves out. It equals the update by the one batch that they are parts of.
 
     Args:
-        states: the k >= 1 states after the microbatches, stacked on a leading axis (what `jax.vmap` and the outputs of
-            `jax.lax.scan` give): `BatchNormState`s, linen's `batch_stats`, an `nnx.State` of `BatchStat`s, or any tree
+        states: the k >= 1 states after the microbatches, stacked on a leading axis (as by `jax.vmap`, or as outputs of
+            `jax.lax.scan`): `BatchNormState`s, linen's `batch_stats`, an `nnx.State` of `BatchStat`s, or any tree
             of them. Leaves are recognized by their names mean, var and count.
         momentum: the momentum of the layers, in [0, 1); a schedule needs states with `count`.
         weights: how many values each microbatch had, `[k]`; by default all the same. Where the state has a count,

@@ -1,4 +1,4 @@
-"""Parameters and state of a layer: what it learns, and the running statistics."""
+"""Parameters and state of a layer: scale and bias, and the running statistics."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -69,7 +69,7 @@ def fit_moments(state: Any, m: Any) -> Moments:
     if m.mean.shape != state.mean.shape:
         raise ValueError(
             f"`m` must have the shape of the state, {state.mean.shape}; got {m.mean.shape}. "
-            "Take the moments of what enters this layer, along the layer's `axis`."
+            "Take the moments of the inputs of this layer, along its `axis`."
         )
     return jax.tree.map(partial(shard_like, state.mean), m)
 

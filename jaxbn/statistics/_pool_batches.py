@@ -25,7 +25,7 @@ def pool_batches(moments_of: Callable[[Any], Any], batches: Iterable[Any], *, pr
 
     `mean = E[mean_B]` and `var = E[var_B + mean_B^2] - mean^2`, weighted by counts: `pool` over a stream, in memory
     that does not grow with it. Pooling is in float64 on the host, so the result is that of all values at once, however
-    they are split into batches, and in whatever order.
+    they are split into batches, and in any order.
 
     Args:
         moments_of: the `Moments` of a batch, or any tree of them. Compile it (`jax.jit`): it runs once a batch, and is

@@ -38,7 +38,7 @@ def lenient():
 
 
 def flat(tree) -> dict[str, np.ndarray]:
-    """The leaves of a tree by their paths."""
+    """Return the leaves of a tree by their paths."""
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -294,7 +294,7 @@ def trained(request):
 
 
 def moved(layer, x):
-    """A batch as the layer wants it."""
+    """Return a batch as the layer wants it."""
     return np.ascontiguousarray(np.moveaxis(x, -1, layer.axis))
 
 

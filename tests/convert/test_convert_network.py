@@ -167,13 +167,13 @@ for i, (_, _, stride, _) in enumerate(BLOCKS):
 
 
 def nnx_names(layer):
-    """The PyTorch layer of an nnx layer."""
+    """Return the PyTorch layer of an nnx layer."""
     return layer.replace("/skip/", "/downsample/").replace("/", ".")
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """The PyTorch network's `state_dict` after ten steps of training, and its logits in evaluation."""
+    """Return the PyTorch network's `state_dict` after ten steps of training, and its logits in evaluation."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     model = torch_resnet(torch).train()
@@ -244,7 +244,7 @@ def test_keras_network_gives_the_same_outputs():
 
 
 def small():
-    """A target and a source that fit, as NumPy arrays."""
+    """Return a target and a source that fit, as NumPy arrays."""
     target = {
         "params": {
             "conv": {"kernel": np.zeros((1, 3, 2, 4), np.float32)},

@@ -29,7 +29,7 @@ def collectives(text: str) -> Counter[str]:
 
 
 def without_branches(text: str) -> str:
-    """A program without the branches of its conditionals: the second pass over x is in one, and rarely taken."""
+    """Remove the branches of conditionals from a program: the second pass over x is in one, and rarely taken."""
     names = {name for names in re.findall(r"branch_computations=\{([^}]*)\}", text) for name in names.split(", ")}
     names |= set(re.findall(r"(?:true|false)_computation=(%[\w.\-]+)", text))
     computations = re.split(r"\n(?=%|ENTRY)", text)
@@ -44,7 +44,7 @@ def ours(params, state, x, train, mask, way: Way, **options):
 
 
 def flax_layer(params, state, x, train, mask, way: Way, use_fast_variance=True):
-    """The same by `flax.linen.BatchNorm`."""
+    """Apply `flax.linen.BatchNorm` in the same way."""
     layer = nn.BatchNorm(not train, axis_name=way.axis_name, use_fast_variance=use_fast_variance)
     variables = {"params": params._asdict(), "batch_stats": {"mean": state.mean, "var": state.var}}
     y, new = layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
@@ -52,7 +52,7 @@ def flax_layer(params, state, x, train, mask, way: Way, use_fast_variance=True):
 
 
 def forward(layer, way: Way, train: bool):
-    """A member function: output and new state."""
+    """Return a member function: output and new state."""
 
     def member(whole, parts):
         return layer(whole["params"], whole["state"], parts["x"], train, parts.get("mask"), way)
@@ -61,7 +61,7 @@ def forward(layer, way: Way, train: bool):
 
 
 def training_step(layer, way: Way, first: bool = False):
-    """A member function: value, new state and gradients; of a network's first layer, whose x needs none."""
+    """Return a member function: value, state and gradients, also of a network's first layer, whose x needs none."""
 
     def member(whole, parts):
         def loss(params, x):
@@ -76,7 +76,7 @@ def training_step(layer, way: Way, first: bool = False):
 
 
 def count(way: Way, member, masked: bool = False) -> int:
-    """The collectives that `member` takes in every step, which are all sums; at most one more is in the rare branch."""
+    """Return the collectives of `member` in every step, which are all sums; one more may be in the rare branch."""
     params, state = jaxbn.bn_init(4)
     x = np.random.default_rng(0).standard_normal((32, 4)).astype(np.float32)
     parts = {"x": x} | ({"mask": x[:, :1] > 0} if masked else {})

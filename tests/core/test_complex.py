@@ -17,7 +17,7 @@ MASK = RNG.random((32, 1)) < 0.7
 
 
 def plain(x, mask, np=np, epsilon=1e-5):
-    """The formula: in complex128 by NumPy, or by `jax.numpy` for JAX to differentiate."""
+    """Compute the formula: in complex128 by NumPy, or by `jax.numpy` for JAX to differentiate."""
     x = x.astype(np.complex64 if np is jnp else np.complex128)
     mean = np.sum(np.where(mask, x, 0), 0, keepdims=True) / np.sum(mask).astype(x.dtype)
     var = np.mean(np.abs(x - mean) ** 2, 0, keepdims=True, where=np.broadcast_to(mask, x.shape))

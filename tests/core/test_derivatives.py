@@ -70,7 +70,7 @@ WEIGHTS = np.random.default_rng(99).normal(size=(ROWS, FEATURES))
 
 
 def ours(case: Case, given: Inputs) -> jax.Array:
-    """The layer under test."""
+    """Apply the layer under test."""
     train = jnp.array(case.train == "traced on") if isinstance(case.train, str) else case.train
     start = jaxbn.bn_init(FEATURES, dtype=jnp.float64)[1]
     act = case.activation
@@ -87,7 +87,7 @@ def ours(case: Case, given: Inputs) -> jax.Array:
 
 
 def plain(case: Case, given: Inputs) -> jax.Array:
-    """The formula."""
+    """Compute the formula."""
     act = case.activation
     return oracle.plain(
         given["x"],
@@ -102,7 +102,7 @@ def plain(case: Case, given: Inputs) -> jax.Array:
 
 
 def loss(layer, case, given):
-    """A scalar of the output, curved so that no second derivative is zero by chance."""
+    """Return a scalar of the output, curved so that no second derivative is zero by chance."""
     return jnp.sum(WEIGHTS * jnp.sin(layer(case, given)))
 
 

@@ -66,7 +66,7 @@ CASES = {
 
 
 def arguments(case: Case) -> tuple[dict, dict]:
-    """What every member has, and what is split over them."""
+    """Return the arrays that every member has, and those that are split over them."""
     rng = np.random.default_rng(1)
     width = case.x.shape[1]
     scale, bias, mean = rng.standard_normal((3, width)).astype(np.float32)
@@ -77,7 +77,7 @@ def arguments(case: Case) -> tuple[dict, dict]:
 
 
 def step(way: Way, train: bool = True, **options):
-    """A member function: value, new state and gradients of one layer."""
+    """Return a member function: value, new state and gradients of one layer."""
 
     def member(whole, parts):
         def loss(params, x, residual):
@@ -104,7 +104,7 @@ def step(way: Way, train: bool = True, **options):
 
 @cache
 def on_one_device(name: str) -> tuple[Any, Any]:
-    """The answer on the whole batch, with `train` a Python bool."""
+    """Return the answer on the whole batch, with `train` a Python bool."""
     case = CASES[name]
     whole, parts = arguments(case)
     whole.pop("train", None)
@@ -524,7 +524,7 @@ def plain_formula(params, x, mask=True):
 
 
 def derivatives(layer, total, params, x, directions, weights):
-    """Derivatives of `y = layer(params, x)` by x, and of `sum(weights sin(y))` by both, in four ways of nesting."""
+    """Return derivatives of `y = layer(params, x)` by x, and of `sum(weights sin(y))` by both, nested in four ways."""
 
     def loss(params, x):
         return jnp.sum(weights * jnp.sin(layer(params, x)))

@@ -19,7 +19,7 @@ def apply(x=X, train=True, params=PARAMS, state=STATE, **options):
 
 
 def mapped(**options):
-    """A call under a named axis of two members."""
+    """Call `bn_apply` under a named axis of two members."""
     return jax.vmap(lambda x: apply(x, axis_name="data", **options)[0], axis_name="data")(X.reshape(2, 4, 4))
 
 

@@ -24,7 +24,7 @@ KERNELS = rng.standard_normal((LAYERS, FEATURES, FEATURES)).astype(np.float32)
 
 
 def loss(params, kernels, x, axis_name=None, train=True):
-    """Normalization, activation and product, three times."""
+    """Apply normalization, activation and product, three times."""
     for kernel in kernels:
         y, _ = jaxbn.bn_apply(params, STATE, x, train, activation=jnp.tanh, axis_name=axis_name)
         x = lax.dot(y, kernel)
@@ -32,7 +32,7 @@ def loss(params, kernels, x, axis_name=None, train=True):
 
 
 def lean(params, kernels, x, axis_name=None, train=True):
-    """The same under the policy."""
+    """Apply the same under the policy."""
     rematerialized = jax.checkpoint(partial(loss, axis_name=axis_name, train=train), policy=jaxbn.save_inputs)
     return rematerialized(params, kernels, x)
 
@@ -43,7 +43,7 @@ def stored(f, *args) -> float:
 
 
 def counted(f, *args) -> Counter[str]:
-    """The primitives of the gradient of `f`, also those inside others, before any compiler removes what is double."""
+    """Return the primitives of the gradient of `f`, nested ones too, before any compiler removes duplicates."""
     found: Counter[str] = Counter()
 
     def walk(jaxpr):

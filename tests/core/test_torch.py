@@ -18,7 +18,7 @@ SHAPES = [(16, 3), (8, 3, 5), (6, 3, 4, 5)]
 
 
 def layer(shape, dtype, **options):
-    """A torch layer with parameters that are not trivial, and its like here."""
+    """Return a torch layer with parameters that are not trivial, and its like here."""
     kind = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d}[len(shape)]
     module = kind(3, dtype=torch.float64 if dtype is np.float64 else torch.float32, **options)
     if module.affine:

@@ -60,7 +60,7 @@ def arranged(kind: str, rows: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def forms():
-    """The layer and its pullback: about a fresh running mean, about one that is 0.9 std off, and as on a GPU."""
+    """Return the layer and its pullback: at a fresh running mean, at one that is 0.9 std off, and as on a GPU."""
 
     params, start = jaxbn.bn_init(len(RATIOS))
 
@@ -326,7 +326,7 @@ def float64():
 
 
 def bn(x, scale=SCALE, bias=BIAS, epsilon=EPSILON, train=True, state=None):
-    """The layer's output in training, or in evaluation by `state`."""
+    """Return the layer's output in training, or in evaluation by `state`."""
     params, fresh = jaxbn.bn_init(x.shape[-1], dtype=jnp.float64, scale=scale, bias=bias)
     return jaxbn.bn_apply(params, state or fresh, jnp.asarray(x), train, epsilon=epsilon)[0]
 

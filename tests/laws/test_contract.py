@@ -86,7 +86,7 @@ each = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
 def gradients(variant, train=True, **options):
-    """A compiled function of `(params, state, x)`: gradients, and output with the new state."""
+    """Return a compiled function of `(params, state, x)`: gradients, and output with the new state."""
 
     def loss(params, state, x):
         y, new = variant.apply(params, state, x, train, **options)

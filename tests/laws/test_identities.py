@@ -209,7 +209,7 @@ def test_evaluation_is_affine_and_folds(seed, std, ratio):
 
 @compiled("epsilon")
 def dense_passes(u, weight, before, scale, bias, dy, epsilon):
-    """The output of the layer behind a dense one, and the gradient with respect to the first five."""
+    """Return the output of the layer after a dense one, and the gradient with respect to the first five."""
 
     def network(u, weight, before, scale, bias):
         h = u @ weight + before[None]
@@ -281,7 +281,7 @@ STEPS, RATE, EPSILON, UNITS = 30, 0.1, 1e-2, 3
 
 @compiled("epsilon", "adam")
 def trained(net, state, data, rates, decay=0.0, momentum=0.0, epsilon=EPSILON, adam=False):
-    """A dense layer, batch normalization, ReLU and a dense head, in gradient descent.
+    """Train a dense layer, batch normalization, ReLU and a dense head by gradient descent.
 
     `rates` `[steps, units]` are those of each unit's weights; all else learns at `RATE`. Returns the last state, and
     per step the network before it and its gradient.
@@ -313,25 +313,25 @@ def trained(net, state, data, rates, decay=0.0, momentum=0.0, epsilon=EPSILON, a
 
 
 def hidden(net, state, inputs, train, epsilon):
-    """The layer's output and state, behind the dense layer and under the ReLU."""
+    """Return the layer's output and state, after the dense layer and before the ReLU."""
     params, options = BatchNormParams(net.scale, net.bias), {"epsilon": epsilon, "activation": jax.nn.relu}
     return jaxbn.bn_apply(params, state, inputs @ net.weight, train, momentum=0.9, **options)
 
 
 def start(seed):
-    """A network and its data."""
+    """Return a network and its data."""
     rng = np.random.default_rng(seed)
     net = Net(rng.normal(size=(4, UNITS)), np.ones(UNITS), rng.uniform(0, 1, UNITS), rng.normal(size=(UNITS, 2)))
     return net, (rng.normal(size=(12, 4)), rng.normal(size=(12, 2)))
 
 
 def scaled_start(net, a):
-    """The same function with weights `a` as large, which for a negative `a` takes a scale of the other sign."""
+    """Return the same function with weights times `a`; a negative `a` takes a scale of the other sign."""
     return net._replace(weight=a * net.weight, scale=np.sign(a) * net.scale), fresh(UNITS, var=a * a)
 
 
 def constant(rate):
-    """The same at all steps, of all units or of each its own."""
+    """Return the same learning rate at all steps, of all units or of each its own."""
     return np.broadcast_to(np.asarray(rate), (STEPS, UNITS))
 
 

@@ -241,7 +241,7 @@ class Weighted(nn.Module):
 
 
 def of_weights(a, first, b):
-    """The statistics of such a network in float64, all data at once."""
+    """Return the statistics of such a network in float64, all data at once."""
     a, first, b = ({k: np.asarray(v, np.float64) for k, v in part.items()} for part in (a, first, b))
     h = training(X @ a["kernel"] + a["bias"], first["scale"], first["bias"])
     second = training(np.maximum(h.y, 0) @ b["kernel"] + b["bias"])

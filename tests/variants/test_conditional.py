@@ -31,7 +31,7 @@ def spread(v):
 
 
 def composed(scale, bias, x, train=True, activation=None, residual=None, **options):
-    """The same by hand: a layer without parameters, then the rest."""
+    """Compute the same by hand: a layer without parameters, then the rest."""
     y, state = jaxbn.bn_apply(BatchNormParams(None, None), STATE, x, train, **options)
     y = y if scale is None else y * spread(scale)
     y = y if bias is None else y + spread(bias)

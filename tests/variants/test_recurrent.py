@@ -50,7 +50,7 @@ STEP = jax.jit(partial(lstm_step, train=True, momentum=KEEP))
 
 
 def with_loss(params, state, xs):
-    """A scalar of all outputs, and everything."""
+    """Return a scalar of all outputs, and everything."""
     carry, ys, after = run(params, state, xs, True, LENGTHS)
     return jnp.sum(ys * G), (carry, ys, after)
 
@@ -63,7 +63,7 @@ def sigmoid(v):
 
 
 def reference(params, state, xs, train=True, lengths=None):
-    """The definition, step by step: `(c, ys, state)`. The state is a dict of lists of rows."""
+    """Run the definition step by step: `(c, ys, state)`. The state is a dict of lists of rows."""
     params = jax.tree.map(lambda v: np.asarray(v, np.float64), params)
     state = {
         name: {k: list(np.asarray(v)) for k, v in norm._asdict().items()} for name, norm in state._asdict().items()
@@ -97,7 +97,7 @@ def reference(params, state, xs, train=True, lengths=None):
 
 
 def worst(got, wanted):
-    """The largest difference, between a state or an array and what the reference makes of it."""
+    """Return the largest difference between a state or an array and the reference."""
     if isinstance(wanted, dict):
         got = {name: norm._asdict() for name, norm in got._asdict().items()}
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(jax.tree.map(np.asarray, wanted)), strict=False)
@@ -422,7 +422,7 @@ def linen_rnn(train, dtype=None, **options):
 
 
 def of_linen(variables):
-    """The arrays of a linen cell, as those of the functions."""
+    """Return the arrays of a linen cell, as those of the functions."""
     p, s = variables["params"]["cell"], variables["batch_stats"]["cell"]
     norms = [jaxbn.BatchNormParams(p[name]["scale"], p[name].get("bias")) for name in LSTMState._fields]
     params = LSTMParams(p["input_kernel"], p["recurrent_kernel"], *norms)
@@ -435,7 +435,7 @@ def nnx_rnn(**options):
 
 
 def of_nnx(cell):
-    """The same of an nnx cell."""
+    """Return the arrays of an nnx cell, as those of the functions."""
 
     def parts(norm, kind):
         return kind(*(norm[part][...] if part in norm else None for part in kind._fields))

@@ -25,7 +25,7 @@ NONE = BatchNormParams(None, None)
 
 
 def conditioned(condition, features=8, rows=4096):
-    """Data whose covariance has eigenvalues from 1 to 1 / condition, in no special directions."""
+    """Return data whose covariance has eigenvalues from 1 to 1 / condition, in no special directions."""
     rng = np.random.default_rng(1)
     basis, _ = np.linalg.qr(rng.standard_normal((features, features)))
     z = rng.standard_normal((rows, features))
@@ -39,7 +39,7 @@ def covariance(y):
 
 
 def exact(x, steps, epsilon=1e-5, mean=None, cov=None):
-    """The layer without parameters in float64, from the definition."""
+    """Compute the layer without parameters in float64, from the definition."""
     x = np.asarray(x, np.float64)
     mean = x.mean(0) if mean is None else mean
     s = (np.cov(x.T, bias=True) if cov is None else cov) + epsilon * np.eye(x.shape[1])
