@@ -124,8 +124,8 @@ def moments_about(pivot: jax.Array, count: jax.Array, shift: jax.Array, square: 
 def round_off(v: jax.Array) -> jax.Array:
     """Round to one bit less, so that every fused copy gets the same value.
 
-    A compiler that fuses the quotient that made `v` into its users may round it in one and not in another; but the value
-    that is subtracted here and added there must be the same to the last bit. An explicit rounding is kept.
+    A compiler that fuses the quotient that made `v` into its users may round it in one and not in another; but the
+    value that is subtracted here and added there must be the same to the last bit. An explicit rounding is kept.
     """
     info = jnp.finfo(v.dtype)
     return lax.reduce_precision(v, info.nexp, info.nmant - 1)

@@ -370,7 +370,7 @@ def test_count_is_theirs_or_0(name, count):
     assert layer.converted()[1].count == count
 
 
-def test_equinox_leak_of_the_first_variance_comes_along():
+def test_equinox_bias_of_the_first_variance_is_kept():
     layer = Equinox("batch")
     layer.train(moved(layer, BATCHES[0]))
     true = BATCHES[0].var((0, 1))

@@ -90,7 +90,7 @@ def test_second_derivatives_at_zero_variance():
         np.testing.assert_allclose(ours, jax.hessian(lambda x: jnp.var(x))(x), atol=1e-12)
 
 
-def test_what_is_not_kept_may_be_anything():
+def test_momentum_zero_replaces_statistics_that_are_not_finite():
     """momentum 0 and the first update of a debiased average copy the batch, over NaN too."""
     broken = STATE._replace(mean=jnp.full(3, jnp.nan), var=jnp.full(3, jnp.inf))
     for momentum in (0.0, jaxbn.zero_debiased(0.9), jaxbn.cumulative_average):
@@ -210,6 +210,6 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("call", "kind", "words"), MISTAKES)
-def test_plain_mistakes_are_told_in_our_words(call, kind, words):
+def test_refused(call, kind, words):
     with pytest.raises(kind, match=words):
         call()

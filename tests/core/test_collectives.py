@@ -14,6 +14,8 @@ from ways import AXIS, NAMED, SHARDED, Way
 
 import jaxbn
 
+pytestmark = pytest.mark.compiler
+
 # `vmap(axis_name=)` has members but no devices, and so nothing to count.
 SEVERAL = [way for way in NAMED if way.name != "vmap"]
 OPERATIONS = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter")

@@ -42,7 +42,7 @@ def in_parts(state, x):
 
 @pytest.mark.parametrize("layer", [plain, by_domain, in_parts])
 @pytest.mark.parametrize("size", [1e3, 1e5])
-def test_what_a_dtype_cannot_hold_is_not_stored(layer, size):
+def test_moments_beyond_the_state_dtype_are_not_stored(layer, size):
     """Finite moments, of which the variance, or the mean too, overflows in the dtype of the state."""
     x = X * np.array([1, 1, size], np.float32)
     state, new = in_half(STATE), layer(in_half(STATE), x)
@@ -52,7 +52,7 @@ def test_what_a_dtype_cannot_hold_is_not_stored(layer, size):
     np.testing.assert_allclose(new.mean[:2], x.mean(0)[:2], rtol=2e-3)
 
 
-def test_whitening_does_not_store_what_a_dtype_cannot_hold():
+def test_whitening_stores_no_moments_beyond_the_state_dtype():
     params, state = jaxbn.whitening.whiten_init(3)
     new = jaxbn.whitening.whiten_apply(params, in_half(state), X * np.float32(1e3), True, momentum=0.0)[1]
     jax.tree.map(np.testing.assert_array_equal, new, in_half(state))
@@ -172,7 +172,7 @@ def test_an_axis_of_vmap_inside_shard_map_is_refused():
 
 
 @pytest.mark.parametrize("activation", [np.tanh, jax.nn.glu, lambda y: y @ jnp.ones((7, 7)), lambda y: y.nothing])
-def test_what_is_no_activation_is_refused(activation):
+def test_functions_that_are_no_activation_are_refused(activation):
     with pytest.raises((TypeError, ValueError), match="`activation` must be an elementwise function"):
         jaxbn.bn_apply(PARAMS, STATE, X, True, activation=activation)
 
@@ -192,6 +192,7 @@ def test_an_ambiguous_mask_is_refused(shape):
         jaxbn.bn_apply(params, state, np.ones((4, 4, 4), np.float32), True, mask=np.ones(shape, bool))
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_accumulation_over_a_sharded_batch_moves_nothing(kind):
     mesh = mesh_of(kind)

@@ -30,6 +30,7 @@ def lowered(platform):
     return jax.jit(training_step).trace(PARAMS, STATE, X).lower(lowering_platforms=(platform,)).as_text()
 
 
+@pytest.mark.compiler
 def test_each_platform_gets_its_own_program():
     """Barriers on a CPU alone; a part of x before the sums, no branch, and one sum of pairs backward on a GPU alone."""
     text = {platform: lowered(platform) for platform in PLATFORMS}
@@ -44,6 +45,7 @@ def test_each_platform_gets_its_own_program():
     assert pairs == {"cpu": 0, "cuda": 1, "tpu": 0}
 
 
+@pytest.mark.compiler
 def test_an_export_for_several_platforms_has_all_of_them():
     exported = jax.export.export(jax.jit(training_step), platforms=PLATFORMS)(PARAMS, STATE, X)
     text = exported.mlir_module()
@@ -93,6 +95,7 @@ def digest() -> str:
     return hashlib.sha256(re.sub(r"metadata=\{[^}]*\}", "", text).encode() + bits).hexdigest()
 
 
+@pytest.mark.compiler
 def test_devices_that_are_not_used_change_nothing():
     found = {
         subprocess.run(
@@ -114,6 +117,7 @@ def test_nothing_reads_the_machine():
             assert guess not in text, f"{path.name} asks for {guess}"
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("mask", [False, True])
 def test_evaluation_is_plain(mask):
     """A subtraction, a multiplication, an addition; nothing that breaks exporters, and derivatives of every kind."""

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec as P
@@ -72,6 +73,7 @@ def test_one_array_a_layer_is_kept():
     assert stored(partial(loss, x=X), PARAMS, KERNELS) >= 2 * LAYERS
 
 
+@pytest.mark.compiler
 def test_neither_products_nor_statistics_are_computed_twice():
     """Only the last product, which reaches no normalization; with no policy all of them."""
     plain = counted(lambda p, k: loss(p, k, X), PARAMS, KERNELS)
@@ -81,6 +83,7 @@ def test_neither_products_nor_statistics_are_computed_twice():
     assert kept["dot_general"] == plain["dot_general"] + 1 < nothing["dot_general"]
 
 
+@pytest.mark.compiler
 def test_no_collective_is_repeated():
     mesh = mesh_of(jax.sharding.AxisType.Auto)
 

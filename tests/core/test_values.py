@@ -98,6 +98,7 @@ def test_any_order_of_the_rows(forms, form, kind, rows):
     assert np.max(np.abs(dx - wanted)) <= 5e-6 * np.max(np.abs(wanted))
 
 
+@pytest.mark.compiler
 def test_members_of_vmap_share_the_branch():
     """One is far from its running mean, and all take a second pass: in a branch still, not in all steps."""
     x = np.stack([arranged("sorted", 999) + offset for offset in (0.0, 1e5, 0.5)]).astype(np.float32)

@@ -596,7 +596,7 @@ def test_limits_of_whitening(seed, decades):
 @pytest.mark.slow
 @LAWS
 @given(SEEDS, st.sampled_from([0.05, -7.0]))
-def test_scale_of_what_is_whitened(seed, a):
+def test_scale_of_whitened_input(seed, a):
     """After few iterations too: with a^2 epsilon the same but for the sign of `a`, and 1 / |a| of the gradient."""
     rng = np.random.default_rng(seed)
     x, dy = rng.normal(1, 2, (2, 8, 3))

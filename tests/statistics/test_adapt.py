@@ -1,5 +1,6 @@
 """Adaptation of statistics: its limits, the published formulas in float64, and gradients."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,14 +51,14 @@ def test_limits_are_exact():
     jax.tree.map(np.testing.assert_array_equal, kept, STATE)
 
 
-def test_what_has_no_moments_stays():
+def test_features_without_finite_moments_keep_their_statistics():
     m = Moments(jnp.array([0.0, 4.0, 4.0]), jnp.array([9.0, jnp.inf, -5.0]), jnp.array([9.0, jnp.nan, 2.0]))
     new = jax.jit(adapt)(STATE, m)
     np.testing.assert_array_equal(new.mean, np.float32([0.3, 1, -5]))
     np.testing.assert_array_equal(new.var, [0.5, 4, 2])
 
 
-def test_what_pooling_would_give():
+def test_difference_to_exact_pooling():
     """The variance that the published rule leaves out, as the docstring says."""
     n, weight = TARGET.count, 3.0
     new = adapt(STATE, TARGET, source_weight=weight)
@@ -152,7 +153,7 @@ def test_weight_one_is_instance_normalization():
             np.testing.assert_allclose(one, alone, rtol=0, atol=5e-6)
 
 
-def test_examples_are_apart():
+def test_examples_do_not_affect_each_other():
     """NaN in one stays there; and each is normalized as if it were alone."""
     x = IMAGES.copy()
     x[1] = np.nan
@@ -222,7 +223,7 @@ def test_a_mask_leaves_out_what_it_hides():
         assert_close(other, hidden[0], atol=1e-6)
 
 
-def test_nothing_makes_it_infinite():
+def test_extreme_input_gives_finite_output_and_gradients():
     """Constant images, tiny and huge ones: outputs and gradients; the weight's is of third order in x."""
     everything = np.ones((*IMAGES.shape[:-1], 1), bool)
     for x in (np.zeros_like(IMAGES), np.full_like(IMAGES, 7e4), IMAGES * np.float32(1e-30), IMAGES * np.float32(1e10)):
@@ -232,10 +233,12 @@ def test_nothing_makes_it_infinite():
 
 
 def test_a_traced_weight_compiles_once():
-    apply = jax.jit(lambda weight: apply_with_example_weight(PARAMS, STATE, IMAGES, weight))
+    def apply(weight):
+        return apply_with_example_weight(PARAMS, STATE, IMAGES, weight)
+
+    traced = jax.jit(chex.assert_max_traces(apply, n=1))
     for weight in (0.0, 0.3, 1.0):
-        assert_close(apply(weight), apply_with_example_weight(PARAMS, STATE, IMAGES, weight), atol=5e-6)
-    assert apply._cache_size() == 1
+        assert_close(traced(weight), apply(weight), atol=5e-6)
 
 
 @pytest.mark.parametrize("way", SHARDED, ids=lambda way: way.name)

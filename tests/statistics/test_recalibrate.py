@@ -19,9 +19,9 @@ import jaxbn
 import jaxbn.linen
 import jaxbn.nnx
 from jaxbn import Moments
-from jaxbn.linen._recalibrate import recalibrate as recalibrate_linen
-from jaxbn.nnx._recalibrate import recalibrate as recalibrate_nnx
-from jaxbn.statistics._pool_batches import pool_batches
+from jaxbn.linen import recalibrate as recalibrate_linen
+from jaxbn.nnx import recalibrate as recalibrate_nnx
+from jaxbn.statistics import pool_batches
 
 ROWS, FEATURES = 24, 3
 rng = np.random.default_rng(0)
@@ -537,7 +537,7 @@ MISTAKES = [
 
 @our_kinds
 @pytest.mark.parametrize(("batches", "options", "kind", "words"), MISTAKES)
-def test_mistakes(of, batches, options, kind, words):
+def test_refused(of, batches, options, kind, words):
     with pytest.raises(kind, match=words):
         of(batches, **options)
 

@@ -21,6 +21,7 @@ def some_devices(count, kind):
     return jax.sharding.Mesh(np.array(jax.devices()[:count]), ("d",), axis_types=(kind,))
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("count", [3, pytest.param(4, marks=pytest.mark.slow), 6])
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("told", [True, False], ids=["set_mesh", "arrays alone"])
@@ -155,7 +156,7 @@ def linen_init(**options):
         ),
     ],
 )
-def test_mistakes_with_variants_are_told_in_our_words(call, kind, words):
+def test_refused(call, kind, words):
     with pytest.raises(kind, match=words):
         call()
 
