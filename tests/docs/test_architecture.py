@@ -1,4 +1,4 @@
-"""The architecture: a package imports from those before it only."""
+"""The architecture: a package imports from those before it only, and files are short."""
 
 import ast
 from pathlib import Path
@@ -47,3 +47,8 @@ def test_every_package_has_a_floor():
         "__pycache__",
         "py.typed",
     } == set(FLOOR)
+
+
+def test_files_are_short():
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in ROOT.rglob("*.py")}
+    assert {path: n for path, n in lengths.items() if n >= 250} == {}
