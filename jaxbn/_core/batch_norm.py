@@ -48,14 +48,15 @@ def bn_apply(
 
     `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`. In training mean and var are those of
     `x` over all axes but `axis`, over all devices of `axis_name`, over the values that `mask` counts; and the running
-    values become `momentum * running + (1 - momentum) * batch`. In evaluation mean and var are the running ones
-    (FrozenBatchNorm). With `axis_name`, and under `jit` with sharded arrays, they are cross-replica (SyncBatchNorm).
+    values become `momentum * running + (1 - momentum) * batch`. With `axis_name`, and under `jit` with sharded arrays,
+    the statistics of a batch are cross-replica (SyncBatchNorm). In evaluation mean and var are the running ones
+    (FrozenBatchNorm).
 
     Args:
-        params: from `bn_init`; `scale` and `bias` `[*features]`, any floating dtype. Or the output
-            of a network, by feature or `[batch, *features]`, for each example along the first reduced axis:
-            conditional batch normalization, `y[n] = scale[n] x_hat[n] + bias[n]` (de Vries et al. 2017, "Modulating
-            early visual processing by language").
+        params: from `bn_init`; `scale` and `bias` `[*features]`, any floating dtype. Or the output of a network, by
+            feature or `[batch, *features]`, for each example along the first reduced axis: conditional batch
+            normalization, `y[n] = scale[n] x_hat[n] + bias[n]` (de Vries et al. 2017, "Modulating early visual
+            processing by language").
         state: from `bn_init` or an earlier call; `mean` and `var` `[*features]`, `count` `[]`.
         x: input, floating point, any shape, `features = [x.shape[a] for a in axis]`. Statistics are computed in
             float32 (float64 for float64). Complex x has a complex mean and a real variance.
@@ -75,12 +76,12 @@ def bn_apply(
         update: False leaves the state as it is: a second pass over a batch, or a step that loss scaling skips.
         activation: any elementwise function of one JAX array; in training it costs no memory for the backward pass.
         residual: added before the activation, of x's shape.
-        ghost_batches: into how many equal parts the batch is divided along its first reduced axis, each normalized by
-            its own statistics, `x_hat[n] = (x[n] - mean_g) / sqrt(var_g + epsilon)` for n in part g; the state is
-            updated by those of all parts together (Hoffer et al. 2017, "Train longer, generalize better"). In training
-            the parts must divide the batch, or it is refused; in evaluation there are none. They are parts of the whole
-            batch in every way of running: under `axis_name` a multiple or a divisor of the number of members, or of
-            each group's. As many as devices make normalization local. The activation gets one part at a time.
+        ghost_batches: the number of equal parts of the batch along its first reduced axis, each normalized by its own
+            statistics, `x_hat[n] = (x[n] - mean_g) / sqrt(var_g + epsilon)` for n in part g; the state is updated by
+            those of all parts together (Hoffer et al. 2017, "Train longer, generalize better"). In training their
+            number must divide the batch size; in evaluation it has no effect. They are parts of the global batch: under
+            `axis_name` their number must be a multiple or a divisor of the number of members, or of each group's. With
+            one part a device normalization is local. The activation gets one part at a time.
         renorm: batch renormalization; see `Renorm`.
 
     Returns:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 Momentum = float | jax.Array | Callable[[jax.Array], jax.Array]
 
 
-# No closure: equal settings are to be equal, so that equal models are one program, and to pickle.
+# Not a closure: equal settings compare equal, so that equal models compile once, and they can be pickled.
 @dataclass(frozen=True)
 class _ZeroDebiased:
     decay: float

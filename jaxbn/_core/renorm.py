@@ -54,7 +54,7 @@ class Renorm(NamedTuple):
     d_max: Limit = 5.0
 
 
-# No closure: equal settings are to be equal, so that equal models are one program, and to pickle.
+# Not a closure: equal settings compare equal, so that equal models compile once, and they can be pickled.
 @dataclass(frozen=True)
 class _Ramp:
     low: float

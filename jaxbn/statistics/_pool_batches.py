@@ -70,7 +70,7 @@ def pool_batches(moments_of: Callable[[Any], Any], batches: Iterable[Any], *, pr
             bad = [jax.tree_util.keystr(path, simple=True, separator="/") or "the moments" for path in paths]
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise ValueError(
-                f"Every batch must have finite moments; batch {i} (the first is 0) has not, in {', '.join(bad[:3])}"
+                f"Every batch must have finite moments; batch {i} (the first is 0) does not, in {', '.join(bad[:3])}"
                 f"{more}. Leave that batch out, or mask the values. Nothing was changed."
             )
         total = list(map(_join, total, found)) if total else found

@@ -52,8 +52,8 @@ def whiten_apply(
         x: input, floating point, any shape; at least two axes.
         train, momentum, axis_name, axis_index_groups, update: as for `bn_apply`.
         axis: the feature axis.
-        epsilon: added to the variances, in S. It must be small beside the smallest one: the direction of variance v
-            ends with variance `v / (v + epsilon)`, 10/11 for v = 1e-4 and the default.
+        epsilon: added to the variances, in S. It must be small compared to the smallest one: the direction of variance
+            v ends with variance `v / (v + epsilon)`, 10/11 for v = 1e-4 and the default.
         iterations: the number of steps. The direction of variance v is whitened after some `log(tr S / v) / log(2.25)`
             more than 3: 5 as in the paper whitens the large directions and leaves the small ones smaller; 25, with an
             epsilon that is small enough, make the covariance the identity to 1e-3 at a condition number of 1e4.
