@@ -1,6 +1,5 @@
 """What a layer costs between devices: collectives counted in the optimized program, beside flax's layer."""
 
-import re
 from collections import Counter
 from functools import partial
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from programs import OPERATIONS, count_collectives, remove_branches
 from ways import AXIS, NAMED, SHARDED, Way
 
 import jaxbn
@@ -18,24 +18,9 @@ pytestmark = pytest.mark.compiler
 
 # `vmap(axis_name=)` has members but no devices, and so nothing to count.
 SEVERAL = [way for way in NAMED if way.name != "vmap"]
-OPERATIONS = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter")
 each_named_way = pytest.mark.parametrize("way", SEVERAL, ids=lambda way: way.name)
 each_way = pytest.mark.parametrize("way", SEVERAL + SHARDED, ids=lambda way: way.name)
 masked = pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-
-
-def collectives(text: str) -> Counter[str]:
-    """How often each collective operation stands in a program, synchronous or begun."""
-    # An instruction is `name = type operation(operands)`; the type may be a long tuple with comments in it.
-    return Counter(re.findall(rf" = .*?\s({'|'.join(OPERATIONS)})(?:-start)?\(", text))
-
-
-def without_branches(text: str) -> str:
-    """Remove the branches of conditionals from a program: the second pass over x is in one, and rarely taken."""
-    names = {name for names in re.findall(r"branch_computations=\{([^}]*)\}", text) for name in names.split(", ")}
-    names |= set(re.findall(r"(?:true|false)_computation=(%[\w.\-]+)", text))
-    computations = re.split(r"\n(?=%|ENTRY)", text)
-    return "\n".join(c for c in computations if c.split(" ")[0] not in names)
 
 
 def ours(params, state, x, train, mask, way: Way, **options):
@@ -83,7 +68,7 @@ def count(way: Way, member, masked: bool = False) -> int:
     x = np.random.default_rng(0).standard_normal((32, 4)).astype(np.float32)
     parts = {"x": x} | ({"mask": x[:, :1] > 0} if masked else {})
     text = way.compiled_text(member, {"params": params, "state": state}, parts)
-    found, every = collectives(without_branches(text)), collectives(text)
+    found, every = count_collectives(remove_branches(text)), count_collectives(text)
     assert set(every) <= {"all-reduce"}, every
     assert every.total() <= found.total() + 1
     return found.total()
@@ -152,4 +137,4 @@ def test_instrument_sees_every_operation(way):
         return [moved, exchanged, scattered], lax.psum(x, AXIS)
 
     text = way.compiled_text(member, {"none": np.zeros(1)}, {"x": np.ones((8, 4), np.float32)})
-    assert collectives(text) == Counter(OPERATIONS)
+    assert count_collectives(text) == Counter(OPERATIONS)
