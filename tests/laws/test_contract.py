@@ -110,6 +110,7 @@ def test_the_state_is_carried_and_one_program_serves_all_steps(variant):
     """A loop in Python and a `lax.scan` end alike."""
     params, state = variant.start()
     xs = X + np.arange(5, dtype=np.float32)[:, None, None]
+    chex.clear_trace_counter()  # which does not tell cases of a test apart
     step = jax.jit(chex.assert_max_traces(lambda state, x: variant.apply(params, state, x, True, momentum=0.9), n=1))
     carried, outputs = state, []
     for x in xs:
