@@ -23,7 +23,8 @@ def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | N
     """Return count, mean and biased variance of each feature of `x`.
 
     Two passes: `m0 = E[x]` as rounded, then with `d = x - m0`, in which little cancels, `mean = m0 + E[d]` and
-    `var = E[d^2] - E[d]^2`. Differentiable in every mode.
+    `var = E[d^2] - E[d]^2`. Differentiable in every mode. The first of the three parts of batch normalization:
+    `moments`, `normalize`, `update_state`.
 
     Args:
         x: values, floating point, any shape. Sums are in float32, or float64 for float64.
