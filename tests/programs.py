@@ -12,9 +12,8 @@ def count_collectives(text: str) -> Counter[str]:
     return Counter(re.findall(rf" = .*?\s({'|'.join(OPERATIONS)})(?:-start)?\(", text))
 
 
-def remove_branches(text: str) -> str:
-    """Remove the branches of conditionals from a program: the second pass over x is in one, and rarely taken."""
-    names = {name for names in re.findall(r"branch_computations=\{([^}]*)\}", text) for name in names.split(", ")}
-    names |= set(re.findall(r"(?:true|false)_computation=(%[\w.\-]+)", text))
+def remove_loops(text: str) -> str:
+    """Remove the bodies of loops from a program: the second pass over x is in one, and rarely made."""
+    names = set(re.findall(r"(?:body|condition)=(%[\w.\-]+)", text))
     computations = re.split(r"\n(?=%|ENTRY)", text)
     return "\n".join(c for c in computations if c.split(" ")[0] not in names)

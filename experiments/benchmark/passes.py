@@ -8,9 +8,9 @@ import math
 import re
 from typing import NamedTuple
 
-# They move nothing: names for what is there already. Nor does a conditional by itself; our layer's is a second pass
-# over x, taken where the running mean is far from the batch's, which is rare.
-FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "conditional")
+# They move nothing: names for what is there already. Nor does a loop by itself; our layer's is a second pass over
+# x, made where the running mean is far from the batch's, which is rare.
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?)\s([\w-]+)\((.*)$")
 _SHAPE = re.compile(r"\b[a-z]\w*\[([\d,]*)\]")
 

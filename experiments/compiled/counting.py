@@ -61,9 +61,9 @@ def parse_program(text: str) -> tuple[str, dict[str, list[Instruction]]]:
     return entry, computations
 
 
-def has_branch(text: str) -> bool:
+def has_loop(text: str) -> bool:
     """Return whether a program decides at run time what it computes."""
-    return any(i.operation == "conditional" for body in parse_program(text)[1].values() for i in body)
+    return any(i.operation in ("conditional", "while") for body in parse_program(text)[1].values() for i in body)
 
 
 def count_moved(text: str) -> int:
@@ -80,7 +80,7 @@ def count_moved(text: str) -> int:
 
 
 def count_collectives(text: str) -> dict[str, Sent]:
-    """Return what a program sends by each kind of collective; one in a branch counts like any other."""
+    """Return what a program sends by each kind of collective; one in a loop counts like any other."""
     found: dict[str, Sent] = {}
     for body in parse_program(text)[1].values():
         for i in body:

@@ -80,37 +80,39 @@ def measure_case(case: Case) -> Record:
     `moved_bytes` is that of the steady state, in which the second pass that jaxbn makes in its first steps and after
     jumps is not taken; `moved_bytes_rare` that of the program with it. Temporaries and collectives are the program's.
     """
-    from experiments.compiled.counting import count_collectives, has_branch
+    from experiments.compiled.counting import count_collectives, has_loop
 
     lowered, array = _lower(case)
-    with never_branching():
+    with never_repeating():
         steady, _ = _lower(case)
-    branches = lowered.as_text() != steady.as_text()
+    repeats = lowered.as_text() != steady.as_text()
     with ThreadPoolExecutor() as pool:  # each takes one core
-        compiled, *others = pool.map(lambda program: program.compile(), [lowered, steady][: 1 + branches])
-    usual = others[0] if branches else compiled
-    if has_branch(usual.as_text()):
-        raise ValueError("a branch other than that of `jax.lax.cond` is in the program: its steady state is not known")
+        compiled, *others = pool.map(lambda program: program.compile(), [lowered, steady][: 1 + repeats])
+    usual = others[0] if repeats else compiled
+    if has_loop(usual.as_text()):
+        raise ValueError(
+            "a loop other than that of `jax.lax.while_loop`, or a branch, is in the program: its steady state is not known"
+        )
     return {
         "array_bytes": array,
         "moved_bytes": _moved(case, usual),
-        "moved_bytes_rare": _moved(case, compiled) if branches else None,
+        "moved_bytes_rare": _moved(case, compiled) if repeats else None,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "collectives": {kind: sent._asdict() for kind, sent in count_collectives(compiled.as_text()).items()},
     }
 
 
 @contextmanager
-def never_branching() -> Iterator[None]:
-    """Compile `jax.lax.cond` as if its first branch, the rare one by jaxbn's convention, were never taken."""
+def never_repeating() -> Iterator[None]:
+    """Compile `jax.lax.while_loop` as if its condition were false: in jaxbn it is the rare second pass."""
     import jax
 
-    cond = jax.lax.cond
-    jax.lax.cond = lambda _, rare, usual, *operands: usual(*operands)
+    while_loop = jax.lax.while_loop
+    jax.lax.while_loop = lambda condition, body, start: start
     try:
         yield
     finally:
-        jax.lax.cond = cond
+        jax.lax.while_loop = while_loop
 
 
 def _lower(case: Case) -> tuple[Any, float]:
@@ -119,7 +121,7 @@ def _lower(case: Case) -> tuple[Any, float]:
 
     from experiments.compiled.programs import build_program
 
-    jax.clear_caches()  # no trace from before `jax.lax.cond` was another
+    jax.clear_caches()  # no trace from before `jax.lax.while_loop` was another
     program = build_program(case)
     with jax.set_mesh(program.mesh):
         return jax.jit(program.step, donate_argnums=0).lower(*program.arguments), program.array_bytes

@@ -7,7 +7,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
@@ -15,7 +14,6 @@ from jaxbn._core import check
 from jaxbn._core.layout import from_layout
 from jaxbn._core.moments import Moments, moments_about, round_off
 from jaxbn._core.reduction import Reduction, varying_axes
-from jaxbn._primitives.any_member import any_member
 from jaxbn._primitives.platform import fusion_barrier
 
 
@@ -59,52 +57,46 @@ def batch_moments(r: Reduction, x: jax.Array, mask: jax.Array | None, guess: jax
     `guess` is a mean to begin with, such as the running one, laid out to broadcast against x. It affects only speed
     and the last bit: where it is near the mean, one pass over x suffices.
     """
-    # Compiled even when called eagerly: op by op, XLA's sums are less accurate, and every step is a pass over memory.
-    traced = any(isinstance(v, Tracer) for v in (x, mask, guess))
-    return (_moments if traced else _compiled)(r, x, mask, guess)
+    return _moments(r, x, mask, guess)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _moments(r, x, mask, guess):
+    return _find_moments(r, x, mask, guess)
+
+
+# Traced once for all layers of the same types. And compiled even when called eagerly: op by op, XLA's sums are less
+# accurate, and every step is a pass over memory.
+@partial(jax.jit, static_argnums=0, inline=True)
+def _find_moments(r, x, mask, guess):
     dtype = check.accumulation_dtype(x.dtype)
     x = zero_masked(mask, x)
 
     def two_passes(x, mask, guess):
         part = x if mask is not None else _sample_part(r, x)
         _, (mean,) = _average(r, mask, [part.astype(dtype)])
-        pivot = round_off(mean)
-        return pivot, *_average_about(r, x, mask, pivot)
+        return _moments_about(r, x, mask, round_off(mean))
 
     def from_guess(x, mask, guess):
         pivot = jnp.where(jnp.isfinite(guess), guess, 0).astype(dtype)
         if not set(r.names) <= varying_axes(x) - varying_axes(pivot):
             pivot = lax.pmean(pivot, r.names)  # the members may hold different ones
-        count, shift, square = _average_about(r, x, mask, pivot)
+        m = _moments_about(r, x, mask, pivot)
         # Farther than one std away, too many digits cancel, or the square overflows. NaN is far.
-        var = r.sum_components(square - jnp.square(shift))
-        far = ~((jnp.square(shift) <= var) & jnp.isfinite(var))
+        far = _any_device(r, ~(jnp.square((m.mean - pivot) + m.tail) <= m.var), x)
+        # Once, or not at all. As `lax.cond` it would compile in four times the time, and `vmap` would run it always.
+        return lax.while_loop(
+            lambda carry: carry[0],
+            lambda carry: (jnp.zeros_like(far), _moments_about(r, x, mask, round_off(carry[1].mean + carry[1].tail))),
+            (far, m),
+        )[1]
 
-        def take_second_pass():
-            nearer = round_off(pivot + shift)
-            return nearer, *_average_about(r, x, mask, nearer)
-
-        any_far = any_member(jnp.any(far), varying_axes(x), r.names)
-        near = pivot + jnp.zeros_like(shift)  # varying along the same mapped axes as the other branch's
-        return lax.cond(any_far, take_second_pass, lambda: (near, count, shift, square))
-
-    if guess is None or r.groups:  # groups might disagree on the branch, which has collectives
-        found = two_passes(x, mask, guess)
-    else:
-        # On a TPU the convolution that makes x makes these sums as well, if nothing else has to be known of x before;
-        # on a CPU a pass is saved. On a GPU a convolution is a library's call, into which nothing is fused, and a
-        # branch may wait for the host.
-        found = lax.platform_dependent(x, mask, guess, cuda=two_passes, rocm=two_passes, default=from_guess)
-    pivot, count, shift, square = found
-    m = moments_about(pivot, count, shift, square)
-    return m._replace(var=r.sum_components(m.var))
-
-
-_compiled = jax.jit(_moments, static_argnums=0)
+    if guess is None or r.groups:  # groups might disagree on the second pass, which has collectives
+        return two_passes(x, mask, guess)
+    # On a TPU the convolution that makes x makes these sums as well, if nothing else has to be known of x before; on a
+    # CPU a pass is saved. On a GPU a convolution is a library's call, into which nothing is fused, and a loop may wait
+    # for the host.
+    return lax.platform_dependent(x, mask, guess, cuda=two_passes, rocm=two_passes, default=from_guess)
 
 
 @partial(_moments.defjvp, symbolic_zeros=True)
@@ -120,12 +112,22 @@ def _moments_jvp(r, primals, tangents):
     return m, zeros._replace(mean=mean_dot, var=r.sum_components(var_dot))
 
 
-def _average_about(r: Reduction, x: jax.Array, mask: jax.Array | None, pivot: jax.Array) -> tuple[jax.Array, ...]:
-    """Return the count, `E[x - pivot]` and `E[(x - pivot)^2]`."""
+def _moments_about(r: Reduction, x: jax.Array, mask: jax.Array | None, pivot: jax.Array) -> Moments:
+    """Return the moments, computed from `E[x - pivot]` and `E[(x - pivot)^2]`."""
     copy = fusion_barrier(x, pivot)
     d, other_d = (x.astype(pivot.dtype) - pivot for x, pivot in (copy, fusion_barrier(*copy)))
     count, (shift, square) = _average(r, mask, [d, jnp.square(other_d)])
-    return count, shift, square
+    m = moments_about(pivot, count, shift, square)
+    return m._replace(var=r.sum_components(m.var))
+
+
+def _any_device(r: Reduction, condition: jax.Array, x: jax.Array) -> jax.Array:
+    """Return whether a condition holds for any feature, on any device that takes part in the same program."""
+    condition = jnp.any(condition)
+    others = (varying_axes(x) or frozenset(jax.sharding.get_abstract_mesh().manual_axes)) - set(r.names)
+    if r.names and others:
+        condition = lax.pmax(condition.astype(jnp.float32), tuple(sorted(others))) > 0
+    return condition
 
 
 def _average(r: Reduction, mask: jax.Array | None, values: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:

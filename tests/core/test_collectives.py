@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from programs import OPERATIONS, count_collectives, remove_branches
+from programs import OPERATIONS, count_collectives, remove_loops
 from ways import AXIS, NAMED, SHARDED, Way
 
 import jaxbn
@@ -63,12 +63,12 @@ def training_step(layer, way: Way, first: bool = False):
 
 
 def count(way: Way, member, masked: bool = False) -> int:
-    """Return the collectives of `member` in every step, which are all sums; one more may be in the rare branch."""
+    """Return the collectives of `member` in every step, which are all sums; one more may be in the rare pass."""
     params, state = jaxbn.bn_init(4)
     x = np.random.default_rng(0).standard_normal((32, 4)).astype(np.float32)
     parts = {"x": x} | ({"mask": x[:, :1] > 0} if masked else {})
     text = way.compiled_text(member, {"params": params, "state": state}, parts)
-    found, every = count_collectives(remove_branches(text)), count_collectives(text)
+    found, every = count_collectives(remove_loops(text)), count_collectives(text)
     assert set(every) <= {"all-reduce"}, every
     assert every.total() <= found.total() + 1
     return found.total()
@@ -89,7 +89,7 @@ def test_training_step_takes_two(way, first, masked):
 
 @each_named_way
 def test_groups_take_two_forward_and_one_backward(way):
-    """The mean comes first: groups can't share a branch. The parameters' gradients are a sum of their own."""
+    """The mean comes first: groups can't share a loop. The parameters' gradients are a sum of their own."""
     layer = partial(ours, axis_index_groups=[[0, 1, 2], [3, 4, 5, 6, 7]])
     whole_step = training_step(layer, way)
 

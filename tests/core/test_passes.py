@@ -10,7 +10,7 @@ from experiments.benchmark.sizes import FEWEST, LEAST, OURS, Case
 pytestmark = [pytest.mark.usefixtures("ordinary_promotion"), pytest.mark.compiler]
 
 # Forward: the two sums of deviations from the running mean, and the output, each read x; the rare second pass is in a
-# branch of its own. Backward: a ReLU's gradient is an array of its own; two sums read it, one of them x too; then it
+# loop of its own. Backward: a ReLU's gradient is an array of its own; two sums read it, one of them x too; then it
 # and x make dx. In bfloat16 both sums share a gradient that is computed in float32, so that there is an array of it in
 # either case.
 COUNTS = {

@@ -74,8 +74,8 @@ def test_calls_are_followed_and_branches_refused():
     branched = PROGRAM.replace(
         "%moved = ", "%branch = f32[] conditional(%v), branch_computations={%sum, %sum}\n  %moved = "
     )
-    assert counting.has_branch(branched)
-    assert not counting.has_branch(PROGRAM)
+    assert counting.has_loop(branched)
+    assert not counting.has_loop(PROGRAM)
     with pytest.raises(ValueError, match="conditional"):
         counting.count_moved(branched)
 
