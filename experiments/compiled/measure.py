@@ -90,9 +90,7 @@ def measure_case(case: Case) -> Record:
         compiled, *others = pool.map(lambda program: program.compile(), [lowered, steady][: 1 + repeats])
     usual = others[0] if repeats else compiled
     if has_loop(usual.as_text()):
-        raise ValueError(
-            "a loop other than that of `jax.lax.while_loop`, or a branch, is in the program: its steady state is not known"
-        )
+        raise ValueError("the program has a loop or a branch beside `jax.lax.while_loop`: no steady state")
     return {
         "array_bytes": array,
         "moved_bytes": _moved(case, usual),
