@@ -1,4 +1,4 @@
-"""What the linen and nnx modules share."""
+"""Share between linen and nnx: the call of each layer, a view of a whole model, and the tools over that view."""
 
 try:
     import flax as flax

@@ -1,4 +1,4 @@
-"""Evaluation-mode normalization as a part of the linear layer before it or behind it."""
+"""Fold evaluation-mode batch normalization into the linear layer before or after it."""
 
 import operator
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from jaxbn._core import check
 from jaxbn._core.layout import to_layout
 from jaxbn._core.state import BatchNormParams, BatchNormState
 
-# Borders that are made of x itself, or are none: normalization commutes with them.
+# Borders of x itself, or none: normalization commutes with them.
 _EXACT = ("VALID", "CIRCULAR", "REFLECT")
 
 
@@ -26,10 +26,10 @@ def fold(
     epsilon: float = 1e-5,
     axis: int | Sequence[int] = -1,
 ) -> tuple[jax.Array, jax.Array]:
-    """Kernel and bias of a linear layer that does what the layer and the normalization behind it do in evaluation.
+    """Fold a normalization into the linear layer before it: return kernel and bias of both together.
 
     `kernel' = a kernel` and `bias' = a (bias - mean) + beta` with `a = scale / sqrt(var + epsilon)` and the
-    normalization's bias `beta`. Exact for every layer that is linear in the kernel: dense, and convolution with any
+    normalization's bias `beta`. Exact for each layer that is linear in the kernel: dense, and convolution with any
     padding, stride, dilation and grouping, transposed too.
 
     Args:
@@ -65,16 +65,16 @@ def fold(
     large numbers, as the layer and its normalization did: of the digits of the kernel's dtype those of |mean| / std
     are lost, 4 of float32's 7 at 10000. A mean that comes from the layer's own bias costs nothing.
     """
-    kernel, shape = _checked(params, state, kernel), np.shape(state.mean)
-    axes = _axes(kernel, axis)
+    kernel, shape = _check_arrays(params, state, kernel), np.shape(state.mean)
+    axes = _check_axes(kernel, axis)
     found = tuple(kernel.shape[a] for a in axes)
     if found != shape:
         raise ValueError(
             f"`kernel` must have the normalization's features {shape} along axis {axis}; got {kernel.shape}, which has "
             f"{found} there. Name by `axis` where the kernel has its output features."
         )
-    bias = None if bias is None else _bias(bias, shape, axis)
-    a, shift = affine(params, state, bias, epsilon=epsilon, dtype=kernel.dtype, axis=axis)
+    bias = None if bias is None else _check_bias(bias, shape, axis)
+    a, shift = compute_affine(params, state, bias, epsilon=epsilon, dtype=kernel.dtype, axis=axis)
     folded = kernel.astype(a.dtype) * to_layout(a, axes, kernel.ndim)
     return folded.astype(kernel.dtype), shift.astype(kernel.dtype if bias is None else bias.dtype)
 
@@ -90,7 +90,7 @@ def fold_into_next(
     epsilon: float = 1e-5,
     axis: int | Sequence[int] = -2,
 ) -> tuple[jax.Array, jax.Array]:
-    """Kernel and bias of a linear layer that does what it and the normalization before it do in evaluation.
+    """Fold a normalization into the linear layer after it: return kernel and bias of both together.
 
     `kernel'[.., i, o] = a_i kernel[.., i, o]` and `bias'[o] = bias[o] + sum_i b_i kernel[.., i, o]`, summed over the
     window too, with `a = scale / sqrt(var + epsilon)` and `b = beta - mean a`. Exact only if every output sees the
@@ -126,22 +126,22 @@ def fold_into_next(
 
     Source: as `fold`.
     """
-    kernel, shape = _checked(params, state, kernel), np.shape(state.mean)
+    kernel, shape = _check_arrays(params, state, kernel), np.shape(state.mean)
     if kernel.ndim < 2:
         raise ValueError(f"`kernel` must have input and output features, [..., in, out]; got shape {kernel.shape}.")
-    axes, last = _axes(kernel, axis), kernel.ndim - 1
+    axes, last = _check_axes(kernel, axis), kernel.ndim - 1
     if last in axes:
         raise ValueError(f"`axis` must name input features; got {axis!r}, among them the last, where the outputs are.")
-    _exact_padding(padding, [kernel.shape[i] for i in range(last) if i not in axes], kernel.ndim)
-    found, groups = tuple(kernel.shape[i] for i in axes), _groups(groups, kernel.shape[-1])
+    _check_padding(padding, [kernel.shape[i] for i in range(last) if i not in axes], kernel.ndim)
+    found, groups = tuple(kernel.shape[i] for i in axes), _check_groups(groups, kernel.shape[-1])
     # Output o of a grouped convolution reads the inputs of its own group.
     if (groups * found[0], *found[1:]) != shape if found else shape != ():
         raise ValueError(
             f"`kernel` must have the normalization's features {shape}, divided by `groups`, along axis {axis}; got "
             f"{kernel.shape}, which has {found} there with groups={groups}."
         )
-    bias = None if bias is None else _bias(bias, (kernel.shape[-1],))
-    a, b = affine(params, state, None, epsilon=epsilon, dtype=kernel.dtype)
+    bias = None if bias is None else _check_bias(bias, (kernel.shape[-1],))
+    a, b = compute_affine(params, state, None, epsilon=epsilon, dtype=kernel.dtype)
     wide = kernel.astype(a.dtype)
     if groups > 1:
         if len(axes) > 1:
@@ -154,7 +154,7 @@ def fold_into_next(
     return (wide * a).astype(kernel.dtype), shift.astype(kernel.dtype if bias is None else bias.dtype)
 
 
-def affine(
+def compute_affine(
     params: BatchNormParams,
     state: BatchNormState,
     bias: jax.Array | None,
@@ -182,7 +182,7 @@ def affine(
     return a, centred if params.bias is None else centred + along(params.bias.astype(wide))
 
 
-def _checked(params: Any, state: Any, kernel: Any) -> jax.Array:
+def _check_arrays(params: Any, state: Any, kernel: Any) -> jax.Array:
     kernel = check.floating("kernel", kernel)
     for owner, names, given in (("state", ("mean", "var"), state), ("params", ("scale", "bias"), params)):
         if not all(hasattr(given, name) for name in names):
@@ -199,14 +199,14 @@ def _checked(params: Any, state: Any, kernel: Any) -> jax.Array:
     return kernel
 
 
-def _axes(kernel: jax.Array, axis: int | Sequence[int]) -> tuple[int, ...]:
+def _check_axes(kernel: jax.Array, axis: int | Sequence[int]) -> tuple[int, ...]:
     try:
         return check.axes(axis, kernel.ndim)
     except ValueError as error:
         raise ValueError(f"{str(error).split(' Name')[0]} It is of `kernel`, {kernel.shape}.") from None
 
 
-def _bias(bias: Any, shape: tuple[int, ...], axis: int | Sequence[int] | None = None) -> jax.Array:
+def _check_bias(bias: Any, shape: tuple[int, ...], axis: int | Sequence[int] | None = None) -> jax.Array:
     bias = check.floating("bias", bias)
     found = bias.shape
     if axis is not None and bias.ndim > len(shape):
@@ -216,7 +216,7 @@ def _bias(bias: Any, shape: tuple[int, ...], axis: int | Sequence[int] | None = 
     return bias
 
 
-def _groups(value: Any, outputs: int) -> int:
+def _check_groups(value: Any, outputs: int) -> int:
     try:
         number = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -226,7 +226,7 @@ def _groups(value: Any, outputs: int) -> int:
     return number
 
 
-def _exact_padding(padding: Any, window: Sequence[int], ndim: int) -> None:
+def _check_padding(padding: Any, window: Sequence[int], ndim: int) -> None:
     if padding is None and ndim == 2:
         return
     if isinstance(padding, str):
@@ -235,7 +235,7 @@ def _exact_padding(padding: Any, window: Sequence[int], ndim: int) -> None:
         exact = padding is not None and not np.any(np.asarray(padding))
     if not exact:
         raise ValueError(
-            "`padding` must leave no zeros around x for the normalization to be folded into the layer behind it: the "
+            "`padding` must leave no zeros around x for the normalization to be folded into the layer after it: the "
             f"normalization would have to leave them zero. It must be one of {_EXACT} or zeros, or 'SAME' with a "
             f"window of 1; got {padding!r} for window {tuple(window)}. Fold into the layer before it instead, by "
             "`jaxbn.inference.fold`."

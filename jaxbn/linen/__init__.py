@@ -1,6 +1,6 @@
-"""Batch normalization for Flax linen: the module, and what does something to all layers of a model at once."""
+"""Normalize in Flax linen: the modules, and tools for all normalizations of a model."""
 
-# First: without flax it says what to install.
+# First: without flax its error says `pip install jaxbn[flax]`.
 import jaxbn._flax  # noqa: F401
 from jaxbn.linen._batch_norm import BatchNorm as BatchNorm
 from jaxbn.linen._fold import fold as fold

@@ -1,4 +1,9 @@
-"""Batch normalization as a Flax linen module. Storage and names; the mathematics is `bn_apply`."""
+"""Hold the variables of batch normalization for Flax linen; `bn_apply` computes it.
+
+The layer is SyncBatchNorm (cross-replica) by `axis_name`, or under `jit` with sharded arrays; FrozenBatchNorm by
+`frozen=True`; conditional batch norm by `scale` and `bias` of the call; ghost batch norm and batch renormalization by
+options of these names.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,16 +18,14 @@ from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.renorm import Renorm, needs_count
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn._flax.module import (
-    applied,
-    check_features,
-    kept_dtypes,
-    leading,
-    mean_for,
-    negated,
-    output_dtype,
-    own_or_given,
-    widened,
+from jaxbn._flax.dtypes import choose_output_dtype, choose_statistics_dtypes
+from jaxbn._flax.forward import (
+    BATCH_NORM,
+    call_batch_norm,
+    choose_affine,
+    make_domain_shape,
+    negate_flag,
+    read_options,
 )
 
 
@@ -50,7 +53,7 @@ class BatchNorm(nn.Module):
         force_float32_reductions: False stores the statistics in `param_dtype`; the sums are float32 either way.
         unbiased_running_var: average the unbiased variance, as PyTorch does.
         activation: an elementwise function, applied inside the layer at no cost in memory.
-        frozen: normalize by `batch_stats` and never update them, whatever `use_running_average` says.
+        frozen: normalize by `batch_stats` and never update them, for either `use_running_average`.
         mean_init, var_init: initializers of the running statistics; with `nn.with_partitioning` they are sharded.
         ghost_batches: into how many parts the batch is divided, each normalized by its own statistics.
         renorm: batch renormalization, `jaxbn.Renorm`.
@@ -129,24 +132,22 @@ class BatchNorm(nn.Module):
         Returns:
             An array of x's shape.
         """
-        x = jnp.asarray(x)
+        x, initializing = jnp.asarray(x), self.is_initializing()
         evaluate = True
         if not self.frozen:
             evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        axes = tuple(sorted(check.axes(self.axis, x.ndim)))
-        domains = leading(self.num_domains)
-        apply = applied(self.num_domains, domain, self.example_weight)
+        axes, domains = tuple(sorted(check.axes(self.axis, x.ndim))), make_domain_shape(self.num_domains)
         shape = (*domains, *(x.shape[a] for a in axes))
         kept = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        kept, kept_real = kept_dtypes(kept, x.dtype, self.param_dtype, self.dtype)
-        train, update = negated(evaluate), check.flag("update", update)
-        updates = not self.is_initializing() and train is not False and update is not False
+        kept, kept_real = choose_statistics_dtypes(kept, x.dtype, self.param_dtype, self.dtype)
+        train, update = negate_flag(evaluate), check.flag("update", update)
+        updates = not initializing and train is not False and update is not False
 
         # Parameters first: flax draws their keys in this order.
         own = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
-        gamma = own_or_given("scale", own, scale, self.num_domains)
+        gamma = choose_affine("scale", own, scale, self.num_domains)
         own = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
-        beta = own_or_given("bias", own, bias, self.num_domains)
+        beta = choose_affine("bias", own, bias, self.num_domains)
         fresh = not self.has_variable("batch_stats", "mean")
         mean = self.variable("batch_stats", "mean", lambda: self.mean_init(self._key(), shape, kept))
         var = self.variable("batch_stats", "var", lambda: self.var_init(self._key(), shape, kept_real))
@@ -160,38 +161,27 @@ class BatchNorm(nn.Module):
                     "whose first step would replace statistics that were never counted; it has none. Add it by "
                     "`jaxbn.linen.convert(variables, count=...)`."
                 )
-        given = {} if domains else {"scale": gamma, "bias": beta}
-        made_for = mean.value.shape[len(domains) :]
-        check_features(x, axes, made_for, "Initialize the variables with such an `x`.", **given)
-
-        dtype = output_dtype(x, gamma, beta, dtype=self.dtype)
-        y, new = apply(
+        y, new = call_batch_norm(
+            read_options(self, BATCH_NORM, initializing) | {"axis": axes},
             BatchNormParams(gamma, beta),
-            BatchNormState(
-                mean_for(x, mean.value, updates),
-                var.value,
-                jnp.zeros(domains, jnp.int32) if count is None else count.value,
-            ),
-            widened(x, dtype),
+            BatchNormState(mean.value, var.value, jnp.zeros(domains, jnp.int32) if count is None else count.value),
+            x,
             train,
-            axis=axes,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            unbiased_running_var=self.unbiased_running_var,
-            axis_name=None if self.is_initializing() else self.axis_name,
-            axis_index_groups=None if self.is_initializing() else self.axis_index_groups,
+            dtype=choose_output_dtype(x, gamma, beta, dtype=self.dtype),
+            num_domains=self.num_domains,
+            domain=domain,
+            example_weight=self.example_weight,
+            advice="Initialize the variables with such an `x`.",
+            updates=updates,
             mask=mask,
-            update=update if updates else False,
-            activation=self.activation,
             residual=residual,
-            ghost_batches=self.ghost_batches if not self.is_initializing() else 1,
-            renorm=self.renorm,
+            update=update if updates else False,
         )
-        if updates:  # where flax refuses what is not mutable
+        if updates:  # flax refuses where they are not mutable
             mean.value, var.value = new.mean, new.var
             if count is not None:
                 count.value = new.count
-        return y.astype(dtype)
+        return y
 
     def _key(self) -> Any:
         return self.make_rng("params") if self.has_rng("params") else None

@@ -1,4 +1,4 @@
-"""Whitening as a Flax linen module. Storage and names; the mathematics is `whiten_apply`."""
+"""Hold the variables of IterNorm (decorrelated batch norm) for Flax linen; `whiten_apply` computes it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from jax.typing import ArrayLike
 from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.state import BatchNormParams
-from jaxbn._flax.module import check_features, negated, output_dtype, widened
-from jaxbn.whitening import WhitenState, whiten_apply, whiten_init
+from jaxbn._flax.forward import WHITENING, call_whitening, negate_flag, read_options
+from jaxbn.whitening import WhitenState, whiten_init
 
 
 class IterNorm(nn.Module):
-    """Whitening in the place of a `BatchNorm`: `y = scale W (x - mean) + bias`; see `jaxbn.whitening.whiten_apply`.
+    """Whitening, in place of a `BatchNorm`: `y = scale W (x - mean) + bias`; see `jaxbn.whitening.whiten_apply`.
 
     Variables: `params/{scale,bias}`, and `batch_stats/{mean,cov,count}`.
 
@@ -96,26 +96,20 @@ class IterNorm(nn.Module):
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
         _, fresh = whiten_init(*shape, group_size=self.group_size)
         kept = {k: self.variable("batch_stats", k, lambda v=v: v) for k, v in fresh._asdict().items()}
-        dtype = output_dtype(x, scale, bias, dtype=self.dtype)
-        starting, train, update = self.is_initializing(), negated(evaluate), check.flag("update", update)
+        starting, train, update = self.is_initializing(), negate_flag(evaluate), check.flag("update", update)
         updates = not starting and train is not False and update is not False
-        made_for = kept["mean"].value.shape
-        check_features(x, at, made_for, "Initialize the variables with such an `x`.", scale=scale, bias=bias)
-        y, new = whiten_apply(
+        y, new = call_whitening(
+            read_options(self, WHITENING, starting) | {"axis": at},
             BatchNormParams(scale, bias),
             WhitenState(**{k: v.value for k, v in kept.items()}),
-            widened(x, dtype),
+            x,
             train,
-            axis=at,
-            iterations=self.iterations,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            axis_name=None if starting else self.axis_name,
-            axis_index_groups=None if starting else self.axis_index_groups,
+            dtype=self.dtype,
+            advice="Initialize the variables with such an `x`.",
             mask=mask,
             update=update if updates else False,
         )
-        if updates:  # where flax refuses what is not mutable
+        if updates:  # flax refuses where they are not mutable
             for k, v in new._asdict().items():
                 kept[k].value = v
-        return y.astype(dtype)
+        return y

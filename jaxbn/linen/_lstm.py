@@ -1,4 +1,4 @@
-"""A batch-normalized LSTM cell for Flax linen. Storage and names; the mathematics is `lstm_step`."""
+"""Hold the variables of a batch-normalized LSTM cell for Flax linen; `lstm_step` computes it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn._flax.module import lengths_of_rnn, negated, output_dtype
-from jaxbn.lstm._apply import lstm_step
+from jaxbn._flax.forward import LSTM, call_lstm, negate_flag, read_options
+from jaxbn._flax.rnn_lengths import find_rnn_lengths
 from jaxbn.lstm._state import (
     ZEROS,
     LSTMCarry,
@@ -27,7 +27,7 @@ from jaxbn.lstm._state import (
 
 
 def is_of_cell(flat: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> bool:
-    """Whether the statistics at `path` of flattened variables are one of a cell's three, which are no modules."""
+    """Return whether the statistics at `path` are one of a cell's three normalizations, which are no modules."""
     parts = ((*path[:-1], name, part) for name in LSTMState._fields for part in BatchNormState._fields)
     return path[-1] in LSTMState._fields and all(part in flat for part in parts)
 
@@ -37,7 +37,7 @@ class BatchNormLSTMCell(nn.RNNCellBase):
 
     `i, f, g, o = BN(x W_x) + BN(h W_h) + bias`, `c' = sigmoid(f) c + sigmoid(i) tanh(g)` and
     `h' = sigmoid(o) tanh(BN(c'))`, with statistics of their own for each time step, which training carries through
-    the scan: `nn.RNN(cell, variable_carry="batch_stats")`. Flax carries only what is mutable, so in evaluation it is
+    the scan: `nn.RNN(cell, variable_carry="batch_stats")`. Flax carries only mutable variables, so in evaluation it is
     `nn.RNN(cell, variable_broadcast=("params", "batch_stats"))`.
 
     Variables: `params/{input_kernel,recurrent_kernel}` `[.., 4 features]`, in the order i, f, g, o, and for each `norm`
@@ -87,8 +87,8 @@ class BatchNormLSTMCell(nn.RNNCellBase):
 
     Cooijmans et al. 2017, "Recurrent batch normalization". An `initial_carry` of your own must hold the lengths:
     `initialize_carry(..., lengths=...)`. Under `jax.shard_map(check_vma=True)` and on Explicit meshes give lengths in
-    any case: without them the carry starts the same on all devices, which `lax.scan` refuses. What `nn.RNN` does not
-    hand to its cell, `update=False` and other options of `bn_apply`, `jaxbn.lstm.lstm_apply` takes.
+    any case: without them the carry starts the same on all devices, which `lax.scan` refuses. `jaxbn.lstm.lstm_apply`
+    takes `update=False` and other options of `bn_apply`, which `nn.RNN` does not hand to its cell.
     """
 
     features: int
@@ -124,7 +124,7 @@ class BatchNormLSTMCell(nn.RNNCellBase):
 
     @nn.compact
     def __call__(self, carry: LSTMCarry, inputs: ArrayLike) -> tuple[LSTMCarry, jax.Array]:
-        """One step.
+        """Make one step.
 
         Args:
             carry: from `initialize_carry` or the step before.
@@ -152,22 +152,19 @@ class BatchNormLSTMCell(nn.RNNCellBase):
             norm("recurrent_norm", wide, scale=self.scale_init, bias=self.bias_init),
             norm("cell_norm", self.features, scale=self.scale_init, bias=ZEROS),
         )
-        dtype = output_dtype(x, *jax.tree.leaves(params), dtype=self.dtype)
-        train = negated(self.use_running_average)
+        train = negate_flag(self.use_running_average)
         updates = not self.is_initializing() and train is not False
-        carry, y, new = lstm_step(
+        carry, y, new = call_lstm(
+            read_options(self, LSTM, self.is_initializing()),
             params,
             LSTMState(*(BatchNormState(**stats.value) for stats in self.stats)),
             carry,
-            x.astype(dtype),
+            x,
             train,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            axis_name=None if self.is_initializing() else self.axis_name,
-            axis_index_groups=None if self.is_initializing() else self.axis_index_groups,
+            dtype=self.dtype,
             update=updates,
         )
-        if updates:  # where flax refuses what is not mutable
+        if updates:  # flax refuses where they are not mutable
             for stats, value in zip(self.stats, new, strict=True):
                 stats.value = value._asdict()
         return carry, y
@@ -176,7 +173,7 @@ class BatchNormLSTMCell(nn.RNNCellBase):
     def initialize_carry(
         self, rng: jax.Array, input_shape: Sequence[int], lengths: ArrayLike | None = None
     ) -> LSTMCarry:
-        """Where a batch of sequences starts.
+        """Make the carry before the first step of a batch of sequences.
 
         Args:
             rng: a key for `carry_init`.
@@ -187,14 +184,14 @@ class BatchNormLSTMCell(nn.RNNCellBase):
         Returns:
             The carry, in float32 at least.
         """
-        lengths = lengths_of_rnn(nn.RNN) if lengths is None else lengths
+        lengths = find_rnn_lengths(nn.RNN) if lengths is None else lengths
         shape = (*input_shape[:-1], self.features)
         return carry_for_flax(self.carry_init, list(jax.random.split(rng)), shape, self.param_dtype, lengths)
 
     @property
     def num_feature_axes(self) -> int:
-        """The number of feature axes of the input."""
-        lengths_of_rnn(nn.RNN)  # which asks for this first: lengths that do not fit are refused
+        """Return the number of feature axes of the input."""
+        find_rnn_lengths(nn.RNN)  # which asks for this first: lengths that do not fit are refused
         # And before its scan, which can carry only variables that are there: have `setup` make them.
         if self.scope is not None:
             _ = self.stats

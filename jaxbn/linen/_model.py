@@ -1,12 +1,12 @@
-"""Every batch normalization of a linen model's variables at once.
+"""Convert the variables of a linen model, and mask its scales and biases.
 
-Linen builds its layers while the model runs, so there is no object to convert: the layers' class and settings belong in
-a factory that the model is given (`norm=partial(jaxbn.linen.BatchNorm, axis_name="data")`), and what can be converted
-are the variables.
+Linen builds its layers while the model runs, so there is no object to convert: the class and settings of the layers
+belong in a factory that the model is given (`norm=partial(jaxbn.linen.BatchNorm, axis_name="data")`), and the variables
+are converted.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,18 @@ from jax.typing import ArrayLike
 
 from jaxbn.linen._lstm import is_of_cell
 
+V = TypeVar("V", bound=Mapping[str, Any])
 
-def convert(variables: Mapping[str, Any], *, count: ArrayLike | None = None) -> Any:
-    """The variables of a model, for the same model with other batch normalizations.
+
+def convert(variables: V, *, count: ArrayLike | None = None) -> V:
+    """Convert the variables of a model for the same model with other batch normalizations.
 
     Names and shapes are flax's, so between `flax.linen.BatchNorm` and `jaxbn.linen.BatchNorm` nothing changes but
     the number of updates, which a layer has where its momentum is a schedule. `IterNorm` and `BatchNormLSTMCell` always
     have one, and keep it.
 
     Args:
-        variables: what `init` or a checkpoint gives, with `batch_stats`; nested mappings.
+        variables: from `init` or a checkpoint, with `batch_stats`; nested mappings.
         count: the number of updates that the statistics have seen, for layers whose momentum is a schedule; None for
             layers without one, flax's among them. `[layers]` where `nn.scan` has stacked them.
 
@@ -44,16 +46,16 @@ def convert(variables: Mapping[str, Any], *, count: ArrayLike | None = None) -> 
         >>> layer.apply(variables, x, use_running_average=True).shape
         (2, 3)
     """
-    flat = flattened(variables)
+    flat = flatten_variables(variables)
     layers = [layer for layer in _layers(flat) if not is_of_cell(flat, layer)]
     flat = {path: value for path, value in flat.items() if not (path[:-1] in layers and path[-1] == "count")}
     if count is not None:
         flat |= {(*layer, "count"): jnp.asarray(count, jnp.int32) for layer in layers}
-    return unflattened(flat, variables)
+    return unflatten_variables(flat, variables)
 
 
 def affine_mask(variables: Mapping[str, Any]) -> Any:
-    """Where the scales and biases of batch normalizations are among a model's parameters.
+    """Mask the scales and biases of batch normalizations among a model's parameters.
 
     For optax: `optax.masked(optax.set_to_zero(), affine_mask(variables))` freezes them, and
     `optax.adamw(lr, mask=jax.tree.map(operator.not_, affine_mask(variables)))` leaves them out of weight decay.
@@ -74,7 +76,7 @@ def affine_mask(variables: Mapping[str, Any]) -> Any:
         >>> mask["layers_1"]["scale"], mask["layers_0"]["kernel"]
         (True, False)
     """
-    layers = {layer[1:] for layer in _layers(flattened(variables))}
+    layers = {layer[1:] for layer in _layers(flatten_variables(variables))}
     return jax.tree.map_with_path(
         lambda path, _: tuple(getattr(key, "key", None) for key in path[:-1]) in layers,
         variables.get("params", {}),
@@ -82,17 +84,18 @@ def affine_mask(variables: Mapping[str, Any]) -> Any:
     )
 
 
-def flattened(variables: Any, **how: Any) -> dict[tuple[str, ...], Any]:
+def flatten_variables(variables: Any, **how: Any) -> dict[tuple[str, ...], Any]:
     """Return the variables by their paths."""
     if not isinstance(variables, Mapping) or not all(isinstance(v, Mapping) for v in variables.values()):
         raise TypeError(
-            f"`variables` must be what `init` gives, dicts of `params` and of `batch_stats`; got {variables!r:.200}."
+            "`variables` must be those that `init` gives, dicts of `params` and of `batch_stats`; got "
+            f"{variables!r:.200}."
         )
     return traverse_util.flatten_dict(dict(variables), **how)
 
 
-def unflattened(flat: Mapping[tuple[str, ...], Any], like: Mapping[str, Any]) -> Any:
-    """Return nested dicts, frozen where those of `like` are: to optax and to `jit` that is another tree."""
+def unflatten_variables(flat: Mapping[tuple[str, ...], Any], like: Mapping[str, Any]) -> Any:
+    """Return nested dicts, frozen where those of `like` are: to optax and `jit` a `FrozenDict` is another tree."""
     nested = traverse_util.unflatten_dict(flat)
     if isinstance(like, FrozenDict):
         return freeze(nested)
@@ -100,7 +103,7 @@ def unflattened(flat: Mapping[tuple[str, ...], Any], like: Mapping[str, Any]) ->
 
 
 def _layers(flat: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ...]]:
-    """The paths of the layers that have running statistics."""
+    """Return the paths of the layers that have running statistics."""
     layers = [path[:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"]
     layers = [layer for layer in layers if (*layer, "var") in flat]
     if not layers:

@@ -1,6 +1,6 @@
-"""Batch normalization for Flax nnx: the module, and what does something to all of a model's layers at once."""
+"""Normalize in Flax nnx: the modules, and tools for all normalizations of a model."""
 
-# First: without flax it says what to install.
+# First: without flax its error says `pip install jaxbn[flax]`.
 import jaxbn._flax  # noqa: F401
 from jaxbn.nnx._batch_norm import BatchNorm as BatchNorm
 from jaxbn.nnx._fold import fold as fold

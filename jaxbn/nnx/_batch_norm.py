@@ -1,4 +1,9 @@
-"""Batch normalization as a Flax nnx module. Storage and names; the mathematics is `bn_apply`."""
+"""Hold the variables of batch normalization for Flax nnx; `bn_apply` computes it.
+
+The layer is SyncBatchNorm (cross-replica) by `axis_name`, or under `jit` with sharded arrays; FrozenBatchNorm by
+`frozen=True`; conditional batch norm by `scale` and `bias` of the call; ghost batch norm and batch renormalization by
+options of these names.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -15,18 +20,15 @@ from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.renorm import Renorm, needs_count
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn._flax.module import (
-    applied,
-    check_features,
-    constant,
-    kept_dtypes,
-    leading,
-    mean_for,
-    negated,
-    output_dtype,
-    own_or_given,
-    promotion,
-    widened,
+from jaxbn._flax.dtypes import allow_promotion, choose_output_dtype, choose_statistics_dtypes
+from jaxbn._flax.forward import (
+    BATCH_NORM,
+    call_batch_norm,
+    choose_affine,
+    make_domain_shape,
+    negate_flag,
+    read_constant,
+    read_options,
 )
 
 
@@ -52,12 +54,12 @@ class BatchNorm(nnx.Module):
         axis_name: named axis or axes over which statistics are shared. Not needed under `jit` with sharded arrays.
         axis_index_groups: a partition of that axis into groups that share statistics.
         use_fast_variance: accepted for compatibility and without effect: the variance is always the exact one.
-        promote_dtype: as in flax; what it makes of the running statistics is not used, they stay float32.
+        promote_dtype: as in flax, but for the running statistics, which stay float32.
         rngs: for the initializers.
         bias_metadata, scale_metadata: for the variables, sharding for example.
         unbiased_running_var: average the unbiased variance, as PyTorch does.
         activation: an elementwise function, applied inside the layer at no cost in memory.
-        frozen: normalize by the running statistics and never update them, whatever `train()` says.
+        frozen: normalize by the running statistics and never update them, after `train()` too.
         mean_init, var_init: initializers of the running statistics.
         mean_metadata, var_metadata: for their variables.
         ghost_batches: into how many parts the batch is divided, each normalized by its own statistics.
@@ -117,12 +119,12 @@ class BatchNorm(nnx.Module):
         num_domains: int | None = None,
         example_weight: float | None = None,
     ):
-        domains = leading(num_domains)
+        domains = make_domain_shape(num_domains)
         shape = (*domains, *check.sizes(num_features))
         # Keys are drawn in flax's order, so that the same seed gives the same parameters.
         scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else None
         bias = nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else None
-        kept, kept_real = kept_dtypes(jnp.float32, param_dtype, dtype)
+        kept, kept_real = choose_statistics_dtypes(jnp.float32, param_dtype, dtype)
         self.mean = nnx.BatchStat(mean_init(jax.random.key(0), shape, kept), **mean_metadata)
         self.var = nnx.BatchStat(var_init(jax.random.key(0), shape, kept_real), **var_metadata)
         counted = callable(momentum) or needs_count(renorm)
@@ -133,7 +135,7 @@ class BatchNorm(nnx.Module):
         self.use_running_average = use_running_average
         self.axis = axis
         self.momentum = momentum
-        self.epsilon = constant(epsilon)
+        self.epsilon = read_constant(epsilon)
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.use_bias = use_bias
@@ -146,7 +148,7 @@ class BatchNorm(nnx.Module):
         self.activation = activation
         self.frozen = frozen
         self.ghost_batches = ghost_batches
-        self.renorm = Renorm(*map(constant, renorm)) if isinstance(renorm, Renorm) else renorm
+        self.renorm = Renorm(*map(read_constant, renorm)) if isinstance(renorm, Renorm) else renorm
         self.num_domains = num_domains
         self.example_weight = example_weight
 
@@ -190,47 +192,40 @@ class BatchNorm(nnx.Module):
                 "A layer whose `momentum` or `renorm` is a schedule must have a count of its updates; this one was "
                 "made without. Set the schedule by `model = jaxbn.nnx.convert(model, momentum=...)`."
             )
-        train, x, update = negated(evaluate), jnp.asarray(x), check.flag("update", update)
+        train, x, update = negate_flag(evaluate), jnp.asarray(x), check.flag("update", update)
         updates = train is not False and update is not False
-        mean, var = self.mean[...], self.var[...]
-        gamma = own_or_given("scale", None if self.scale is None else self.scale[...], scale, self.num_domains)
-        beta = own_or_given("bias", None if self.bias is None else self.bias[...], bias, self.num_domains)
-        made_for = mean.shape[0 if self.num_domains is None else 1 :]
-        given = {"scale": gamma, "bias": beta} if self.num_domains is None else {}
-        advice = "Make the layer with `num_features={}`." if len(made_for) == 1 else "Make the layer for such an `x`."
-        check_features(x, self.axis, made_for, advice, **given)
-        with promotion():
+        mean, var, domains = self.mean[...], self.var[...], make_domain_shape(self.num_domains)
+        gamma = choose_affine("scale", None if self.scale is None else self.scale[...], scale, self.num_domains)
+        beta = choose_affine("bias", None if self.bias is None else self.bias[...], bias, self.num_domains)
+        with allow_promotion():
             promoted, _, _, gamma, beta = self.promote_dtype((x, mean, var, gamma, beta), dtype=self.dtype)
-        dtype = output_dtype(promoted, gamma, beta, dtype=self.dtype)
-        count = jnp.zeros(mean.shape[: 0 if self.num_domains is None else 1], jnp.int32)
-        y, new = applied(self.num_domains, domain, self.example_weight)(
+        one_axis = mean.ndim == 1 + len(domains)
+        y, new = call_batch_norm(
+            read_options(self, BATCH_NORM),
             BatchNormParams(gamma, beta),
-            BatchNormState(mean_for(x, mean, updates), var, count if self.count is None else self.count[...]),
-            widened(x, dtype),
+            BatchNormState(mean, var, jnp.zeros(domains, jnp.int32) if self.count is None else self.count[...]),
+            x,
             train,
-            axis=self.axis,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            unbiased_running_var=self.unbiased_running_var,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            dtype=choose_output_dtype(promoted, gamma, beta, dtype=self.dtype),
+            num_domains=self.num_domains,
+            domain=domain,
+            example_weight=self.example_weight,
+            advice="Make the layer with `num_features={}`." if one_axis else "Make the layer for such an `x`.",
+            updates=updates,
             mask=mask,
-            update=update,
-            activation=self.activation,
             residual=residual,
-            ghost_batches=self.ghost_batches,
-            renorm=self.renorm,
+            update=update,
         )
         if updates:
             self.mean.set_value(new.mean)
             self.var.set_value(new.var)
             if self.count is not None:
                 self.count.set_value(new.count)
-        return y.astype(dtype)
+        return y
 
     # `nnx.view_info` reads the arguments from the docstring, where it wants two spaces before each.
     def set_view(self, use_running_average: bool | None = None):
-        """Set what `nnx.view` may set.
+        """Set the attribute that `nnx.view` may set.
 
         Args:
           use_running_average: whether the running statistics are used instead of the batch's.

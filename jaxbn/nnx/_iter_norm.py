@@ -1,4 +1,4 @@
-"""Whitening as a Flax nnx module. Storage and names; the mathematics is `whiten_apply`."""
+"""Hold the variables of IterNorm (decorrelated batch norm) for Flax nnx; `whiten_apply` computes it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,13 +12,13 @@ from jax.typing import ArrayLike
 from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.state import BatchNormParams
-from jaxbn._flax.module import check_features, constant, negated, output_dtype, widened
+from jaxbn._flax.forward import WHITENING, call_whitening, negate_flag, read_constant, read_options
 from jaxbn.nnx._batch_norm import BatchNorm
-from jaxbn.whitening import WhitenState, whiten_apply, whiten_init
+from jaxbn.whitening import WhitenState, whiten_init
 
 
 class IterNorm(nnx.Module):
-    """Whitening in the place of a `BatchNorm`: `y = scale W (x - mean) + bias`; see `jaxbn.whitening.whiten_apply`.
+    """Whitening, in place of a `BatchNorm`: `y = scale W (x - mean) + bias`; see `jaxbn.whitening.whiten_apply`.
 
     Attributes that hold arrays: `scale` and `bias` (`nnx.Param` or None), `mean`, `cov` and `count` (`nnx.BatchStat`).
     `train()` and `eval()` set `use_running_average`.
@@ -83,7 +83,7 @@ class IterNorm(nnx.Module):
         self.axis = axis
         self.iterations = iterations
         self.momentum = momentum
-        self.epsilon = constant(epsilon)
+        self.epsilon = read_constant(epsilon)
         self.dtype = dtype
         self.axis_name = axis_name
         self.axis_index_groups = axis_index_groups
@@ -109,28 +109,22 @@ class IterNorm(nnx.Module):
         """
         x = jnp.asarray(x)
         scale, bias = (None if v is None else v[...] for v in (self.scale, self.bias))
-        dtype = output_dtype(x, scale, bias, dtype=self.dtype)
-        train = negated(self.use_running_average if use_running_average is None else use_running_average)
+        train = negate_flag(self.use_running_average if use_running_average is None else use_running_average)
         update, kept = check.flag("update", update), (self.mean, self.cov, self.count)
-        made_for, advice = self.mean.shape, "Make the layer with `num_features={}`."
-        check_features(x, self.axis, made_for, advice, scale=scale, bias=bias)
-        y, new = whiten_apply(
+        y, new = call_whitening(
+            read_options(self, WHITENING),
             BatchNormParams(scale, bias),
             WhitenState(*(v[...] for v in kept)),
-            widened(x, dtype),
+            x,
             train,
-            axis=self.axis,
-            iterations=self.iterations,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            dtype=self.dtype,
+            advice="Make the layer with `num_features={}`.",
             mask=mask,
             update=update,
         )
         if train is not False and update is not False:
             for variable, v in zip(kept, new, strict=True):
                 variable.set_value(v)
-        return y.astype(dtype)
+        return y
 
     set_view = BatchNorm.set_view

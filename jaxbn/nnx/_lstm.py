@@ -1,4 +1,4 @@
-"""A batch-normalized LSTM cell for Flax nnx. Storage and names; the mathematics is `lstm_step`."""
+"""Hold the variables of a batch-normalized LSTM cell for Flax nnx; `lstm_step` computes it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn._flax.module import constant, lengths_of_rnn, negated, output_dtype
-from jaxbn.lstm._apply import lstm_step
+from jaxbn._flax.forward import LSTM, call_lstm, negate_flag, read_constant, read_options
+from jaxbn._flax.rnn_lengths import find_rnn_lengths
 from jaxbn.lstm._state import (
     LECUN,
     ORTHOGONAL,
@@ -81,8 +81,8 @@ class BatchNormLSTMCell(RNNCellBase):
 
     Cooijmans et al. 2017, "Recurrent batch normalization". An `initial_carry` of your own must hold the lengths:
     `initialize_carry(..., lengths=...)`. Under `jax.shard_map(check_vma=True)` and on Explicit meshes give lengths in
-    any case: without them the carry starts the same on all devices, which `lax.scan` refuses. What `nnx.RNN` does not
-    hand to its cell, `update=False` and other options of `bn_apply`, `jaxbn.lstm.lstm_apply` takes.
+    any case: without them the carry starts the same on all devices, which `lax.scan` refuses. `jaxbn.lstm.lstm_apply`
+    takes `update=False` and other options of `bn_apply`, which `nnx.RNN` does not hand to its cell.
     """
 
     def __init__(
@@ -125,12 +125,12 @@ class BatchNormLSTMCell(RNNCellBase):
         self.cell_norm = norm(hidden, scale=scale_init, bias=ZEROS)
         self.in_features, self.hidden_features, self.max_steps = inputs, hidden, steps
         self.use_running_average = use_running_average
-        self.momentum, self.epsilon = momentum, constant(epsilon)
+        self.momentum, self.epsilon = momentum, read_constant(epsilon)
         self.dtype, self.param_dtype = dtype, param_dtype
         self.axis_name, self.axis_index_groups = axis_name, axis_index_groups
 
     def __call__(self, carry: LSTMCarry, inputs: ArrayLike) -> tuple[LSTMCarry, jax.Array]:  # type: ignore[override]
-        """One step; in training it updates the running statistics.
+        """Make one step; in training update the running statistics.
 
         Args:
             carry: from `initialize_carry` or the step before.
@@ -139,7 +139,7 @@ class BatchNormLSTMCell(RNNCellBase):
         Returns:
             The new carry, and the output `[*batch, hidden_features]`.
         """
-        x, train = jnp.asarray(inputs), negated(self.use_running_average)
+        x, train = jnp.asarray(inputs), negate_flag(self.use_running_average)
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"`inputs` must be [*batch, {self.in_features}], for which the cell was made; got {x.shape}. Make it "
@@ -149,17 +149,7 @@ class BatchNormLSTMCell(RNNCellBase):
         own = [BatchNormParams(n["scale"][...], n["bias"][...] if "bias" in n else None) for n in norms]
         params = LSTMParams(self.input_kernel[...], self.recurrent_kernel[...], *own)
         state = LSTMState(*(BatchNormState(*(n[part][...] for part in BatchNormState._fields)) for n in norms))
-        carry, y, new = lstm_step(
-            params,
-            state,
-            carry,
-            x.astype(output_dtype(x, *jax.tree.leaves(params), dtype=self.dtype)),
-            train,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
-        )
+        carry, y, new = call_lstm(read_options(self, LSTM), params, state, carry, x, train, dtype=self.dtype)
         if train is not False:
             for n, stats in zip(norms, new, strict=True):
                 for part, value in stats._asdict().items():
@@ -174,7 +164,7 @@ class BatchNormLSTMCell(RNNCellBase):
         *,
         lengths: ArrayLike | None = None,
     ) -> LSTMCarry:
-        """Where a batch of sequences starts.
+        """Make the carry before the first step of a batch of sequences.
 
         Args:
             input_shape: `[*batch, inputs]`.
@@ -186,7 +176,7 @@ class BatchNormLSTMCell(RNNCellBase):
         Returns:
             The carry, in float32 at least.
         """
-        lengths = lengths_of_rnn(nnx.RNN) if lengths is None else lengths
+        lengths = find_rnn_lengths(nnx.RNN) if lengths is None else lengths
         keys = [None, None]
         if carry_init is not None:
             if rngs is None:
@@ -198,8 +188,8 @@ class BatchNormLSTMCell(RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """The number of feature axes of the input."""
-        lengths_of_rnn(nnx.RNN)  # which asks for this first: lengths that do not fit are refused
+        """Return the number of feature axes of the input."""
+        find_rnn_lengths(nnx.RNN)  # which asks for this first: lengths that do not fit are refused
         return 1
 
     set_view = BatchNorm.set_view

@@ -1,9 +1,9 @@
-"""Every batch normalization of an nnx model at once."""
+"""Convert all batch normalizations of an nnx model, and mask its scales and biases."""
 
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from flax import nnx
@@ -13,8 +13,11 @@ from jaxbn.lstm._state import LSTMState
 from jaxbn.nnx._batch_norm import BatchNorm
 from jaxbn.nnx._lstm import BatchNormLSTMCell
 
-# What the constructor takes and a layer that is there already cannot change.
-_AT_BIRTH = {"self", "num_features", "num_domains", "rngs", "param_dtype", "use_bias", "use_scale"}
+M = TypeVar("M")
+N = TypeVar("N", BatchNorm, nnx.BatchNorm)
+
+# Arguments of the constructor that an existing layer cannot change.
+_CONSTRUCTOR_ONLY = {"self", "num_features", "num_domains", "rngs", "param_dtype", "use_bias", "use_scale"}
 
 _OURS = {
     "unbiased_running_var": False,
@@ -28,8 +31,14 @@ _OURS = {
 }
 
 
+@overload
+def convert(model: BatchNorm | nnx.BatchNorm, **changes: Any) -> BatchNorm: ...
+@overload
+def convert(model: BatchNorm | nnx.BatchNorm, to: type[N], **changes: Any) -> N: ...
+@overload
+def convert(model: M, to: type = BatchNorm, **changes: Any) -> M: ...
 def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
-    """The model with every batch normalization, flax's or ours, as one of class `to`.
+    """Convert every batch normalization of a model, flax's or ours, to class `to`.
 
     Weights, statistics and sharing are kept: the new model holds the very variables of the old one, so that training
     either moves both; a layer used in two places is one layer still. The old model itself is left as it is, and so are
@@ -57,25 +66,29 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
         >>> type(model.layers[1]).__module__.split(".")[0], model.layers[1].momentum
         ('jaxbn', 0.9)
     """
-    known = set(inspect.signature(to.__init__).parameters) - _AT_BIRTH
+    known = set(inspect.signature(to.__init__).parameters) - _CONSTRUCTOR_ONLY
     known = {name for name in known if not name.endswith(("_init", "_metadata"))}
     unknown = set(changes) - known
     if unknown:
         raise TypeError(f"`{to.__name__}` has no attribute {sorted(unknown)}; it has {sorted(known)}.")
 
-    return replaced(
-        model, lambda path, node: _as(to, node, changes) if type(node) in (BatchNorm, nnx.BatchNorm) else None
-    )
+    kinds = (BatchNorm, nnx.BatchNorm)
+    return replace_modules(model, lambda _, node: _convert_layer(to, node, changes) if type(node) in kinds else None)
 
 
-def replaced(model: Any, choose: Callable[[Any, nnx.Module], nnx.Module | None]) -> Any:
+def iter_layers(model: Any, kinds: Any = nnx.Module) -> dict[str, Any]:
+    """Return the modules of a model by path, each once, also in containers that are no modules."""
+    modules = list(nnx.iter_modules(model, graph=True))
+    return {"/".join(map(str, path)): module for path, module in modules if isinstance(module, kinds)}
+
+
+def replace_modules(model: M, choose: Callable[[str, Any], nnx.Module | None]) -> M:
     """Return a model that holds the same variables, with other modules where `choose(path, module)` gives one.
 
-    In whatever holds them: `nnx.recursive_map` cannot change a tuple. So the copy of a module becomes the other one.
+    `nnx.recursive_map` cannot change a tuple; so the copy of a module becomes the other one, wherever it is held.
     """
-    copy: Any = nnx.clone(model, variables=False, graph=True)
-    originals, copies = (list(nnx.iter_modules(m, graph=True)) for m in (model, copy))
-    for (path, original), (_, shell) in zip(originals, copies, strict=True):
+    copy = nnx.clone(model, variables=False, graph=True)
+    for (path, original), shell in zip(iter_layers(model).items(), iter_layers(copy).values(), strict=True):
         if (new := choose(path, original)) is not None:
             shell.__class__ = type(new)
             vars(shell).clear()
@@ -83,7 +96,8 @@ def replaced(model: Any, choose: Callable[[Any, nnx.Module], nnx.Module | None])
     return copy
 
 
-def _as(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
+def _convert_layer(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
+    """Make a layer of class `to` that holds the variables of `layer`."""
     settings = {
         name: getattr(layer, name) for name in inspect.signature(to.__init__).parameters if hasattr(layer, name)
     }
@@ -113,7 +127,7 @@ def _as(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
 
 
 def affine_mask(model: Any) -> nnx.State:
-    """Where the scales and biases of batch normalizations are among a model's parameters.
+    """Mask the scales and biases of batch normalizations among a model's parameters.
 
     For optax: `optax.masked(optax.set_to_zero(), affine_mask(model))` freezes them, and
     `optax.adamw(lr, mask=jax.tree.map(operator.not_, affine_mask(model)))` leaves them out of weight decay.

@@ -1,0 +1,129 @@
+"""Refuse what is no layer, no plain number, or no usable statistic."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxbn
+import jaxbn.convert
+import jaxbn.linen
+import jaxbn.nnx
+
+X = np.asarray(np.random.default_rng(0).normal(2, 3, size=(8, 3)), np.float32)
+pytestmark = pytest.mark.usefixtures("ordinary_promotion")
+
+
+def rngs():
+    return nnx.Rngs(0)
+
+
+PAIRS = {"Dense_0": "BatchNorm_0"}
+NOT_A_LAYER = {
+    "from_torch": lambda v: jaxbn.convert.from_torch(v),
+    "to_torch": lambda v: jaxbn.convert.to_torch(v, v),
+    "from_keras": lambda v: jaxbn.convert.from_keras(v),
+    "to_keras": lambda v: jaxbn.convert.to_keras(v, v),
+    "from_linen": lambda v: jaxbn.convert.from_linen(v),
+    "to_linen": lambda v: jaxbn.convert.to_linen(v, v),
+    "from_nnx": lambda v: jaxbn.convert.from_nnx(v),
+    "to_nnx": lambda v: jaxbn.convert.to_nnx(nnx.BatchNorm(3, rngs=rngs()), v, v),
+    "from_haiku": lambda v: jaxbn.convert.from_haiku(v, v, "bn"),
+    "to_haiku": lambda v: jaxbn.convert.to_haiku(v, v, "bn", ndim=2, decay_rate=0.9),
+    "from_equinox": lambda v: jaxbn.convert.from_equinox(v, v),
+    "to_equinox": lambda v: jaxbn.convert.to_equinox(v, v, *jaxbn.bn_init(3)),
+    "from_torch_network": lambda v: jaxbn.convert.from_torch_network({}, v, {}),
+    "from_keras_network": lambda v: jaxbn.convert.from_keras_network({}, v, {}),
+    "names": lambda v: jaxbn.convert.from_torch_network({}, {}, v),
+    "linen.recalibrate": lambda v: jaxbn.linen.recalibrate(lambda v, x: None, v, [X]),
+    "linen.health": lambda v: jaxbn.linen.health(v),
+    "linen.fold": lambda v: jaxbn.linen.fold(lambda v, x: x, v, X, pairs=PAIRS),
+    "linen.convert": lambda v: jaxbn.linen.convert(v),
+    "linen.affine_mask": lambda v: jaxbn.linen.affine_mask(v),
+}
+
+
+@pytest.mark.parametrize("value", [None, 3, np.ones(3), {1: np.ones(3)}, {"a": None}], ids=str)
+@pytest.mark.parametrize("name", NOT_A_LAYER)
+def test_values_that_are_no_layers_are_refused(name, value):
+    if name == "names" and isinstance(value, dict) and "a" in value:
+        return  # a layer that is to stay as it is
+    with pytest.raises((TypeError, ValueError), match=r"must|not|lacks|Take|does not") as error:
+        NOT_A_LAYER[name](value)
+    assert error.value.__traceback__ is not None
+    frame = error.traceback[-1]
+    assert "jaxbn" in str(frame.path), error.value
+
+
+class Tensor:
+    """What PyTorch says of tensors on the meta device, sparse and quantized ones."""
+
+    dtype, shape = "torch.float32", (3,)
+
+    def __init__(self, says):
+        self.says = says
+
+    def detach(self):
+        """As PyTorch."""
+        return self
+
+    def cpu(self):
+        """As PyTorch."""
+        if isinstance(self.says, NotImplementedError):
+            raise self.says
+        return self
+
+    def __array__(self, *_, **__):
+        raise self.says
+
+
+TENSORS = {
+    "meta": NotImplementedError("Cannot copy out of meta tensor; no data!"),
+    "sparse": TypeError("can't convert Sparse layout tensor to numpy."),
+    "quantized": TypeError("Got unsupported ScalarType QInt8"),
+}
+SAVED = {"running_mean": np.zeros(3, np.float32), "running_var": np.ones(3, np.float32), "num_batches_tracked": 1}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_without_plain_numbers(kind):
+    saved: Any = {**SAVED, "running_mean": Tensor(TENSORS[kind])}
+    target = {"batch_stats": {"bn": {"mean": np.zeros(3, np.float32), "var": np.zeros(3, np.float32)}}}
+    for call in (
+        lambda: jaxbn.convert.from_torch(saved),
+        lambda: jaxbn.convert.from_torch_network(target, {f"bn.{k}": v for k, v in saved.items()}, {"bn": "bn"}),
+    ):
+        with pytest.raises(TypeError, match=r"running_mean.*dense"):
+            call()
+
+
+NAN = np.array([1.0, np.nan, 1.0], np.float32)
+NEGATIVE = np.array([1.0, -1.0, 1.0], np.float32)
+
+
+def as_linen(name, value):
+    stats = {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32), name: value}
+    return jaxbn.convert.from_linen({"batch_stats": stats})
+
+
+def as_torch(name, value):
+    return jaxbn.convert.from_torch({**SAVED, f"running_{name}": value})
+
+
+def as_network(name, value):
+    target = {"batch_stats": {"mean": np.zeros(3, np.float32), "var": np.zeros(3, np.float32)}}
+    return jaxbn.convert.from_torch_network(target, {**SAVED, f"running_{name}": value}, {"": ""})
+
+
+def to_torch(name, value):
+    params, state = jaxbn.bn_init(3)
+    return jaxbn.convert.to_torch(params, state._replace(**{name: jnp.asarray(value)}))
+
+
+@pytest.mark.parametrize("call", [as_linen, as_torch, as_network, to_torch])
+@pytest.mark.parametrize(("name", "value"), [("var", NAN), ("var", NEGATIVE), ("mean", NAN)])
+def test_statistics_that_evaluation_cannot_use(call, name, value):
+    with pytest.raises(ValueError, match=r"NaN|negative"):
+        call(name, value)

@@ -1,0 +1,156 @@
+"""Refuse misuse of the modules in words that help."""
+
+import subprocess
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.errors import ModifyScopeVariableError
+
+import jaxbn
+import jaxbn.convert
+import jaxbn.linen
+import jaxbn.nnx
+
+KEY = jax.random.key(0)
+X = np.asarray(np.random.default_rng(0).normal(2, 3, size=(8, 3)), np.float32)
+STATS = ["batch_stats"]
+SEQUENCES = np.asarray(np.random.default_rng(1).normal(size=(8, 4, 3)), np.float32)
+pytestmark = pytest.mark.usefixtures("ordinary_promotion")
+
+
+def rngs():
+    return nnx.Rngs(0)
+
+
+def norm(**options) -> Any:
+    return jaxbn.nnx.BatchNorm(3, **options, rngs=rngs())
+
+
+def layers_in_training():
+    return {
+        "BatchNorm": (jaxbn.linen.BatchNorm(use_running_average=False), X),
+        "traced": (jaxbn.linen.BatchNorm(use_running_average=jnp.array(False)), X),
+        "schedule": (jaxbn.linen.BatchNorm(use_running_average=False, momentum=jaxbn.zero_debiased(0.9)), X),
+        "IterNorm": (jaxbn.linen.IterNorm(use_running_average=False), X),
+        "cell": (
+            nn.RNN(
+                jaxbn.linen.BatchNormLSTMCell(5, 4, use_running_average=False),
+                variable_broadcast=("params", "batch_stats"),
+            ),
+            SEQUENCES,
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "traced", "schedule", "IterNorm", "cell"])
+def test_training_that_could_not_update_is_refused_as_in_flax(name):
+    layer, x = layers_in_training()[name]
+    variables = layer.init(KEY, x)
+    with pytest.raises(ModifyScopeVariableError):
+        layer.apply(variables, x)
+    if name != "cell":
+        assert layer.apply(variables, x, update=False).shape == x.shape
+
+
+def run_nnx(x, **options):
+    cell = jaxbn.nnx.BatchNormLSTMCell(3, 5, max_steps=4, rngs=rngs())
+    rnn = nnx.RNN(cell, return_carry=True, state_axes=nnx.StateAxes({nnx.BatchStat: nnx.Carry, ...: None}))
+    carry, y = rnn(x, **options)
+    return carry, y, nnx.to_pure_dict(nnx.state(cell, nnx.BatchStat))
+
+
+def test_import_without_flax_names_the_extra():
+    program = """
+import sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] == "flax":
+            raise ModuleNotFoundError("No module named 'flax'", name="flax")
+sys.meta_path.insert(0, Missing())
+import jaxbn
+for name in ("linen", "nnx"):
+    try:
+        __import__("jaxbn." + name)
+    except ImportError as error:
+        print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert out.count("pip install jaxbn[flax]") == 2
+
+
+WIDE = np.ones((8, 4), np.float32)
+
+
+def linen_stats(layer):
+    return layer.init(KEY, X, True)
+
+
+WIDTHS = {
+    "nnx BatchNorm": lambda: norm()(WIDE),
+    "nnx without affine": lambda: norm(use_scale=False, use_bias=False)(WIDE),
+    "nnx IterNorm": lambda: jaxbn.nnx.IterNorm(3, rngs=rngs())(WIDE),
+    "nnx domains": lambda: norm(num_domains=2)(WIDE, domain=0),
+    "nnx cell": lambda: run_nnx(np.ones((8, 4, 4), np.float32)),
+    "linen without affine": lambda: jaxbn.linen.BatchNorm(True, use_scale=False, use_bias=False).apply(
+        linen_stats(jaxbn.linen.BatchNorm(use_scale=False, use_bias=False)), WIDE
+    ),
+    "linen IterNorm": lambda: jaxbn.linen.IterNorm(True, use_scale=False, use_bias=False).apply(
+        linen_stats(jaxbn.linen.IterNorm(use_scale=False, use_bias=False)), WIDE
+    ),
+    "nnx scale of the call": lambda: norm(use_scale=False)(X, scale=np.ones(4, np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_a_wrong_width_advises_the_user_of_a_module(name):
+    with pytest.raises(ValueError, match="must") as error:
+        WIDTHS[name]()
+    assert "_init(" not in str(error.value)
+    assert "params." not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "IterNorm"])
+def test_float8_is_refused_in_words(name):
+    """Unless the layer has a `dtype` to compute in."""
+    x = X.astype(jnp.float8_e4m3fn)
+    for call in (
+        lambda **o: getattr(jaxbn.nnx, name)(3, **o, rngs=rngs())(x),
+        lambda **o: getattr(jaxbn.linen, name)(use_running_average=True, **o).init_with_output(KEY, x)[0],
+    ):
+        with pytest.raises(TypeError, match=r"astype"):
+            call()
+        assert call(dtype=jnp.float32).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("option", [{"momentum": jaxbn.zero_debiased(0.9)}, {"renorm": jaxbn.renorm_warmup()}])
+def test_statistics_without_a_count_are_not_replaced_silently(option):
+    """Pretrained ones, at the first step of a schedule; evaluation and recalibration do without."""
+    layer = jaxbn.linen.BatchNorm(**option)
+    saved = {"batch_stats": {"mean": jnp.full(3, 5.0), "var": jnp.full(3, 2.0)}}
+    saved["params"] = {"scale": jnp.ones(3), "bias": jnp.zeros(3)}
+    with pytest.raises(ValueError, match="count"):
+        layer.apply(saved, X, False, mutable=STATS)
+    for _ in range(2):
+        y, update = layer.apply(saved, X, True, mutable=STATS)
+        assert set(update["batch_stats"]) == {"mean", "var"}
+    np.testing.assert_allclose(y, (X - 5) / np.sqrt(2 + 1e-5), rtol=1e-4)
+    new = jaxbn.linen.recalibrate(lambda v, x: layer.apply(v, x, True, mutable=STATS), saved, [X])
+    np.testing.assert_allclose(new["batch_stats"]["mean"], X.mean(0), rtol=1e-5)
+    counted = jaxbn.linen.convert(saved, count=100)
+    layer.apply(counted, X, False, mutable=STATS)
+    trained = nnx.BatchNorm(3, rngs=rngs())
+    trained(X)
+    with pytest.warns(UserWarning, match="count"):
+        jaxbn.nnx.convert(trained, **option)
+
+
+def test_linen_does_without_nnx():
+    """Importing one Flax API imports no other."""
+    program = "import sys, jaxbn.linen; assert 'flax.nnx' not in sys.modules and 'jaxbn.nnx' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,199 @@
+"""Fold nnx models: the same outputs without the normalizations."""
+
+import re
+from functools import partial
+from typing import Any
+
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxbn.linen
+import jaxbn.nnx
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = np.asarray(RNG.normal(size=(3, 6, 5, 2)), np.float32)
+NNX = pytest.mark.parametrize(
+    "norm", [pytest.param(nnx.BatchNorm, marks=pytest.mark.slow), jaxbn.nnx.BatchNorm], ids=["flax", "ours"]
+)
+pytestmark = pytest.mark.usefixtures("ordinary_promotion")
+
+
+def trained(variables):
+    """Variables with statistics, scales and biases of some age; kernels as they are."""
+    rng = np.random.default_rng(1)
+
+    def aged(path, leaf):
+        name = path[-1].key
+        value = rng.uniform(0.3, 3, leaf.shape) if name == "var" else rng.normal(0.3, 1, leaf.shape)
+        return leaf if name in ("kernel", "count") else jnp.asarray(value, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(aged, flax.core.unfreeze(variables))
+
+
+def near(got, wanted, tolerance=1e-5):
+    """Relative to the largest output: a few roundings of 6e-8 in each of six layers."""
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance * np.max(np.abs(wanted)))
+
+
+def aged(model):
+    """Return the model, with statistics, scales and biases of some age."""
+    rng = np.random.default_rng(2)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, (nnx.BatchNorm, jaxbn.nnx.BatchNorm)):
+            module.mean.set_value(jnp.asarray(rng.normal(size=module.mean.shape), jnp.float32))
+            module.var.set_value(jnp.asarray(rng.uniform(0.3, 3, module.var.shape), jnp.float32))
+            for v in (module.scale, module.bias):
+                if v is not None:
+                    v.set_value(jnp.asarray(rng.normal(size=v.shape), jnp.float32))
+    return model
+
+
+class Model(nnx.Module):
+    """Every kind of layer, normalized; a skip connection and an activation, inside where they can be."""
+
+    def __init__(self, norm: Any, use_bias: bool, relu: bool = False):
+        rngs, bias = nnx.Rngs(0), {"use_bias": use_bias}
+        self.inside = norm is jaxbn.nnx.BatchNorm
+        self.relu = relu
+        self.conv = nnx.Conv(2, 4, (3, 3), feature_group_count=2, **bias, rngs=rngs)
+        self.up = nnx.ConvTranspose(4, 4, (2, 2), transpose_kernel=True, **bias, rngs=rngs)
+        self.norms = nnx.List([
+            norm(4, epsilon=1e-3, rngs=rngs),
+            norm(4, use_scale=False, **({"activation": jax.nn.relu} if self.inside else {}), rngs=rngs),
+            norm(3, use_bias=False, dtype=jnp.float32, rngs=rngs),
+        ])  # fmt: skip
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.LinearGeneral((5, 4), 3, axis=(-2, -1), **bias, rngs=rngs)
+
+    def __call__(self, x):
+        """Logits."""
+        h = self.conv(x)
+        h = self.norms[0](jax.nn.relu(h) if self.relu else h)
+        x = self.up(h)
+        x = self.norms[1](x, residual=h) if self.inside else jax.nn.relu(self.norms[1](x) + h)
+        return self.norms[2](self.last(self.drop(x)))
+
+
+NNX_PAIRS = {"conv": "norms/0", "up": "norms/1", "last": "norms/2"}
+
+
+@pytest.mark.slow
+@NNX
+@pytest.mark.parametrize("use_bias", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_nnx(norm, use_bias):
+    model = aged(Model(norm, use_bias))
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(nnx.clone(model), (nnx.Param, nnx.BatchStat))))
+    reference = nnx.clone(model)
+    reference.eval()
+    new = jaxbn.nnx.fold(model, X, pairs=NNX_PAIRS)
+    near(new(X), reference(X))
+    twice = jaxbn.nnx.fold(model, {"image": X}, lambda model, batch: model(batch["image"]))
+    near(twice(X), reference(X))
+    near(nnx.jit(lambda model, x: model(x))(new, X), reference(X))
+    near(nnx.view(new, use_running_average=True)(X), reference(X))
+    assert not nnx.to_flat_state(nnx.state(new, nnx.BatchStat))
+    assert {len(path) for path, _ in nnx.to_flat_state(nnx.state(new, nnx.Param))} == {2}
+    assert all(isinstance(v, nnx.Param) for v in (new.conv.bias, new.up.bias, new.last.bias))
+    # The old one is as it was, and in training.
+    after = nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert not model.norms[0].use_running_average
+    new.conv.kernel.set_value(new.conv.kernel[...] * 0)
+    assert np.any(model.conv.kernel[...] != 0)
+
+
+@NNX
+def test_nnx_stacked_and_reduced_precision(norm):
+    """Layers stacked by `nnx.vmap`; and a folded normalization gives the dtype that it gave."""
+
+    class Layer(nnx.Module):
+        def __init__(self, rngs):
+            self.dense = nnx.Linear(2, 2, use_bias=False, dtype=jnp.bfloat16, rngs=rngs)
+            self.norm = norm(2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(self.dense(x))
+
+    class Stack(nnx.Module):
+        def __init__(self):
+            self.layers = nnx.vmap(Layer)(nnx.Rngs(0).split(3))
+
+        def __call__(self, x):
+            return nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.layers)
+
+    model, x = aged(Stack()), X[:, 0, 0]
+    reference = nnx.clone(model)
+    reference.eval()
+    new = jaxbn.nnx.fold(model, x, tolerance=5e-2)
+    assert new(x).dtype == reference(x).dtype == jnp.float32
+    near(new(x), reference(x), 5e-2)
+
+
+def test_nnx_refuses():
+    model = Model(jaxbn.nnx.BatchNorm, True, relu=True)
+    cases = [
+        (NNX_PAIRS, ["'conv' -> 'norms/0'", "activation"]),
+        ({"conv": "drop"}, ["'drop'", "mean and var"]),
+        ({"cnov": "norms/0"}, ["Did you mean 'conv'"]),
+        ({"conv": "norms/2"}, ["(3,)", "(4,)", "'conv'"]),
+        ({"conv": "norms/1", "up": "norms/1"}, ["'norms/1'", "twice"]),
+    ]
+    for pairs, words in cases:
+        with pytest.raises(ValueError, match=re.escape(words[0])) as error:
+            jaxbn.nnx.fold(model, X, pairs=pairs)
+        assert all(word in str(error.value) for word in words), error.value
+        assert "'up' ->" not in str(error.value)
+    with pytest.raises(TypeError, match="nnx module"):
+        jaxbn.nnx.fold({"a": model}, X)
+
+
+BY_FEATURE = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+class Conditional(nn.Module):
+    """A layer whose scale and bias the call computes, by example; and one with a bias by feature, the scale its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        given = partial(jaxbn.linen.BatchNorm, use_running_average=True, epsilon=1e-3, use_bias=False)
+        film = nn.Dense(8, name="film")(x)
+        x = nn.Dense(4, name="first")(x)
+        x = given(use_scale=False, activation=jax.nn.relu, name="by_example")(x, scale=film[:, :4], bias=film[:, 4:])
+        x = nn.DenseGeneral((2, 3), name="last")(x)
+        return given(axis=(-2, -1), name="by_feature")(x, bias=BY_FEATURE)
+
+
+class StatefulConditional(nnx.Module):
+    """The same."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        given = partial(jaxbn.nnx.BatchNorm, epsilon=1e-3, use_bias=False, rngs=rngs)
+        self.film, self.first = nnx.Linear(2, 8, rngs=rngs), nnx.Linear(2, 4, rngs=rngs)
+        self.by_example = given(4, use_scale=False, activation=jax.nn.relu)
+        self.last = nnx.LinearGeneral(4, (2, 3), rngs=rngs)
+        self.by_feature = given((2, 3), axis=(-2, -1))
+
+    def __call__(self, x):
+        film = self.film(x)
+        x = self.by_example(self.first(x), scale=film[:, :4], bias=film[:, 4:])
+        return self.by_feature(self.last(x), bias=BY_FEATURE)
+
+
+def test_scale_and_bias_of_the_call_stay():
+    """Conditional layers: the statistics are folded, scale and bias of the call are applied as before."""
+    pairs, x = {"first": "by_example", "last": "by_feature"}, X[:, 0, 0]
+    stateful = aged(StatefulConditional())
+    new = jaxbn.nnx.fold(stateful, x, pairs=pairs)
+    assert not nnx.to_flat_state(nnx.state(new, nnx.BatchStat))
+    stateful.eval()
+    near(new(x), stateful(x))
+    model = Conditional()
+    variables = trained(model.init(KEY, x))
+    near(model.apply(jaxbn.linen.fold(model.apply, variables, x, pairs=pairs), x), model.apply(variables, x))
