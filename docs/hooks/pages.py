@@ -15,17 +15,21 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 COPIED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 NOTEBOOK = "docs/quickstart.ipynb"
-SCRIPTS = sorted((ROOT / "examples").glob("[!_]*.py"))
+SCRIPTS = [script for script in sorted((ROOT / "examples").glob("*.py")) if "__main__" in script.read_text()]
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add a page for each example to the navigation."""
-    pages = [{Path(name).stem: name} for name in (f"examples/{script.stem}.md" for script in SCRIPTS)]
-    config.nav = [
-        {"Examples": [*entry["Examples"], *pages]} if isinstance(entry, dict) and "Examples" in entry else entry
-        for entry in config.nav or []
-    ]
+    """Add a page for each example and each claim to the navigation."""
+    claims = sorted((ROOT / "docs" / "claims").glob("*.md"))
+    more: dict[str, list[Any]] = {
+        "Examples": [{script.stem: f"examples/{script.stem}.md"} for script in SCRIPTS],
+        "Twelve claims": [f"claims/{page.name}" for page in claims if page.stem != "index"],
+    }
+    for section in config.nav or []:
+        for title, pages in section.items():
+            if title in more:
+                pages.extend(more[title])
     return config
 
 
