@@ -1,4 +1,4 @@
-"""Docstrings for the reference: a section "Example:" is rendered as code, as griffe renders "Examples:"."""
+"""Docstrings for the reference: "Example:" becomes griffe's "Examples:", and pages introduce the modules."""
 
 import re
 from typing import Any
@@ -7,9 +7,11 @@ import griffe
 
 
 class Examples(griffe.Extension):
-    """Name the section of a docstring's example as griffe does."""
+    """Rename the section of a docstring's example; leave out the docstrings of modules."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rename the section."""
-        if obj.docstring is not None:
+        """Change the docstring of one object."""
+        if obj.is_module:
+            obj.docstring = None
+        elif obj.docstring is not None:
             obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
