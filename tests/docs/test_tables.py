@@ -75,7 +75,6 @@ IN_README = {
     "masks": f"different sizes | {measured('masked error', '.0e')} |",
     "kept": f"float32 with ReLU | {measured('kept', '.1f', dtype='float32', epilogue='relu')} |",
     "step": f"(jaxbn = 1) | {1 / mean_ratio(STEP, 'flax', dtype='bfloat16', epilogue='relu'):.2f} | 1.00 |",
-    "collectives": f"on a mesh | {measured('collectives', 'd', way='jit, Auto mesh')} |",
     "forward": f"takes {spread(FORWARD, 'flax', 'float32')} times as long as Flax's",
     "float32 step": f"training step takes {spread(STEP, 'flax', 'float32')} times as long",
     "tiny": f"takes {slowdown('dispatch', call='jitted')} times as long as Flax's",
@@ -116,6 +115,12 @@ def compiled():
 def test_compiled(compiled):
     assert compiled_report.write_summary(compiled) in between("speed.md", ("<!-- compiled -->", "<!-- /compiled -->"))
     assert compiled_report.write_sent(compiled) in between("devices.md", ("<!-- sent -->", "<!-- /sent -->"))
+
+
+def test_readme_on_compiled_networks(compiled):
+    (row,) = [row for row in compiled_report.write_summary(compiled).splitlines() if "ResNet-50, GiB, 8 H100" in row]
+    flax, *_, ours = (cell.strip() for cell in row.strip("|").split("|")[1:])
+    assert f"8 H100 (compiled, not run) | {flax} | {ours} |" in README
 
 
 @pytest.mark.parametrize(("target", "said"), [("h100-8", "moves {:.2f} of"), ("v5e-4", "as many on TPU v5e")])
