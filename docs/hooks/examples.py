@@ -9,9 +9,12 @@ import griffe
 class Examples(griffe.Extension):
     """Rename the section of a docstring's example; leave out the docstrings of modules."""
 
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Leave out the docstrings of a package and those below it that the reference shows."""
+        for module in (pkg, *pkg.modules.values()):
+            module.docstring = None
+
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Change the docstring of one object."""
-        if obj.is_module:
-            obj.docstring = None
-        elif obj.docstring is not None:
+        """Rename the section of one object."""
+        if obj.docstring is not None:
             obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)

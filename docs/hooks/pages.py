@@ -21,10 +21,10 @@ LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add a page for each example and each claim to the navigation."""
-    claims = sorted((ROOT / "docs" / "claims").glob("*.md"))
+    claims = re.findall(r"\]\((\w+)\.md\)", (ROOT / "docs" / "claims" / "index.md").read_text())
     more: dict[str, list[Any]] = {
         "Examples": [{script.stem: f"examples/{script.stem}.md"} for script in SCRIPTS],
-        "Twelve claims": [f"claims/{page.name}" for page in claims if page.stem != "index"],
+        "Twelve claims": [{name.capitalize().replace("_", " "): f"claims/{name}.md"} for name in dict.fromkeys(claims)],
     }
     for section in config.nav or []:
         for title, pages in section.items():

@@ -88,7 +88,7 @@ VARIANTS = (
         "health",
     ),
     Variant(
-        "folding for inference: into the layer before or behind, exact or refused; whole models",
+        "folding for inference: into the layer before or after, exact or refused; whole models",
         "`fold`, `fold_into_next`, `linen.fold`, `nnx.fold`",
         "Jacob et al. 2018",
         "fold",
