@@ -25,7 +25,7 @@ check: $(VENV)/checks
 
 # The site, at the address that it prints; it follows what is edited.
 docs: $(VENV)/docs
-	$(BIN)/python -m mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 # What would be uploaded to a package index, in dist/.
 package: $(VENV)/package
