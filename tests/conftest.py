@@ -20,7 +20,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_sessionstart():
-    """A skipped multi-device test is a failed test: refuse to start without the devices."""
+    """Refuse to start without the devices: a skipped multi-device test is a failed test."""
     if jax.device_count() != DEVICES:
         raise RuntimeError(f"The tests need {DEVICES} simulated devices; found {jax.devices()}.")
 
