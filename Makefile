@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow fuzz check bench claims compiled clean
+.PHONY: demo test slow fuzz check bench claims compiled docs package clean
 
 demo: $(VENV)/experiments
 	$(BIN)/python -m experiments configs/quickstart.toml --replace
@@ -23,11 +23,21 @@ check: $(VENV)/checks
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The site, at the address that it prints; it follows what is edited.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+# What would be uploaded to a package index, in dist/.
+package: $(VENV)/package
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m twine check --strict dist/*
+
 # Beside the libraries that the package is compared with; PyTorch too if it is installed.
 bench: $(VENV)/experiments $(VENV)/neighbours
-	$(BIN)/python -m experiments.benchmark --replace --readme README.md
+	$(BIN)/python -m experiments.benchmark --replace --readme docs/speed.md
 
-# The report in experiments/, and README's table; with SMOKE=1 everything as small as it can be, in runs/.
+# The report in experiments/, and the table in docs/claims; with SMOKE=1 everything as small as it can be, in runs/.
 claims: $(VENV)/experiments
 	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish)
 

@@ -1,12 +1,15 @@
 """The environment is hostile on purpose: what passes here passes in a careful user's program."""
 
+import os
 from pathlib import Path
 
 import jax
 import pytest
 
-# Before any array exists: eight devices on one machine, no silent promotion of dtypes or ranks.
-jax.config.update("jax_num_cpu_devices", 8)
+# Before any array exists: eight devices on one machine, no silent promotion of dtypes or ranks. Tests that need no more
+# than one run on one as well, as most users have it: `TEST_DEVICES=1`.
+DEVICES = int(os.environ.get("TEST_DEVICES", "8"))
+jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -18,8 +21,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 def pytest_sessionstart():
     """Refuse to start without the devices: a skipped multi-device test is a failed test."""
-    if jax.device_count() != 8:
-        raise RuntimeError(f"The tests need 8 simulated devices; found {jax.devices()}.")
+    if jax.device_count() != DEVICES:
+        raise RuntimeError(f"The tests need {DEVICES} simulated devices; found {jax.devices()}.")
 
 
 @pytest.fixture

@@ -35,12 +35,12 @@ Temporary memory, over that of x on a device, for ResNet-50 in GiB; then the col
 SUMMARY = """
 Compiled, not run: bytes that a training step moves, of a network of four times convolution 3x3, layer and ReLU (over
 those of its input, bfloat16), and of ResNet-50 (64 images a device), by `make compiled`
-([docs/compiled/table.md](docs/compiled/table.md)).
+([every program](compiled/table.md)).
 """
 
 
 def write_summary(found: Records) -> str:
-    """Return what the networks move, for the README: flax, jaxbn swapped in, and with the activation inside."""
+    """Return what the networks move, for the page on speed: flax, jaxbn swapped in, and with the activation inside."""
     body = []
     for target in ("h100-8", "h100-256", "v5e-4", "v5e-256"):
         card, n = TARGETS[target].card, TARGETS[target].devices

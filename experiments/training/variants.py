@@ -1,4 +1,4 @@
-"""What each variant does on the digits: runs its config and puts the results into the README's table.
+"""What each variant does on the digits: runs its config and puts the results into a table.
 
     python -m experiments.training.variants [CONFIG ...]
 
@@ -19,7 +19,7 @@ from experiments import disk, tables
 from experiments.interrupt import Interrupt, refuse
 from experiments.training import command, statistics, summary
 
-README, MARKS = Path("README.md"), ("<!-- variants -->", "<!-- /variants -->")
+PAGE, MARKS = Path("docs/variants.md"), ("<!-- variants -->", "<!-- /variants -->")
 RECORD = Path("docs/variants.json")
 
 
@@ -88,7 +88,7 @@ VARIANTS = (
         "health",
     ),
     Variant(
-        "folding for inference: into the layer before or behind, exact or refused; whole models",
+        "folding for inference: into the layer before or after, exact or refused; whole models",
         "`fold`, `fold_into_next`, `linen.fold`, `nnx.fold`",
         "Jacob et al. 2018",
         "fold",
@@ -104,7 +104,7 @@ VARIANTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Run the configs of the variants on the digits, and put what came out into the README's table.
+    """Run the configs of the variants on the digits, and put what came out into the table of `docs/variants.md`.
 
     Attributes:
         configs: names of configs in `configs/variants/`, which run again, and those that the record lacks; all by
@@ -144,7 +144,7 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
     try:
         if unknown := [config for config in named if config not in known]:
             raise ValueError(f"a config of the table must be one of {', '.join(known)}; got {', '.join(unknown)}.")
-        tables.check_page(README, MARKS)
+        tables.check_page(PAGE, MARKS)
         kept = disk.read_json(RECORD) if named else {}
     except ValueError as error:
         return refuse(error)
@@ -158,7 +158,7 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
         found[config] = kept[config] if config in kept and config not in named else results(config)
     try:
         disk.write_json(RECORD, found)
-        tables.put(README, table(found), MARKS)
+        tables.put(PAGE, table(found), MARKS)
     except OSError as error:
         return refuse(error)
     return 0

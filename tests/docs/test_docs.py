@@ -1,62 +1,67 @@
-"""The page for newcomers: each snippet runs, with the other library beside ours wherever it is installed."""
+"""The documentation: every block of Python runs as a reader would paste it, and tables say what signatures say."""
 
 import inspect
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-import chex
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+import yaml
 
 import jaxbn
 
-PAGE = (Path(__file__).parents[2] / "docs" / "coming_from.md").read_text()
-# Snippets show JAX as users have it.
-pytestmark = pytest.mark.usefixtures("ordinary_promotion")
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")))
+}
+# Pages that show another library need it.
+NEEDS = {"pytorch": "torch", "haiku": "haiku", "keras": "keras", "equinox": "equinox"}
 
 
-def sections() -> dict[str, list[str]]:
-    """Title -> its snippets, which are one program."""
-    parts = re.split(r"^## (.*)\n", PAGE, flags=re.MULTILINE)[1:]
-    return {
-        title: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        for title, text in zip(parts[::2], parts[1::2], strict=True)
-    }
+def blocks(page):
+    """Return the blocks of Python on a page, in order."""
+    return re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
 
 
-def assert_close(got, wanted):
-    """The same tree and shapes, and the same values to a float32's accuracy."""
-    chex.assert_trees_all_equal_shapes(got, wanted)
-    chex.assert_trees_all_close(got, wanted, rtol=1e-5, atol=1e-5)
-
-
-def scope():
-    """The names that a snippet may use without importing them."""
-    x = np.asarray(np.random.default_rng(0).normal(2, 3, size=(8, 3)), np.float32)
-    return {"jax": jax, "jnp": jnp, "np": np, "jaxbn": jaxbn, "x": x, "assert_close": assert_close}
-
-
-NEEDS = {"PyTorch": "torch", "Haiku": "haiku", "Keras": "keras", "Equinox": "equinox"}
-
-
-@pytest.mark.parametrize("title", sections())
-def test_snippets(title, monkeypatch):
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+@pytest.mark.usefixtures("ordinary_promotion")
+def test_every_block_runs_in_order(page, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    if title in NEEDS:
-        pytest.importorskip(NEEDS[title])
-    names = scope()
-    for snippet in sections()[title]:
-        exec(compile(snippet, f"coming_from.md, {title}", "exec"), names)
+    if Path(page).stem in NEEDS:
+        pytest.importorskip(NEEDS[Path(page).stem])
+    pasted = {"__name__": "__main__"}
+    for number, block in enumerate(blocks(page), 1):
+        exec(compile(block, f"{page}, block {number}", "exec"), pasted)
 
 
-def test_every_section_compares():
-    """A snippet that asserts nothing shows nothing: each section does at least once."""
-    ours = {"Recipes that others lack", "Reinforcement learning: CrossQ's critic"}
-    assert set(sections()) == {"Flax linen", "Flax nnx", *ours, *NEEDS}
-    for title, snippets in sections().items():
-        assert any("assert" in snippet for snippet in snippets), title
+@pytest.mark.parametrize("page", ["flax", *NEEDS])
+def test_each_page_of_a_library_compares_with_it(page):
+    assert any("assert" in block for block in blocks(f"docs/coming_from/{page}.md"))
+
+
+@pytest.mark.slow
+def test_notebook_prints_what_it_shows(tmp_path):
+    """Numbers may differ in the last digit from machine to machine."""
+    path = ROOT / "docs" / "quickstart.ipynb"
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", str(path), "--output-dir", tmp_path]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, check=True, env=env, capture_output=True, text=True)
+    shown, again = printed(path), printed(tmp_path / path.name)
+    assert re.sub(r"[\d.]+", "0", again) == re.sub(r"[\d.]+", "0", shown)
+    assert numbers(again) == pytest.approx(numbers(shown), abs=0.11)
+
+
+def printed(notebook):
+    cells = json.loads(notebook.read_text())["cells"]
+    return "".join("".join(o.get("text", [])) for cell in cells for o in cell.get("outputs", []))
+
+
+def numbers(text):
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)]
 
 
 TABLE = {
@@ -70,14 +75,14 @@ TABLE = {
 
 
 @pytest.mark.parametrize("library", TABLE)
-def test_the_table_says_what_the_signatures_say(library, monkeypatch):
-    """The defaults of momentum and epsilon."""
+def test_table_of_libraries_shows_their_defaults(library, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     owner, momentum, epsilon = TABLE[library]
     if isinstance(owner, str):
         module, _, name = owner.rpartition(".")
         owner = getattr(pytest.importorskip(module), name).__init__
-    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line[:1] == "|"]
+    page = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", PAGES["docs/coming_from/index.md"])
+    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
     (row,) = [row for row in rows if row[0] == library]
     parameters = inspect.signature(owner).parameters
     if parameters[momentum].default is inspect.Parameter.empty:
@@ -85,3 +90,29 @@ def test_the_table_says_what_the_signatures_say(library, monkeypatch):
     else:
         assert float(re.split("[, ]", row[2])[0]) == parameters[momentum].default
     assert float(row[3]) == parameters[epsilon].default
+
+
+def test_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 120
+
+
+SEARCHED = ["FrozenBatchNorm", "SyncBatchNorm", "cross-replica", "TrainState", "NHWC", "jax[cuda]", "EMA"]
+SEARCHED += ["gradient accumulation", "use_fast_variance", "precise batch normalization", "AdaBN", "ghost batches"]
+
+
+@pytest.mark.parametrize("word", SEARCHED)
+def test_words_that_people_search_for_occur(word):
+    assert any(word.lower() in text.lower() for text in PAGES.values())
+
+
+def test_pages_keep_to_the_words():
+    """The same words as the hook of pre-commit; what commands write has their own."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    (hook,) = [hook for hook in hooks if hook["id"] == "words"]
+    for page, text in PAGES.items():
+        assert not re.search(hook["entry"], text, re.IGNORECASE) or re.match(hook["exclude"], page), page
+
+
+def test_pins_of_pre_commit_are_those_of_the_tests():
+    pins = re.findall(r"ruff==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert set(pins) == set(re.findall(r"^ruff==[\d.]+", (ROOT / "constraints.txt").read_text(), re.MULTILINE))

@@ -1,18 +1,15 @@
-"""Every example in the documentation runs: docstrings, and the code in README.md."""
+"""Every example in a docstring runs."""
 
 import doctest
 import importlib
 import inspect
 import pkgutil
-import re
-from pathlib import Path
 
 import pytest
 
 import jaxbn
 
 MODULES = ["jaxbn", *(m.name for m in pkgutil.walk_packages(jaxbn.__path__, "jaxbn."))]
-README = Path(__file__).parents[2] / "README.md"
 # Examples show JAX as users have it.
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
@@ -39,18 +36,3 @@ def test_every_public_name_has_an_example(name):
     public = getattr(importlib.import_module(module), name)
     if not isinstance(public, type):  # records are shown by the functions that make them
         assert ">>> " in public.__doc__, f"{name} has no example"
-
-
-def test_readme():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 3
-    scope: dict = {}
-    for block in blocks:
-        if ">>> " in block:
-            test = doctest.DocTestParser().get_doctest(block, scope, "README", str(README), 0)
-            runner = doctest.DocTestRunner()
-            runner.run(test, clear_globs=False)
-            assert runner.summarize().failed == 0
-            scope = test.globs
-        else:
-            exec(compile(block, str(README), "exec"), scope)

@@ -293,7 +293,7 @@ def test_claims_on_a_full_disk_are_one_line(tmp_path, full, capsys):
 
 def test_variants_on_a_full_disk_are_one_line(tmp_path, full, monkeypatch, capsys):
     path = page(tmp_path, variants.MARKS)
-    monkeypatch.setattr(variants, "README", path)
+    monkeypatch.setattr(variants, "PAGE", path)
     monkeypatch.setattr(variants, "RECORD", tmp_path / "record.json")
     monkeypatch.setattr(variants, "results", lambda name: {"new": [1.0]})
     monkeypatch.setattr(variants.command, "main", lambda *_: 0)
@@ -315,7 +315,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path, monk
     """By each command that puts a table into one."""
     path = page(tmp_path, benchmark_report.MARKS)
     monkeypatch.setattr(tables.os, "access", lambda *_: False)
-    monkeypatch.setattr(variants, "README", path)
+    monkeypatch.setattr(variants, "PAGE", path)
     monkeypatch.setattr(tried, "PAGE", path)
     monkeypatch.setattr(claims, "README", path)
     for main in (
@@ -375,7 +375,7 @@ def test_a_damaged_record_fails_the_report_in_one_line(kind, tmp_path, capsys):
 
 
 def test_a_damaged_record_of_the_variants_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(variants, "README", page(tmp_path, variants.MARKS))
+    monkeypatch.setattr(variants, "PAGE", page(tmp_path, variants.MARKS))
     monkeypatch.setattr(variants, "RECORD", tmp_path / "record.json")
     for text in (None, "{"):
         if text:

@@ -150,7 +150,7 @@ def table(tmp_path, monkeypatch):
     """The page and the record in a folder of their own, and the list of the configs that ran, all made up."""
     ran, page, record = [], tmp_path / "page.md", tmp_path / "record.json"
     page.write_text("\n".join(variants.MARKS))
-    monkeypatch.setattr(variants, "README", page)
+    monkeypatch.setattr(variants, "PAGE", page)
     monkeypatch.setattr(variants, "RECORD", record)
     monkeypatch.setattr(variants, "results", lambda name: {"new": [1.0]})
     monkeypatch.setattr(variants.command, "main", lambda given, _: ran.append(Path(given[0]).stem) or 0)
