@@ -1,7 +1,7 @@
 """Draw the training of ResNet-20 on the 5,000 MNIST images, from `examples/resnet_linen.py`:
 
 python examples/figures/resnet20_mnist.py
-"""  # noqa: D400
+"""
 
 import json
 import os

@@ -16,7 +16,7 @@ from flax import traverse_util
 
 import jaxbn.linen
 
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+he_uniform = nn.initializers.variance_scaling(2.0, "fan_out", "uniform")
 
 
 class Block(nn.Module):
@@ -77,7 +77,7 @@ class ResNet(nn.Module):
 
         def conv(features: int, size: int, stride: int = 1, name: str | None = None) -> nn.Conv:
             pad = ((size // 2, size // 2),) * 2  # as in PyTorch: "SAME" pads on one side only where the stride is 2
-            options = {"use_bias": self.folded, "kernel_init": he_normal, "dtype": self.dtype}
+            options = {"use_bias": self.folded, "kernel_init": he_uniform, "dtype": self.dtype}
             return nn.Conv(features, (size, size), stride, pad, name=name, **options)
 
         norm = partial(jaxbn.linen.BatchNorm, not train, momentum=self.momentum, dtype=self.dtype, frozen=self.frozen)

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-he_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+he_uniform = nnx.initializers.variance_scaling(2.0, "fan_out", "uniform")
 
 
 def conv(inputs: int, features: int, size: int, stride: int = 1, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Conv:
     """Return a convolution that pads as PyTorch's does; "SAME" pads on one side only where the stride is 2."""
     pad = ((size // 2, size // 2),) * 2
-    options = {"use_bias": False, "kernel_init": he_normal, "dtype": dtype}
+    options = {"use_bias": False, "kernel_init": he_uniform, "dtype": dtype}
     return nnx.Conv(inputs, features, (size, size), stride, padding=pad, rngs=rngs, **options)
 
 
@@ -109,9 +109,9 @@ class ResNet(nnx.Module):
 
 
 # He et al. 2016, section 4.2: 20 layers for CIFAR-10. The skip connections that change shape are 1x1 convolutions.
-resnet20 = partial(ResNet, (3, 3, 3), 16, classes=10, small_images=True)
-resnet18 = partial(ResNet, (2, 2, 2, 2))
-resnet50 = partial(ResNet, (3, 4, 6, 3), bottleneck=True)
+resnet20 = partial(ResNet, stages=(3, 3, 3), width=16, classes=10, small_images=True)
+resnet18 = partial(ResNet, stages=(2, 2, 2, 2))
+resnet50 = partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True)
 
 
 def fold_pairs(model: nnx.Module) -> dict[str, str]:
