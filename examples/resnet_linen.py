@@ -40,9 +40,9 @@ import jaxbn.linen
 class Config:
     """The settings of a run, each of them a flag."""
 
-    steps: int = 310  # ten epochs
-    batch: int = 128
-    learning_rate: float = 0.2
+    steps: int = 310  # five epochs
+    batch: int = 64
+    learning_rate: float = 0.1
     weight_decay: float = 1e-4
     ema: float = 0.98
     devices: int | None = None  # all by default
