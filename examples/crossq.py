@@ -1,9 +1,9 @@
 """Learn the critic of CrossQ, without a target network, on a control problem whose solution is known.
 
-CrossQ (Bhatt et al. 2024) puts batch normalization into the critic. State-action pairs of now and of the next step come from
-two distributions, so both go through the network as one batch in training mode, and one set of statistics normalizes
-them. The statistics that evaluation uses lag behind; batch renormalization (`jaxbn.Renorm`) ties training to them. It
-starts as plain batch normalization and opens its limits with the number of updates.
+CrossQ (Bhatt et al. 2024) puts batch normalization into the critic. State-action pairs of now and of the next step
+come from two distributions, so both go through the network as one batch in training mode, and one set of statistics
+normalizes them. Evaluation uses running statistics, which lag; batch renormalization (`jaxbn.Renorm`) ties training to
+them. It starts as plain batch normalization and opens its limits with the number of updates.
 
 The environment is a linear system with quadratic cost and a linear policy, built in below: its action values have a
 closed form, so that the error of the critic is known. Transitions were collected by random actions.
