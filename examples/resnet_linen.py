@@ -16,6 +16,7 @@ EXPECTED
 """
 
 import operator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,8 @@ class Config:
     ema: float = 0.98
     devices: int | None = None  # all by default
     bfloat16: bool = False
-    folder: Path | None = None  # for checkpoints, every 100 steps, from which the run goes on; none by default
+    folder: Path | None = None  # for checkpoints, from which the run goes on; none by default
+    save_every: int = 100
     smoke: bool = False  # a few steps of a small network
 
 
@@ -89,7 +91,7 @@ def main(config: Config) -> dict[str, Any]:
     train, test = load_images()
     model = resnet20(dtype=jnp.bfloat16 if config.bfloat16 else None)
     if config.smoke:
-        config, model = replace(config, steps=3, batch=16), model.clone(stages=(1, 1), width=4)
+        config, model = replace(config, steps=3, batch=16, save_every=1), model.clone(stages=(1, 1), width=4)
         train, test = Images(train.x[:64], train.y[:64]), Images(test.x[:64], test.y[:64])
 
     mesh = jax.make_mesh((config.devices or jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -98,24 +100,21 @@ def main(config: Config) -> dict[str, Any]:
     step = jax.jit(train_step, out_shardings=everywhere, donate_argnums=0, static_argnums=2)
     predict = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
 
-    manager = None
-    if config.folder is not None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=100)
-        manager = ocp.CheckpointManager(config.folder.absolute(), options=options)
-        if manager.latest_step() is not None:
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=config.save_every)
+    folder = config.folder and config.folder.absolute()
+    losses, curve = [], {}
+    with nullcontext() if folder is None else ocp.CheckpointManager(folder, options=options) as manager:
+        if manager is not None and manager.latest_step() is not None:
             state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
             print(f"goes on from step {state.step}")
-    losses, curve = [], {}
-    for i in range(int(state.step), config.steps):
-        state, loss = step(state, jax.device_put(batch_at(train, i, config.batch), sharded), config.ema)
-        losses.append(loss)
-        if manager is not None:
-            manager.save(i + 1, args=ocp.args.StandardSave(state), force=i + 1 == config.steps)
-        if (i + 1) % (len(train.y) // config.batch) == 0:
-            curve[i + 1] = accuracy(partial(predict, variables_of(state)), test)
-            print(f"step {i + 1:4}, loss {loss:.3f}, test accuracy {curve[i + 1]:.3f}")
-    if manager is not None:
-        manager.close()
+        for i in range(int(state.step), config.steps):
+            state, loss = step(state, jax.device_put(batch_at(train, i, config.batch), sharded), config.ema)
+            losses.append(loss)
+            if manager is not None:
+                manager.save(i + 1, args=ocp.args.StandardSave(state), force=i + 1 == config.steps)
+            if (i + 1) % (len(train.y) // config.batch) == 0:
+                curve[i + 1] = accuracy(partial(predict, variables_of(state)), test)
+                print(f"step {i + 1:4}, loss {loss:.3f}, test accuracy {curve[i + 1]:.3f}")
 
     # The averaged weights have no statistics of their own yet: pool them over some batches of the training images.
     def evaluate(variables, x):

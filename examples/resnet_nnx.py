@@ -13,6 +13,7 @@ EXPECTED
 """
 
 import operator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class Config:
     ema: float = 0.98
     devices: int | None = None  # all by default
     bfloat16: bool = False
-    folder: Path | None = None  # for checkpoints, every 100 steps, from which the run goes on; none by default
+    folder: Path | None = None  # for checkpoints, from which the run goes on; none by default
+    save_every: int = 100
     smoke: bool = False  # a few steps of a small network
 
 
@@ -90,34 +92,29 @@ def main(config: Config) -> dict[str, Any]:
     train, test = load_images()
     network = {}
     if config.smoke:
-        config, network = replace(config, steps=3, batch=16), {"stages": (1, 1), "width": 4}
+        config, network = replace(config, steps=3, batch=16, save_every=1), {"stages": (1, 1), "width": 4}
         train, test = Images(train.x[:64], train.y[:64]), Images(test.x[:64], test.y[:64])
 
     mesh = jax.make_mesh((config.devices or jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     everywhere, sharded = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
     training = nnx.jit(lambda: Training(config, **network), out_shardings=everywhere)()
 
-    manager = None
-    if config.folder is not None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=100)
-        manager = ocp.CheckpointManager(config.folder.absolute(), options=options)
-        if manager.latest_step() is not None:
-            target = nnx.to_pure_dict(nnx.state(training))
-            restored = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(target))
-            nnx.update(training, restored)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=config.save_every)
+    folder, losses = config.folder and config.folder.absolute(), []
+    with nullcontext() if folder is None else ocp.CheckpointManager(folder, options=options) as manager:
+        if manager is not None and manager.latest_step() is not None:
+            target = ocp.args.StandardRestore(nnx.to_pure_dict(nnx.state(training)))
+            nnx.update(training, manager.restore(manager.latest_step(), args=target))
             print(f"goes on from step {training.optimizer.step[...]}")
-    losses = []
-    for i in range(int(training.optimizer.step[...]), config.steps):
-        batch = jax.device_put(batch_at(train, i, config.batch), sharded)
-        losses.append(train_step(training, batch, config.ema))
-        if manager is not None:
-            state = nnx.to_pure_dict(nnx.state(training))
-            manager.save(i + 1, args=ocp.args.StandardSave(state), force=i + 1 == config.steps)
-        if (i + 1) % (len(train.y) // config.batch) == 0:
-            found = accuracy(lambda x: predict(training.model, x), test)
-            print(f"step {i + 1:4}, loss {losses[-1]:.3f}, test accuracy {found:.3f}")
-    if manager is not None:
-        manager.close()
+        for i in range(int(training.optimizer.step[...]), config.steps):
+            batch = jax.device_put(batch_at(train, i, config.batch), sharded)
+            losses.append(train_step(training, batch, config.ema))
+            if manager is not None:
+                state = ocp.args.StandardSave(nnx.to_pure_dict(nnx.state(training)))
+                manager.save(i + 1, args=state, force=i + 1 == config.steps)
+            if (i + 1) % (len(train.y) // config.batch) == 0:
+                found = accuracy(lambda x: predict(training.model, x), test)
+                print(f"step {i + 1:4}, loss {losses[-1]:.3f}, test accuracy {found:.3f}")
 
     # The averaged weights have no statistics of their own yet: pool them over some batches of the training images.
     some = [b.x for b in batches(Images(train.x[:1024], train.y[:1024]), 256)]
