@@ -1,4 +1,4 @@
-"""Draw the training of ResNet-20 on the 5,000 MNIST images, from `examples/resnet_linen.py`:
+"""Draw the training of ResNet-20 on the 5,000 MNIST images, by `examples/resnet_linen.py` and with its flags.
 
 python examples/figures/resnet20_mnist.py
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
+import tyro
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -34,14 +35,15 @@ def main() -> None:
     import resnet_linen
 
     began, load = time.time(), os.getloadavg()[0]
-    result = resnet_linen.main(resnet_linen.Config())
+    result = resnet_linen.main(tyro.cli(resnet_linen.Config))
     result.pop("state")
     record = {
-        "command": "python examples/figures/resnet20_mnist.py",
+        "command": " ".join(["python examples/figures/resnet20_mnist.py", *sys.argv[1:]]),
         "hardware": hardware(),
-        "load before": load,
+        "load average before": load,
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mlxtend")},
         "seconds": round(time.time() - began),
+        "CPU seconds": round(time.process_time()),
         **result,
         "losses": [round(float(v), 4) for v in result["losses"]],
     }
