@@ -13,7 +13,10 @@ Three things that go together when memory is short:
 
     JAX_NUM_CPU_DEVICES=8 python examples/accumulate.py
 
-EXPECTED
+Measured on eight simulated devices, two cores of an Intel Xeon, which other jobs used as well (25 seconds of CPU time):
+
+    Auto     loss 0.049, test accuracy 0.948, 6 steps skipped
+    Explicit loss 0.049, test accuracy 0.948, 6 steps skipped
 """
 
 from dataclasses import dataclass, replace

@@ -7,7 +7,13 @@ MNIST.
 
     python examples/functional.py
 
-EXPECTED
+Measured on two cores of an Intel Xeon, which other jobs used as well (13 seconds of CPU time):
+
+    learning rate   test accuracy of each seed, %
+             0.01    91.7  92.8  92.7  92.2  92.3
+              0.1    94.0  94.2  94.7  94.0  94.9
+                1    94.0  92.5  92.8  93.7  93.1
+               10    11.6  11.6  11.6  11.6  12.4
 """
 
 from dataclasses import dataclass, replace

@@ -163,6 +163,9 @@ def test_microbatches_stay_on_their_devices_and_make_one_update(kind):
         batch = jax.device_put(data, NamedSharding(mesh, P("data")))
         parts = jax.jit(lambda x: accumulate.split(x, 2, sharding))
         np.testing.assert_array_equal(parts(batch.x), np.stack([x[0::2], x[1::2]]))
+        if kind is AxisType.Explicit:
+            with pytest.raises(Exception, match="reshape is not supported"):
+                jax.jit(lambda x: jnp.reshape(x, (2, 16, *x.shape[1:])))(batch.x)
         program = parts.lower(batch.x).compile().as_text()
         assert not any(name in program for name in ("all-to-all", "all-gather", "collective-permute"))
 
