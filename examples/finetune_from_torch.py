@@ -2,12 +2,12 @@
 
 `jaxbn.convert.from_torch_network` reads a `state_dict` into a Flax model by the names of its layers. The Flax ResNet
 here has the names of torchvision's and timm's, up to separators, so that the one line of `torch_name` maps them. The
-logits of both are compared. Then the head is replaced and the network is trained in batches of eight, too small for
-statistics of their own: `frozen=True` normalizes by the statistics from PyTorch and leaves them as they are, and the
-optimizer leaves scales and biases as they are.
+logits of both are compared. Then the head is replaced and the network is trained on few images. `frozen=True`
+normalizes by the statistics from PyTorch in training, too, and leaves them as they are, as is usual for detection and
+segmentation, whose batches hold one or two images; and the optimizer leaves scales and biases as they are.
 
     python examples/finetune_from_torch.py
-    python examples/finetune_from_torch.py --no-frozen    # what batches of eight do to it otherwise
+    python examples/finetune_from_torch.py --no-frozen    # by the statistics of each batch of eight
     python -c "import torch, torchvision; \\
         torch.save(torchvision.models.resnet18(weights='DEFAULT').state_dict(), 'resnet18.pt')"
     python examples/finetune_from_torch.py --network resnet18 --weights resnet18.pt
@@ -15,7 +15,9 @@ optimizer leaves scales and biases as they are.
 Without weights the script first trains a small ResNet in PyTorch on the digits 0 to 4; it is fine-tuned on all ten, of
 which it sees 320 images, three times.
 
-EXPECTED
+Measured on two cores of an Intel Xeon, which other jobs used as well (20 seconds of CPU time each): the logits differ by
+4e-6, and the largest is 17. Test accuracy is 0.533 with frozen statistics and 0.815 without: after 60 steps on half of
+the digits the statistics from PyTorch are not worth keeping. With frozen ones `--learning-rate 0.1` diverges.
 """
 
 from dataclasses import dataclass, replace

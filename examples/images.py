@@ -34,7 +34,7 @@ def load_images() -> tuple[Images, Images]:
 
 
 def batch_at(data: Images, step: int, size: int, seed: int = 0) -> Images:
-    """Return the batch of a step, in an order that each epoch shuffles anew and a resumed run finds again."""
+    """Return the batch of a step; the order of an epoch depends on it and the seed only, so a run can be resumed."""
     epoch, i = divmod(step, len(data.y) // size)
     order = np.random.default_rng((seed, epoch)).permutation(len(data.y))[i * size : (i + 1) * size]
     return Images(data.x[order], data.y[order])
