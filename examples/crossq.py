@@ -12,7 +12,15 @@ closed form, so that the error of the critic is known. Transitions were collecte
     python examples/crossq.py --no-joint     # the next pairs in a pass of their own
     python examples/crossq.py --no-renorm    # plain batch normalization
 
-EXPECTED
+The error of the critic, relative to the standard deviation of the true values, for seeds 0, 1 and 2 (7 seconds of CPU
+time each on an Intel Xeon):
+
+                    step 1000            step 3000
+    joint, renorm   19%, 23%, 38%        23%, 14%, 18%
+    --no-joint      66%, 45%, 52%        16%, 16%, 21%
+    --no-renorm     23%, 27%, 30%        15%, 18%, 16%
+
+The joint pass learns faster. In the end no choice is better than another on a problem this small.
 """
 
 from dataclasses import dataclass, replace

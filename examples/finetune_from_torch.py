@@ -15,9 +15,9 @@ segmentation, whose batches hold one or two images; and the optimizer leaves sca
 Without weights the script first trains a small ResNet in PyTorch on the digits 0 to 4; it is fine-tuned on all ten, of
 which it sees 320 images, three times.
 
-Measured on two cores of an Intel Xeon, which other jobs used as well (20 seconds of CPU time each): the logits differ by
-4e-6, and the largest is 17. Test accuracy is 0.533 with frozen statistics and 0.815 without: after 60 steps on half of
-the digits the statistics from PyTorch are not worth keeping. With frozen ones `--learning-rate 0.1` diverges.
+Measured on two cores of an Intel Xeon, which other jobs used as well (20 seconds of CPU time each): the logits differ
+by 4e-6, and the largest is 17. Test accuracy is 0.533 with frozen statistics and 0.815 without: after 60 steps on half
+of the digits the statistics from PyTorch are not worth keeping. With frozen ones `--learning-rate 0.1` diverges.
 """
 
 from dataclasses import dataclass, replace

@@ -93,7 +93,8 @@ def test_linen_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(linen_run, tmp
             resnet_linen.main(config)
     resumed = resnet_linen.main(config)
     assert len(resumed["losses"]) == 1
-    assert_equal(jax.device_get(resumed["state"]), jax.device_get(linen_run["state"]))
+    for name in ("step", "params", "batch_stats", "ema", "opt_state"):
+        assert_equal(getattr(resumed["state"], name), getattr(linen_run["state"], name))
 
 
 def test_nnx_on_eight_devices_is_as_on_one_and_goes_on_from_a_checkpoint(tmp_path):
