@@ -32,7 +32,7 @@ from flax.training import train_state
 from images import Images, accuracy, batch_at, batches, load_images
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from networks.linen import ResNet, fold_pairs, resnet20
+from networks.linen import ResNet, resnet20
 
 import jaxbn.linen
 
@@ -124,7 +124,7 @@ def main(config: Config) -> dict[str, Any]:
     averaged = jaxbn.linen.recalibrate(evaluate, variables_of(state) | {"params": state.ema}, some)
     averaged, x, folded_model = jax.device_get(averaged), test.x[:16], model.clone(folded=True)
     tolerance = 3e-2 if config.bfloat16 else 1e-4
-    folded = jaxbn.linen.fold(evaluate, averaged, fold_pairs(averaged), x, drop=True, tolerance=tolerance)
+    folded = jaxbn.linen.fold(evaluate, averaged, x, drop=True, tolerance=tolerance)
 
     # One file for any number of images, which holds the weights and runs without this code, flax and jaxbn.
     (b,) = jax.export.symbolic_shape("b")

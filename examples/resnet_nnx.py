@@ -28,7 +28,7 @@ from flax import nnx
 from images import Images, accuracy, batch_at, batches, load_images
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from networks.nnx import fold_pairs, resnet20
+from networks.nnx import resnet20
 
 import jaxbn.nnx
 
@@ -122,7 +122,7 @@ def main(config: Config) -> dict[str, Any]:
     graph, state = nnx.split(training.averaged)
     averaged, x = nnx.merge(graph, jax.device_get(state)), test.x[:16]
     tolerance = 3e-2 if config.bfloat16 else 1e-4
-    folded = jaxbn.nnx.fold(averaged, fold_pairs(averaged), x, tolerance=tolerance)
+    folded = jaxbn.nnx.fold(averaged, x, tolerance=tolerance)
 
     # One file for any number of images, which holds the weights and runs without this code, flax and jaxbn.
     (b,) = jax.export.symbolic_shape("b")

@@ -5,14 +5,13 @@ inside the normalizations, where they cost no memory for the backward pass. `dty
 parameters, statistics and logits stay float32.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 import jaxbn.linen
 
@@ -104,9 +103,3 @@ def activate(name: str, activation: Callable[[jax.Array], jax.Array] = lambda y:
     """Return the rest of a normalization that was folded away: the skip connection and the activation."""
     del name
     return lambda y, residual=None: activation(y if residual is None else y + residual)
-
-
-def fold_pairs(variables: Mapping[str, Any]) -> dict[str, str]:
-    """Return the pairs of convolution and normalization that `jaxbn.linen.fold` takes."""
-    norms = {"/".join(path[:-1]) for path in traverse_util.flatten_dict(dict(variables["batch_stats"]))}
-    return {norm.replace("bn", "conv"): norm for norm in sorted(norms)}

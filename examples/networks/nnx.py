@@ -112,10 +112,3 @@ class ResNet(nnx.Module):
 resnet20 = partial(ResNet, stages=(3, 3, 3), width=16, classes=10, small_images=True)
 resnet18 = partial(ResNet, stages=(2, 2, 2, 2))
 resnet50 = partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True)
-
-
-def fold_pairs(model: nnx.Module) -> dict[str, str]:
-    """Return the pairs of convolution and normalization that `jaxbn.nnx.fold` takes."""
-    paths = ["/".join(map(str, path)) for path, _ in nnx.iter_modules(model)]
-    norms = [path for path in paths if path.rpartition("/")[2].removeprefix("downsample_").startswith("bn")]
-    return {norm.replace("bn", "conv"): norm for norm in norms}

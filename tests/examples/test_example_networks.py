@@ -111,9 +111,9 @@ def test_logits_are_those_of_pytorch_also_folded_and_nearly_so_in_bfloat16(bottl
     def apply(variables, x):
         return model.apply(variables, x, train=False)
 
-    folded = jaxbn.linen.fold(apply, variables, linen.fold_pairs(variables), x, drop=True)
+    folded = jaxbn.linen.fold(apply, variables, x, drop=True)
     assert "batch_stats" not in folded
-    other_folded = jaxbn.nnx.fold(other, networks_nnx.fold_pairs(other), x)
+    other_folded = jaxbn.nnx.fold(other, x)
     assert not any(isinstance(module, jaxbn.nnx.BatchNorm) for _, module in nnx.iter_modules(other_folded))
     for found in (
         apply(variables, x),
