@@ -9,7 +9,7 @@ demo: $(VENV)/experiments
 	$(BIN)/python -m experiments configs/quickstart.toml --replace
 
 test: $(VENV)/tests
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(TESTS)
 
 slow: $(VENV)/tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
