@@ -14,5 +14,5 @@ How it is built, from the ground up:
   devices.
 * `networks`, `compiling`, `training`: deep networks; how long they compile, and what ResNet-50's training takes.
 * `measures`: all but `times` as rows. `bars`: what was promised, and the verdicts. `report`, `figures`: how it looks.
-* `command`, `__main__`: the command line. `tried`: other ways to compute the same, a program of its own.
+* `command`, `__main__`: the command line.
 """

@@ -18,7 +18,6 @@ from test_experiments import QUICKSTART, ROUNDING, TINY, same, tiny, trajectory
 from experiments import disk, memory, tables
 from experiments.benchmark import command as benchmark
 from experiments.benchmark import report as benchmark_report
-from experiments.benchmark import tried
 from experiments.claims import command as claims
 from experiments.claims import config as claims_config
 from experiments.claims import report, study
@@ -316,13 +315,11 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path, monk
     path = page(tmp_path, benchmark_report.MARKS)
     monkeypatch.setattr(tables.os, "access", lambda *_: False)
     monkeypatch.setattr(variants, "PAGE", path)
-    monkeypatch.setattr(tried, "PAGE", path)
     monkeypatch.setattr(claims, "README", path)
     for main in (
         lambda: benchmark.main(["--quick", "--output", str(tmp_path / "out"), "--readme", str(path)]),
         lambda: variants.main([], Interrupt()),
         lambda: claims.main(["--publish"], Interrupt()),
-        lambda: tried.main([]),
     ):
         assert main() == 2
         assert "can be written" in capsys.readouterr().err
@@ -389,8 +386,8 @@ def test_a_damaged_record_of_the_variants_is_named(tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize(
     "main",
-    [lambda a: variants.main(a, Interrupt()), benchmark.main, tried.main],
-    ids=["variants", "benchmark", "tried"],
+    [lambda a: variants.main(a, Interrupt()), benchmark.main],
+    ids=["variants", "benchmark"],
 )
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_is_help(main, option, capsys):
