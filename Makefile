@@ -37,7 +37,7 @@ package: $(VENV)/package
 bench: $(VENV)/experiments $(VENV)/neighbours
 	$(BIN)/python -m experiments.benchmark --replace --readme docs/speed.md
 
-# The report in experiments/, and the table in docs/claims; with SMOKE=1 everything as small as it can be, in runs/.
+# The report in docs/claims/; with SMOKE=1 everything as small as it can be, in runs/.
 claims: $(VENV)/experiments
 	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish)
 

@@ -7,6 +7,6 @@ from experiments.interrupt import Interrupt
 if __name__ == "__main__":
     # Before the slow imports: Ctrl-C is then understood from the first moment.
     with Interrupt() as interrupt:
-        from experiments.claims.command import main
+        from experiments.claims._lib.command import main
 
         sys.exit(main(sys.argv[1:], interrupt))

@@ -1,31 +1,21 @@
-"""The machinery of the claims: that arms are paired, intervals right, parts resumed, the report made of the records.
-
-Nothing here says that a claim holds or does not.
-"""
+"""The machinery of the claims: arms are paired, parts resumed, grids widened; the command refuses and goes on."""
 
 import ast
-import base64
 import dataclasses
-import itertools
 import json
 import math
 import re
 import struct
-import typing
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from experiments import disk
-from experiments.claims import command, config, intervals, report, study, verdict
-from experiments.claims.intervals import Estimate
-from experiments.claims.measured import learning_rates
-from experiments.claims.verdict import Criterion
+from experiments.claims._lib import command, config, intervals, report, search, study
+from experiments.claims._lib.verdict import Criterion
+from experiments.claims.learning_rates import measure as learning_rates
 from experiments.interrupt import Interrupt
 from experiments.training import data, layers
 from experiments.training.models import gaussian, mlp
@@ -33,134 +23,8 @@ from experiments.training.models import gaussian, mlp
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = config.load_all(ROOT / "configs" / "claims")
-PUBLISHED = ROOT / "experiments"
-NUMBERS = st.lists(st.floats(-100, 100), min_size=3, max_size=20)
-
-
-# Intervals
-
-
-@settings(max_examples=20, deadline=None)
-@given(NUMBERS)
-def test_the_interval_lies_around_the_statistic_and_inside_the_values(values):
-    for estimate, value in ((intervals.mean(values), np.mean(values)), (intervals.median(values), np.median(values))):
-        assert estimate.value == pytest.approx(value, abs=1e-9)  # a sum of 20 float64 below 100
-        assert min(values) - 1e-9 <= estimate.low <= estimate.high <= max(values) + 1e-9
-        assert estimate.n == len(values)
-    assert intervals.mean(values) == intervals.mean(values)  # seeded
-
-
-def test_the_interval_of_the_mean_is_that_of_all_resamples():
-    """Against the exact bootstrap distribution: all 3^3 resamples of three values."""
-    values = [0.0, 1.0, 10.0]
-    every = np.sort([np.mean(drawn) for drawn in itertools.product(values, repeat=3)])
-    estimate = intervals.mean(values)
-    assert estimate.low in every
-    assert estimate.high in every
-    assert estimate.low == pytest.approx(np.quantile(every, 0.025, method="inverted_cdf"))
-    assert estimate.high == pytest.approx(np.quantile(every, 0.975, method="inverted_cdf"))
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    """Of 400 samples of 30: binomial, three standard deviations below 0.95 is 0.917; percentile intervals of 30 values
-    fall short by about 0.015 themselves."""
-    rng = np.random.default_rng(0)
-    covered = [e.low <= 0 <= e.high for e in (intervals.mean(rng.standard_normal(30)) for _ in range(400))]
-    assert 0.89 < np.mean(covered) < 0.98
-
-
-def test_groups_are_drawn_before_their_members():
-    """Where groups differ and members do not, the interval is that of the groups alone: wider than of independents."""
-    values = np.repeat([[0.0], [1.0], [2.0], [3.0]], 50, axis=1)
-    grouped, single = intervals.mean(values), intervals.mean(values.ravel())
-    assert grouped.high - grouped.low > 3 * (single.high - single.low)
-
-
-def test_what_was_never_reached_is_larger_than_all_others():
-    steps = intervals.first_step([10, 20, 30], [[0.1, 0.5, 0.9], [0.6, 0.2, 0.7], [0.1, 0.2, 0.3]], 0.5)
-    assert steps == [20.0, 10.0, math.inf]
-    assert intervals.first_step([10, 20], [[0.1, 0.5], [0.1, 0.5]], [0.1, 0.6]) == [10.0, math.inf]
-    assert intervals.ratio([20, math.inf, 10, math.inf], [10, 10, math.inf, math.inf]) == [2.0, math.inf, 0.0, 1.0]
-    assert intervals.median([1.0, math.inf, math.inf]).value == math.inf
-    assert intervals.median([1.0, 2.0, 3.0, math.inf, math.inf]).value == 3.0
-    assert intervals.median([1.0, 3.0, math.inf, math.inf]).value == math.inf
-    with pytest.raises(ValueError, match="numbers"):
-        intervals.mean([1.0, math.nan])
-
-
-@pytest.mark.parametrize(("ups", "downs", "p"), [(8, 0, 2 / 256), (7, 1, 18 / 256), (0, 0, 1.0), (4, 4, 1.0)])
-def test_sign_test(ups, downs, p):
-    assert intervals.sign_test([1.0] * ups + [-1.0] * downs + [0.0]) == pytest.approx(p)
-
-
-def test_what_pairs_say():
-    """Quartiles, and how many are above 1 and below; infinity is above."""
-    found = intervals.median([2.0, 0.5, math.inf, 4.0, 1.0], against=1.0)
-    assert found.signs == (3, 1, pytest.approx(0.625))  # 5 of the 8 ways of 3 signs of 4 or more on one side
-    assert found.quartiles == (1.0, 4.0)
-    assert intervals.mean([1.0, 2.0]).signs is None
-    assert intervals.share([2.0, 0.5, math.inf, 4.0], 1.0)[:4] == (0.75, 0.75, 0.75, 4)
-
-
-def test_rounding_is_no_difference():
-    """Accuracies are kept with six digits: what these leave of equal counts is zero, and one image is not."""
-    dust = intervals.mean([3e-5, -1e-5, 0.0, 0.05], "pp", against=0.0)
-    assert dust.signs[:2] == (1, 0)
-    assert dust.low == 0.0
-    assert intervals.mean([27.7778 - 27.7777, -1e-5], "pp").value == 0.0
-    assert intervals.mean([3e-5, 1e-5]).value == 2e-5  # of other numbers every digit counts
-
-
-# Verdicts
-
-KEPT = {"value": 1.0, "n": 8}
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "least", "most", "expected"),
-    [
-        (2.0, 3.0, 2.0, None, "supported"),
-        (1.9, 3.0, 2.0, None, "inconclusive"),
-        (0.0, 1.9, 2.0, None, "not supported"),
-        (0.0, 1.0, None, 1.0, "supported"),
-        (1.1, math.inf, None, 1.0, "not supported"),
-        (0.5, 0.6, 0.4, 0.7, "supported"),
-        (0.3, 0.6, 0.4, 0.7, "inconclusive"),
-        (0.8, 0.9, 0.4, 0.7, "not supported"),
-        (2.0, math.inf, 2.0, None, "supported"),
-        (0.0, 9.0, None, None, None),
-    ],
-)
-def test_a_part_is_judged_by_its_whole_interval(low, high, least, most, expected):
-    criterion = Criterion("k", "text", at_least=least, at_most=most)
-    assert verdict.judged(criterion, Estimate(1.0, low, high, 8)) == expected
-
-
-YES, NO, OPEN = "supported", "not supported", "inconclusive"
-
-
-@pytest.mark.parametrize(
-    ("parts", "contested", "expected"),
-    [
-        ([YES, YES], False, YES),
-        ([NO, NO], False, NO),
-        ([YES, NO], False, "contested"),
-        ([YES, OPEN], False, OPEN),
-        ([OPEN], False, OPEN),
-        ([YES, NO, OPEN], False, "contested"),
-        ([YES, YES], True, YES),
-        ([YES, OPEN], True, "contested"),
-        ([OPEN], True, "contested"),
-        ([None], True, "contested"),
-        ([None], False, OPEN),
-    ],
-)
-def test_a_claim_is_what_its_deciding_parts_agree_on(parts, contested, expected):
-    criteria = [Criterion(str(i), "text") for i in range(len(parts))]
-    assert verdict.overall(criteria, parts, contested=contested) == expected
-    reported = [Criterion("other", "text", decides=False)]
-    assert verdict.overall(criteria + reported, [*parts, NO], contested=contested) == expected
+CLAIMS = ROOT / "experiments" / "claims"
+CONFIGS = config.load_all(CLAIMS)
 
 
 # Pairing, choice and parts
@@ -241,9 +105,9 @@ def test_a_finished_part_is_not_measured_again(tiny):
 
 @pytest.mark.parametrize("name", [c.name for c in CONFIGS])
 def test_a_part_depends_on_all_that_measures_it(name):
-    """Whatever a measurement imports, at any remove, is in the hash that its parts are kept under."""
+    """All that a measurement imports, at any remove, is in the hash that its parts are kept under."""
     hashed, found = set(study.source_files(name)), set()
-    todo = [ROOT / "experiments" / "claims" / "measured" / f"{name}.py"]
+    todo = [CLAIMS / name / "measure.py"]
     while todo:
         path = todo.pop()
         if path in found:
@@ -274,51 +138,104 @@ def test_what_a_part_was_asked():
     }
 
 
+class Made:
+    """A claim that is measured in two parts; the first run is interrupted between them."""
+
+    def __init__(self, interrupt):
+        self.interrupt, self.measured, self.stops = interrupt, [], [True, False]
+
+    def measure(self, here, settings):
+        def part(name):
+            self.measured.append(name)
+            return {"values": [1.0, 2.0, 1.5]}
+
+        first = here.part("one", {}, lambda: part("one"))
+        self.interrupt.requested = self.stops.pop(0)
+        return {"first": first, "second": here.part("two", {}, lambda: part("two"))}
+
+    def estimates(self, found):
+        return {"number": intervals.mean(found["second"]["values"])}
+
+    def draw(self, found, figure):
+        figure.subplots().plot(found["first"]["values"])
+        return "a line", "a caption"
+
+
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     """Ctrl-C between two parts: the first is kept, no report is written, and the second run measures the rest only."""
-    measured, stops, interrupt = [], [True, False], Interrupt()
-
-    class Module:
-        @staticmethod
-        def measure(here, settings):
-            def part(name):
-                measured.append(name)
-                return {"values": [1.0, 2.0]}
-
-            first = here.part("one", {}, lambda: part("one"))
-            interrupt.requested = stops.pop(0)
-            return {"first": first, "second": here.part("two", {}, lambda: part("two"))}
-
-        @staticmethod
-        def estimates(found):
-            return {"number": intervals.mean(found["second"]["values"])}
-
-        @staticmethod
-        def draw(found, figure):
-            figure.subplots().plot(found["first"]["values"])
-            return "a caption"
-
-    claim = dataclasses.replace(CONFIGS[0], name="made_up", criteria=(Criterion("number", "a number", at_least=1.0),))
-    monkeypatch.setattr(command, "module", lambda kind, claim: Module)
-    monkeypatch.setattr(study, "source_hash", lambda name: name)
-    here = study.Study(data.digits(), smoke=True, folder=tmp_path / "parts")
-    given = ([claim], [claim], here, "digits", tmp_path, False, interrupt)
-    assert command.run(*given) == 130
-    assert not (tmp_path / "RESULTS.md").exists()
+    interrupt = Interrupt()
+    made = Made(interrupt)
+    claim = dataclasses.replace(CONFIGS[0], criteria=(Criterion("number", "a number", at_least=1.0, scope="numbers"),))
+    monkeypatch.setattr(command, "load_all", lambda _: [claim])
+    monkeypatch.setattr(report, "module", lambda *_: made)
+    given = ["--smoke", "--out", str(tmp_path)]
+    assert command.main(given, interrupt) == 130
+    assert not (tmp_path / "index.md").exists()
     assert "goes on from there" in capsys.readouterr().out.replace("\n", " ")
     interrupt.requested = False
-    assert command.run(*given) == 0
-    assert measured == ["one", "two"]
-    record = json.loads((tmp_path / "results" / f"{claim.name}.json").read_text())
-    assert record["verdict"] == "supported"
-    assert record["criteria"][0]["estimate"]["value"] == 1.5
-    assert record["source"] == claim.source  # of the claim, and not of the program
-    assert record["program"] == claim.name
+    assert command.main(given, interrupt) == 0
+    assert made.measured == ["one", "two"]
+    record = json.loads((tmp_path / claim.name / "result.json").read_text())
+    assert record["first"]["number"]["value"] == 1.5
     assert record["asked"] == {"one": {}, "two": {}}
-    page = (tmp_path / "RESULTS.html").read_text()
-    shown = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
-    assert shown == (tmp_path / "results" / f"{claim.name}.png").read_bytes()
-    assert 'src="results' not in page
+    assert (tmp_path / f"{claim.name}.png").stat().st_size > 1000
+    assert "![a line]" in (tmp_path / f"{claim.name}.md").read_text()
+
+
+# The protocol
+
+
+class Fake(study.Study):
+    """A study whose trainings score as `score(arm, rate, steps)` says."""
+
+    def __init__(self, score):
+        super().__init__(data.digits(), smoke=False, folder=Path("unused"))
+        self.score = score
+
+    def part(self, name, asked, measure):
+        s, arm = asked["settings"], asked["arm"]
+        scores = np.array([[self.score(arm, r, s.steps) + 0.001 * seed for r in s.learning_rates] for seed in range(2)])
+        return dict.fromkeys(("validation", "test", "train", "late"), scores)
+
+
+def untrained(s, arm):
+    """Stands for a network that is never trained."""
+    raise AssertionError(arm)
+
+
+def peak(best, top=0.9):
+    return lambda rate: top - 0.1 * abs(math.log10(rate / best))
+
+
+def test_a_grid_is_widened_until_both_arms_are_inside():
+    """From 0.1 and 0.3 down past the best of the one arm and up past that of the other, by the root of ten."""
+    s = dataclasses.replace(study.BASE, learning_rates=(0.1, 0.3))
+    scores = {"none": peak(0.003), "batch": peak(3.0)}
+    here = Fake(lambda arm, rate, steps: scores[arm](rate))
+    found = search.widened(here, "part", s, ("none", "batch"), untrained, asked={})
+    assert found["grid"][0] < 0.003 < 3.0 < found["grid"][-1]
+    for arm, best in (("none", 0.003), ("batch", 3.0)):
+        at, _ = search.at_best(found[arm])
+        assert 0 < at < len(found["grid"]) - 1
+        assert abs(math.log10(found["grid"][at] / best)) < 0.3
+        assert intervals.at_edge(found["grid"], **{arm: found["grid"][at]}) == ""
+    assert np.all(np.diff(found["grid"]) > 0)
+
+
+def test_a_grid_ends_at_its_limits():
+    s = dataclasses.replace(study.BASE, learning_rates=(0.1, 0.3))
+    found = search.widened(Fake(lambda arm, rate, steps: -rate), "part", s, ("none",), untrained, asked={})
+    assert search.LOWEST <= found["grid"][0] < search.LOWEST * search.FACTOR
+
+
+def test_a_budget_is_doubled_until_the_plain_arm_rests():
+    """0.5 and 0.8 of the way, then at rest: the third doubling moves it by less than its interval."""
+    by_steps = {1000: 0.5, 2000: 0.8, 4000: 0.9, 8000: 0.9}
+    s = dataclasses.replace(study.BASE, learning_rates=(0.01, 0.1, 1.0))
+    here = Fake(lambda arm, rate, steps: peak(0.1, by_steps[steps])(rate))
+    found = search.search(here, "part", s, ("none", "batch"), untrained, asked={})
+    assert found["steps"] == 8000
+    np.testing.assert_allclose(found["moved"], [30, 10, 0], atol=1e-9)
 
 
 # Other images
@@ -373,9 +290,9 @@ def test_a_claim_is_measured_on_other_images(name, kind, request, tmp_path):
     folder = request.getfixturevalue(kind)
     given = ["--only", name, "--smoke", f"--{kind}", str(folder), "--out", str(tmp_path)]
     assert command.main(given, Interrupt()) == 0
-    record = json.loads((tmp_path / "results" / f"{name}.json").read_text())
+    record = json.loads((tmp_path / name / "result.json").read_text())
     assert (record["data"], record["smoke"]) == (kind, True)
-    page = (tmp_path / "RESULTS.md").read_text()
+    page = (tmp_path / "index.md").read_text()
     assert f"Data: {kind}" in page
     assert "its numbers and verdicts mean nothing" in page
 
@@ -400,7 +317,7 @@ def test_the_command_refuses(arguments, words, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text.replace("minutes = ", "minuts = "), "minuts"),
+        (lambda text: text.replace("where = ", "wher = "), "wher"),
         (lambda text: text.replace("number = 3", "number = 0"), "number"),
         (lambda text: text + '\n[[criteria]]\nkey = "same_rate"\ntext = "again"\n', "twice"),
         (lambda text: text + '\n[[criteria]]\nkey = "other"\n', "text"),
@@ -410,134 +327,11 @@ def test_the_command_refuses(arguments, words, capsys):
     ],
 )
 def test_configs_are_refused_by_name(change, words, tmp_path):
-    (tmp_path / "base.toml").write_text((ROOT / "configs" / "base.toml").read_text())
-    folder = tmp_path / "claims"
+    own = CLAIMS / "faster" / "config.toml"
+    folder = tmp_path / "faster"
     folder.mkdir()
-    path = folder / "faster.toml"
-    path.write_text(change((ROOT / "configs" / "claims" / "faster.toml").read_text()))
+    path = folder / "config.toml"
+    path.write_text(change(own.read_text().replace("../../../configs/base.toml", str(ROOT / "configs" / "base.toml"))))
     with pytest.raises((ValueError, TypeError), match=words) as caught:
         config.load(path)
-    assert "faster.toml" in str(caught.value)
-
-
-# What is published
-
-
-def test_all_twelve_are_published():
-    assert [c.number for c in CONFIGS] == list(range(1, 13))
-    for c in CONFIGS:
-        assert c.command == f"python -m experiments.claims --only {c.name}"
-        record = json.loads((PUBLISHED / "results" / f"{c.name}.json").read_text())
-        assert record["data"] == "digits"
-        assert record["smoke"] is False
-        words = ("number", "claim", "question", "source", "command", "expected", "cost")
-        assert [record[w] for w in words] == [getattr(c, w) for w in words]
-
-
-@pytest.mark.parametrize("name", [c.name for c in CONFIGS])
-def test_the_published_verdict_follows_from_its_numbers(name):
-    """Estimates are made again from the numbers of the seeds, and the verdicts from the criteria of the config."""
-    claim = next(c for c in CONFIGS if c.name == name)
-    record = json.loads((PUBLISHED / "results" / f"{name}.json").read_text())
-    made = command.judged(claim, study.numbers(record["measured"]))
-    assert made["verdict"] == record["verdict"]
-    assert made["criteria"] == record["criteria"]
-    assert made["tables"] == record["tables"]
-
-
-def test_the_report_and_the_readme_are_made_of_the_records():
-    """A number that was changed by hand anywhere would differ."""
-    assert (PUBLISHED / "RESULTS.md").read_text(encoding="utf-8") == report.page(PUBLISHED / "results", CONFIGS)
-    html = report.html((PUBLISHED / "RESULTS.md").read_text(encoding="utf-8"), PUBLISHED)
-    assert (PUBLISHED / "RESULTS.html").read_text(encoding="utf-8") == html
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = page.split(report.MARKS[0])[1].split(report.MARKS[1])[0].strip()
-    made = report.summary(report.read(PUBLISHED / "results", CONFIGS), CONFIGS, figures=False)
-    assert table.startswith(made)
-
-
-@pytest.mark.parametrize("name", [c.name for c in CONFIGS])
-def test_pages_hold_no_typed_result(name):
-    """Results stand in braces, where the program fills them in; other numbers are of what was done."""
-    text = (report.PAGES / f"{name}.md").read_text(encoding="utf-8")
-    headings = re.findall(r"^### (.*)$", text, re.M)
-    wanted = ["What is claimed", "What we did", "What came out", "Why it may differ from the paper"]
-    assert headings == [*wanted, "What it means for you"]
-    claim = next(c for c in CONFIGS if c.name == name)
-    keys = {c.key for c in claim.criteria}
-    paired = {c["key"] for c in record_of(name)["criteria"] if c["estimate"]["signs"]}
-    assert set(re.findall(r"\{([\w.]+)\}", text)) <= keys | {"results"} | {f"{key}.signs" for key in paired}
-    judged = {c.key for c in claim.criteria if not (c.at_least is None and c.at_most is None)}
-    assert {key for key, *_ in conditions(text)} <= judged | {name}
-    assert "{results}" in text
-    before, after = text.split("### What came out")
-    known = " ".join([before, claim.claim, claim.cost, claim.expected, *(c.text for c in claim.criteria)])
-    came_out, rest = after.split("### Why", 1)
-    # After the results also code, names of networks, and references may hold numbers.
-    rest = re.sub(r"`[^`]*`|\w+-\d+|claim \d+", "", rest)
-    for number in re.findall(r"\d[\d,.]*\d|\d", re.sub(r"\{[\w.]+\}", "", came_out + rest)):
-        assert re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d])", known), number
-
-
-def record_of(name):
-    return disk.read_checked(PUBLISHED / "results" / f"{name}.json", "")
-
-
-def conditions(text):
-    """`(name, verdicts, text)` of all that stands on a page under a condition; none is malformed."""
-    found = re.findall(r"\{\?([\w.]+)\s([a-z |\n]+):\s((?:[^{}]|\{[\w.]+\})*)\}", text)
-    assert len(found) == text.count("{?")
-    for _, verdicts, _ in found:
-        assert {" ".join(v.split()) for v in verdicts.split("|")} <= set(typing.get_args(verdict.Verdict))
-    return found
-
-
-def test_the_summary_speaks_of_what_there_is():
-    text = (report.PAGES / "summary.md").read_text(encoding="utf-8")
-    criteria = {f"{c.name}.{v.key}" for c in CONFIGS for v in c.criteria}
-    assert {key for key, *_ in conditions(text)} <= criteria | {c.name for c in CONFIGS}
-    assert set(re.findall(r"\{([\w.]+)\}", text)) <= criteria
-    assert {int(n) for n in re.findall(r"\(#claim-(\d+)\)", text)} == {c.number for c in CONFIGS}
-    assert not re.search(r"\d", re.sub(r"\[claim\s+\d+\]\(#claim-\d+\)|over 2 the", "", text))
-
-
-def test_sentences_stand_under_their_verdict():
-    words = "a {key}{?key not\nsupported|inconclusive: : no, {other.signs}}{?key supported: : yes}."
-    values = {"key": "1 (0 to 2)", "other.signs": "1 of 2"}
-    assert report._filled(words, values, {"key": "supported"}) == "a 1 (0 to 2): yes."
-    assert report._filled(words, values, {"key": "not supported"}) == "a 1 (0 to 2): no, 1 of 2."
-    assert report._filled(words, values, {}) == "a 1 (0 to 2)."
-
-
-def test_a_table_row_shows_both_sides():
-    made = [{"key": str(i), "decides": d, "verdict": v} for i, (d, v) in enumerate(
-        [(True, YES), (False, NO), (True, OPEN), (True, NO)]
-    )]  # fmt: skip
-    assert [c["key"] for c in report.sides({"criteria": made})] == ["0", "3"]
-    assert [c["key"] for c in report.sides({"criteria": made[:3]})] == ["0", "2"]
-    assert [c["key"] for c in report.sides({"criteria": made[:2]})] == ["0"]
-
-
-def test_numbers_in_print():
-    pairs = intervals.mean([1.0, 2.0, -1.0, 0.0, 4.0], "pp", against=0.0)._asdict()
-    assert report.shown(pairs).endswith("; quartiles 0 to 2; 3 of 5 above 0, 1 below, sign test p = 0.62")
-    assert report.shown(intervals.exact(13824.0, "counted")._asdict()) == "13824; n = 1, counted"
-    assert report.shown(intervals.median([5.0, 5.0])._asdict()).endswith("95% bootstrap interval without width")
-    assert report.shown(intervals.mean([50.0, 51.0], "%")._asdict(), brief=True) == "50.5% (50 to 51)"
-
-
-def test_judged_again_from_what_is_kept(tmp_path, capsys):
-    """Verdicts follow a criterion that has changed, numbers do not change, and the report is of both."""
-    assert command.again(CONFIGS, CONFIGS, tmp_path, False) == 2
-    assert "needs measured claims" in capsys.readouterr().err
-    claim = next(c for c in CONFIGS if c.name == "initialization")
-    (tmp_path / "results").mkdir()
-    old = record_of(claim.name)
-    disk.write_checked(tmp_path / "results" / f"{claim.name}.json", old)
-    first = dataclasses.replace(claim.criteria[0], at_least=1000.0)
-    claim = dataclasses.replace(claim, criteria=(first, *claim.criteria[1:]))
-    assert command.again([claim], [claim], tmp_path, False) == 0
-    new = json.loads((tmp_path / "results" / f"{claim.name}.json").read_text())
-    assert (old["verdict"], new["verdict"]) == ("supported", "not supported")
-    assert new["measured"] == old["measured"]
-    assert "**Verdict: not supported.**" in (tmp_path / "RESULTS.md").read_text()
+    assert str(path) in str(caught.value)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxbn
-from experiments.claims.measured.evaluation import AVERAGES, _by_batches, averages, layerwise, precise
+from experiments.claims.evaluation.measure import AVERAGES, _by_batches, averages, layerwise, precise
 from experiments.training import layers
 from experiments.training.layers import Pass
 from experiments.training.models import gaussian, mlp

@@ -8,9 +8,10 @@ import pytest
 from jax import lax
 
 import jaxbn
-from experiments.claims import networks
-from experiments.claims.judged import depth, initialization
-from experiments.claims.measured import covariate_shift
+from experiments.claims._lib import networks
+from experiments.claims.covariate_shift import measure as covariate_shift
+from experiments.claims.depth import judge as depth
+from experiments.claims.initialization import judge as initialization
 from experiments.training import layers
 from experiments.training.layers import Layer, Pass
 from experiments.training.models import gaussian, mlp

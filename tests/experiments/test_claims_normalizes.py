@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.claims.measured.normalizes import EPSILON, correlations, deviations, pairs
+from experiments.claims.normalizes.measure import EPSILON, correlations, deviations, pairs
 
 RNG = np.random.default_rng(0)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.claims.measured.placement import both
+from experiments.claims.placement.measure import both
 from experiments.training import layers
 from experiments.training.layers import Pass
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxbn
-from experiments.claims.judged.recurrent import _decay
-from experiments.claims.measured.recurrent import ARMS, STEPS, gradients, order
+from experiments.claims.recurrent.judge import _decay
+from experiments.claims.recurrent.measure import ARMS, STEPS, gradients, order
 from experiments.training.models import gaussian
 from experiments.training.recurrent import lstm
 from experiments.training.train import loss_of

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.claims.measured.regularizes import adjustable, shift
+from experiments.claims.regularizes.measure import adjustable, shift
 from experiments.training import layers
 from experiments.training.layers import Pass
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.claims.measured.small_batches import EPSILON, KEEP, Moving, centred
+from experiments.claims.small_batches.measure import EPSILON, KEEP, Moving, centred
 from experiments.training.layers import Pass, plain
 from experiments.training.models import gaussian, mlp
 

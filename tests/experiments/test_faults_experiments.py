@@ -18,14 +18,14 @@ from test_experiments import QUICKSTART, ROUNDING, TINY, same, tiny, trajectory
 from experiments import disk, memory, tables
 from experiments.benchmark import command as benchmark
 from experiments.benchmark import report as benchmark_report
-from experiments.claims import command as claims
-from experiments.claims import config as claims_config
-from experiments.claims import report, study
+from experiments.claims._lib import command as claims
+from experiments.claims._lib import config as claims_config
+from experiments.claims._lib import report, study
 from experiments.interrupt import Interrupt
 from experiments.training import command, config, data, record, variants
 
 ROOT = Path(__file__).parents[2]
-CLAIMS = claims_config.load_all(ROOT / "configs" / "claims")
+CLAIMS = claims_config.load_all(ROOT / "experiments" / "claims")
 
 
 def tree(folder):
@@ -72,8 +72,8 @@ pytestmark = pytest.mark.usefixtures("unmeasured")
         {"config.json": "{}", "weights.bin": "x"},
         {"config.json": "not JSON", "figure.png": "mine"},
         {"results.json": "[]", "table.md": "mine"},
-        {"claims.json": "{}", "RESULTS.md": "mine"},
-        {"results/initialization.json": "mine", "parts/part.json": "mine"},
+        {"claims.json": "{}", "index.md": "mine"},
+        {"initialization/result.json": "mine", "parts/part.json": "mine"},
         {"thesis.txt": "years of work"},
     ],
     ids=lambda there: "+".join(there),
@@ -187,8 +187,7 @@ def page(folder, marks):
 
 
 def write_report(folder):
-    (folder / "results").mkdir(exist_ok=True)
-    report.write(folder, CLAIMS)
+    report.write(folder, CLAIMS, [None] * len(CLAIMS))
 
 
 def write_part(folder):
@@ -204,7 +203,7 @@ FILES = {
     "figure": (lambda f: disk.write_figure(f / "file", Figure(), 20), ["file"]),
     "lines": (lambda f: record.append(f / "file", [{"new": 1}]), ["file"]),
     "a page's table": (lambda f: tables.put(page(f, report.MARKS), "new", report.MARKS), ["PAGE.md"]),
-    "the claims' report": (write_report, ["RESULTS.md", "RESULTS.html"]),
+    "the claims' report": (write_report, ["index.md"]),
     "a part": (write_part, ["parts"]),
 }
 
@@ -358,9 +357,9 @@ def test_a_damaged_part_is_named(kind, tmp_path):
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_record_fails_the_report_in_one_line(kind, tmp_path, capsys):
     name = "initialization"
-    path = tmp_path / "results" / f"{name}.json"
+    path = tmp_path / name / "result.json"
     path.parent.mkdir()
-    made = disk.read_checked(ROOT / "experiments" / "results" / path.name, "")
+    made = disk.read_checked(ROOT / "experiments" / "claims" / name / path.name, "")
     disk.write_checked(path, made | {"seconds": 0.5})
     damage(path, kind)
     before = tree(tmp_path)
@@ -395,65 +394,6 @@ def test_help_is_help(main, option, capsys):
         main([option])
     assert end.value.code == 0
     assert "usage: python -m experiments." in capsys.readouterr().out
-
-
-def smoky(name):
-    """The published record of a claim as if a smoke run had made it."""
-    return disk.read_checked(ROOT / "experiments" / "results" / f"{name}.json", "") | {"smoke": True}
-
-
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.name)
-def test_the_verdicts_of_smoke_runs_mean_nothing(claim, tmp_path):
-    """Wherever one is printed it says so; nothing that follows from verdicts is printed at all."""
-    (tmp_path / "results").mkdir()
-    made = smoky(claim.name)
-    disk.write_checked(tmp_path / "results" / f"{claim.name}.json", made)
-    text = report.page(tmp_path / "results", [claim])
-    told = f"{made['verdict']} (smoke run: means nothing)"
-    assert f"**{told}**" in text
-    assert f"**Verdict: {told}.**" in text
-    assert "numbers and verdicts mean nothing" in text
-    assert "### What it means for you" not in text
-    assert not [line for line in report.overview([made]).splitlines() if line.startswith("- ")]
-
-
-def test_a_smoke_run_prints_that_its_verdict_means_nothing(tmp_path, monkeypatch, capsys):
-    made = smoky("initialization")
-    monkeypatch.setattr(claims, "judged", lambda *_: made)
-    monkeypatch.setattr(claims, "known", lambda *_: {})
-    monkeypatch.setattr(claims, "keep", lambda *_: None)
-    module = type("Module", (), {"measure": staticmethod(lambda *_: {})})
-    monkeypatch.setattr(claims, "module", lambda *_: module)
-    assert claims.main(["--only", "initialization", "--smoke", "--out", str(tmp_path)], Interrupt()) == 0
-    assert "supported (smoke run: means nothing)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "words"),
-    [
-        ("regularizes", "fitted", "so this is no matter of training longer"),
-        ("accuracy", None, "ahead in all four"),
-        ("normalizes", "mean", "first half of the claim is exact"),
-        ("evaluation", "gap", "hardly matters which statistics"),
-        ("evaluation", "companions", "do not matter at all"),
-    ],
-)
-def test_a_remark_stands_under_the_verdict_it_follows_from(name, key, words):
-    claim = next(c for c in CLAIMS if c.name == name)
-    made = smoky(name) | {"smoke": False}
-    for verdict in ("supported", "inconclusive", "not supported"):
-        criteria = [c | {"verdict": verdict} if c["key"] == key else c for c in made["criteria"]]
-        changed = made | {"criteria": criteria} | ({} if key else {"verdict": verdict})
-        text = " ".join(report.chapter(changed, claim).split())
-        assert (words in text) == (verdict == "supported")
-
-
-def test_the_remark_below_the_summary_is_no_part_of_its_last_line():
-    records = report.read(ROOT / "experiments" / "results", CLAIMS)
-    *lines, remark = report.overview(records).split("\n\n")
-    assert remark.startswith("An interval is of seeds")
-    assert "An interval" not in "".join(lines)
-    assert "verdict" not in remark  # of what was measured once, and not of these numbers
 
 
 def test_an_expectation_is_that_of_the_configs_own_run():

@@ -1,0 +1,157 @@
+"""The command line of the claims: measure what is not measured yet, judge, draw, report."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from experiments import disk
+from experiments.claims._lib import report, study
+from experiments.claims._lib.config import ClaimConfig, load_all
+from experiments.interrupt import INTERRUPTED, Interrupt, refuse
+from experiments.tables import check_page
+from experiments.training import data, record
+
+CLAIMS, PAGES = study.ROOT / "experiments" / "claims", study.ROOT / "docs" / "claims"
+README = study.ROOT / "README.md"
+PROGRAM, RECORD = "python -m experiments.claims", "claims.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Test the claims about batch normalization, and report. An interrupted run goes on where it stopped.
+
+    Attributes:
+        only: names of the folders in `experiments/claims/`; all by default.
+        smoke: everything as small as it can be, to see that it runs; its verdicts mean nothing.
+        mnist: the folder of MNIST's four files, in place of scikit-learn's digits.
+        cifar: the folder of CIFAR-10's batches, binary or for Python.
+        out: the folder to write to, new, empty or of a former run, which goes on; `runs/claims...` by default.
+        publish: keep the records in `experiments/claims/`, and write the report to `pages` and to `table`.
+        report: measure nothing; judge the kept records again, and make figures and pages anew.
+        pages: the folder of the published report.
+        table: the page that gets the table of answers; the README by default, if it has the marks for it.
+    """
+
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    smoke: bool = False
+    mnist: Path | None = None
+    cifar: Path | None = None
+    out: Path | None = None
+    publish: bool = False
+    report: bool = False
+    pages: Path = PAGES
+    table: Path | None = None
+
+
+def main(arguments: list[str], interrupt: Interrupt) -> int:
+    """Run the command line `arguments`; return the exit code."""
+    command = tyro.cli(Command, args=arguments, prog=PROGRAM)
+    try:
+        configs = load_all(CLAIMS)
+        wanted = select(configs, command.only)
+        if command.publish and (command.smoke or command.mnist or command.cifar):
+            raise ValueError("`--publish` is for a full run on the digits; it excludes --smoke, --mnist and --cifar.")
+        table = command.table or (README if report.MARKS[0] in README.read_text(encoding="utf-8") else None)
+        if command.publish and table:
+            check_page(table, report.MARKS)
+        name, images = source(command)
+    except (ValueError, TypeError, OSError) as error:
+        return refuse(error)
+    kind = "-smoke" if command.smoke else ""
+    out = command.out or Path("runs") / f"claims{'' if name == 'digits' else f'-{name}'}{kind}"
+    kept, pages = (CLAIMS, command.pages) if command.publish else (out, out)
+    try:
+        with contextlib.ExitStack() as held:
+            if command.publish:
+                held.enter_context(disk.hold("--pages", pages))
+            if not command.report:
+                held.enter_context(disk.hold("--out", out))
+                disk.check_contents("--out", out, RECORD, {"program", "data", "smoke", "versions"})
+                given = {"program": PROGRAM, "data": name, "smoke": command.smoke, "versions": record.versions()}
+                disk.write_json(out / RECORD, given)
+                conditions = study.Study(images, command.smoke, out / "parts")
+                if not measure(wanted, conditions, name, kept, interrupt):
+                    print(f"Interrupted: {out} holds all finished parts; the same command goes on from there.")
+                    return INTERRUPTED
+            elif not any((kept / c.name / report.RESULT).is_file() for c in wanted):
+                raise disk.DiskError(f"`--report` needs measured claims; there are none in {kept}.")
+            elif not command.publish:
+                held.enter_context(disk.hold("--out", out))
+            records = report.read(kept, configs)
+            report.write(pages, configs, records)
+            if command.publish and table:
+                report.put_table(table, pages, configs, records)
+    except OSError as error:
+        return refuse(error)
+    for config, found in zip(configs, records, strict=True):
+        if found and config in wanted:
+            print(f"{config.number}. {config.name}: {report.judge(config, found).said}")
+    print(f"Written to {pages}: index.md, and a page and a figure for each claim.")
+    return 0
+
+
+def select(configs: list[ClaimConfig], names: tuple[str, ...]) -> list[ClaimConfig]:
+    """Return the claims of those names, all if there are none."""
+    known = [c.name for c in configs]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"`--only` must name claims; got {name!r}. They are {', '.join(known)}.")
+    return [c for c in configs if not names or c.name in names]
+
+
+def source(command: Command) -> tuple[str, data.Data]:
+    """Return the name of the data, and the data."""
+    if command.mnist and command.cifar:
+        raise ValueError("`--mnist` and `--cifar` exclude each other; run the command twice.")
+    if command.mnist:
+        return "mnist", data.mnist(command.mnist)
+    if command.cifar:
+        return "cifar", data.cifar10(command.cifar)
+    return "digits", data.digits()
+
+
+def measure(wanted: list[ClaimConfig], conditions: study.Study, name: str, kept: Path, interrupt: Interrupt) -> bool:
+    """Measure the claims `wanted` and write each record as it is done; return False if interrupted."""
+
+    def tick() -> None:
+        if interrupt.requested:
+            raise study.StoppedError
+
+    with Console().status("starting") as status:
+        for at, config in enumerate(wanted):
+
+            def show(parts: int, at: int = at, config: ClaimConfig = config) -> None:
+                status.update(f"claim {at + 1} of {len(wanted)}, {config.name}: {parts} parts done")
+
+            own = {"source": study.source_hash(config.name), "tick": tick, "show": show, "seconds": {}, "asked": {}}
+            here = dataclasses.replace(conditions, **own)
+            try:
+                measured = report.module(config, "measure").measure(here, config.settings)
+            except study.StoppedError:
+                return False
+            made = known(config, measured, here, name)
+            made["first"] = report.judge(config, study.numbers(made)).outcome()
+            (kept / config.name).mkdir(exist_ok=True)
+            disk.write_checked(kept / config.name / report.RESULT, study.plain(made))
+    return True
+
+
+def known(config: ClaimConfig, measured: dict[str, Any], here: study.Study, name: str) -> dict[str, Any]:
+    """Return the record: each part's request, the machine, the program, and the numbers."""
+    return study.plain(
+        {
+            "data": name,
+            "smoke": here.smoke,
+            "seconds": sum(here.seconds.values()),
+            "versions": record.versions(),
+            "hardware": record.hardware(),
+            "program": here.source,
+            "settings": dataclasses.asdict(config.settings),
+            "asked": study.differing(here.asked, config.settings),
+            "measured": measured,
+        }
+    )

@@ -1,0 +1,76 @@
+"""How the figures of the claims look: one colour, one dash and one marker for each arm, the same in all of them."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from experiments.training.summary import quartiles
+
+# From the palette of Okabe and Ito, which everyone can tell apart.
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK, BROWN = (
+    ("#0072B2", "-", "o"),
+    ("#D55E00", "--", "s"),
+    ("#009E73", "-.", "D"),
+    ("#CC79A7", ":", "^"),
+    ("#E69F00", (0, (5, 1)), "v"),
+    ("#56B4E9", (0, (3, 1, 1, 1)), "P"),
+    ("#000000", (0, (1, 1)), "X"),
+    ("#8C6D1F", (0, (6, 2, 1, 2)), "*"),
+)
+# Blue is batch norm as it is, orange no norm; what replaces or changes batch norm has the others.
+STYLES = {
+    "batch": BLUE,
+    "none": ORANGE,
+    **dict.fromkeys(("residual", "after", "whiten_within", "group", "layer"), GREEN),
+    **dict.fromkeys(("noise", "moving", "shared"), PINK),
+    **dict.fromkeys(("small_epsilon", "renorm", "scale_1", "sigmoid_none"), YELLOW),
+    **dict.fromkeys(("noisy", "whiten", "sigmoid_batch", "input", "second"), SKY),
+    **dict.fromkeys(("pooled",), BLACK),
+    **dict.fromkeys(("other", "plain_layer"), BROWN),
+}
+
+
+def style(arm: str) -> dict[str, Any]:
+    """Return the colour, the dashes and the marker of an arm."""
+    return dict(zip(("color", "ls", "marker"), STYLES[arm], strict=True))
+
+
+def band(panel: Axes, x: Any, values: Any, arm: str, label: str) -> None:
+    """Draw a line for the median of `values [n, len(x)]` and a band for the quartiles."""
+    color, dashes, _ = STYLES[arm]
+    median, low, high = quartiles(np.asarray(values, float))
+    panel.plot(x, np.where(np.isfinite(median), median, np.nan), color=color, ls=dashes, lw=1.8, label=label)
+    panel.fill_between(x, low, high, where=np.isfinite(high), color=color, alpha=0.18, lw=0)
+
+
+def points(panel: Axes, x: Any, values: Any, arm: str, label: str, **options: Any) -> None:
+    """Draw a marker for the median of `values [n, len(x)]` and a bar for the quartiles."""
+    median, low, high = quartiles(np.asarray(values, float))
+    x, shown = np.asarray(x, float), np.isfinite(high)
+    bars = np.stack([median - low, high - median])[:, shown]
+    panel.errorbar(
+        x[shown], median[shown], bars, label=label, **style(arm) | {"ms": 5, "lw": 1.5, "capsize": 2} | options
+    )
+
+
+def strip(panel: Axes, rows: dict[str, tuple[str, Any]]) -> None:
+    """Draw a row for each name, from `(arm, values)`: every value a dot, their median a bar."""
+    for at, (arm, values) in enumerate(rows.values()):
+        v = np.asarray(values, float).ravel()
+        v = v[np.isfinite(v)]
+        color = STYLES[arm][0]
+        panel.plot(v, np.linspace(-0.18, 0.18, v.size) - at, ls="", marker=".", color=color, alpha=0.6)
+        if v.size:
+            panel.plot([np.median(v)] * 2, [-at - 0.3, -at + 0.3], color=color, lw=2)
+    panel.set_yticks(-np.arange(len(rows)), list(rows))
+
+
+def finish(panel: Axes, x: str, y: str, title: str = "", legend: Any = None, **axes: Any) -> None:
+    """Name the axes with their units; `axes` go to `Axes.set`, `legend` is its place."""
+    panel.set(xlabel=x, ylabel=y, **axes)
+    panel.set_title(title, fontsize=10)
+    panel.grid(alpha=0.3, lw=0.5)
+    panel.spines[["top", "right"]].set_visible(False)
+    if legend and panel.get_legend_handles_labels()[0]:
+        panel.legend(loc=legend, frameon=False, fontsize=8)

@@ -1,0 +1,266 @@
+"""The conditions of a measurement: the data, the shared trainer, and a memory of finished parts.
+
+A measurement is made of parts, each the numbers of a training or two. A finished part is kept in a file under the hash
+of all that it depends on: the request, the data, the versions and the source. So an interrupted run goes on where it
+stopped, and a part is measured again if anything has changed for it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import disk
+from experiments.training import config, record, train
+from experiments.training.data import MOST, Data, Split
+from experiments.training.models import Model
+
+ROOT = Path(__file__).parents[3]
+BASE = config.settings(config.read(ROOT / "configs" / "base.toml"), "configs/base.toml")
+SMOKE_SEEDS, SMOKE_STEPS, SMOKE_RATES = 2, 40, 2
+
+
+class StoppedError(Exception):
+    """The user has pressed Ctrl-C; what was finished is on disk."""
+
+
+class Log(NamedTuple):
+    """The report of a training after every chunk, `[seeds, rates, logged]`."""
+
+    steps: np.ndarray
+    train_loss: np.ndarray
+    val_loss: np.ndarray
+    val_accuracy: np.ndarray
+    test_accuracy: np.ndarray
+
+
+class Trained(NamedTuple):
+    """A finished training: its log, its end, and the compiled arm."""
+
+    log: Log
+    carry: train.Carry
+    arm: train.Arm
+
+
+@dataclasses.dataclass
+class Study:
+    """The conditions of a measurement.
+
+    Attributes:
+        data: the images.
+        smoke: whether everything is made as small as it can be, to see that it runs.
+        folder: where finished parts are kept.
+        source: the hash of the program.
+        tick: called often; raises `StoppedError` to end.
+        show: called with the number of finished parts.
+        seconds: of each part, in this run or in the one that measured it.
+        asked: the request of each part.
+    """
+
+    data: Data
+    smoke: bool
+    folder: Path
+    source: str = ""
+    tick: Callable[[], None] = lambda: None
+    show: Callable[[int], None] = lambda parts: None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    asked: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def pixels(self) -> int:
+        """Return the number of values of an image."""
+        return self.data.train.images.shape[1]
+
+    def seeds(self, n: int) -> int:
+        """Return `n`, or few in a smoke run."""
+        return min(n, SMOKE_SEEDS) if self.smoke else n
+
+    def few(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Return all of `values`, or the first and the last in a smoke run."""
+        return (values[0], values[-1]) if self.smoke and len(values) > SMOKE_RATES else tuple(values)
+
+    def part(self, name: str, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the result of `measure`, from the file of an earlier call if nothing has changed.
+
+        Args:
+            name: of the part, to recognize its file by.
+            asked: all that the numbers depend on beside data, versions and source, for JSON.
+            measure: returns numbers, lists and arrays by name.
+        """
+        self.tick()
+        parts = [self.data.train, self.data.validation, self.data.test]
+        seen = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for split in parts for a in split)).hexdigest()
+        known = {"asked": asked, "smoke": self.smoke, "data": seen, "source": self.source}
+        text = json.dumps(known | {"versions": record.versions()}, sort_keys=True, default=repr)
+        path = self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            began = time.perf_counter()
+            found = plain(measure())
+            disk.write_checked(path, {"seconds": time.perf_counter() - began, "found": found})
+        kept = disk.read_checked(path, "Delete it, and it is measured again.")
+        self.seconds[path.name] = kept["seconds"]
+        self.asked[name] = asked
+        self.show(len(self.asked))
+        return numbers(kept["found"])
+
+    def settings(self, given: config.Settings, **changes: Any) -> config.Settings:
+        """Return `given` with `changes`, on one device, small if this is a smoke run."""
+        s = dataclasses.replace(given, devices=1, way="jit", statistics="global", **changes)
+        if not self.smoke:
+            return s
+        every = min(s.log_every, SMOKE_STEPS // 2)
+        return dataclasses.replace(
+            s,
+            seeds=self.seeds(s.seeds),
+            learning_rates=self.few(s.learning_rates),
+            log_every=every,
+            steps=min(s.steps // every, max(2, SMOKE_STEPS // every)) * every,
+        )
+
+    def fit(
+        self,
+        s: config.Settings,
+        model: Model | train.Arm,
+        *,
+        data: Data | None = None,
+        optimizer: Callable[[Any], Any] | None = None,
+        start: Callable[[train.Carry], train.Carry] | None = None,
+        watch: Callable[[int, train.Carry], None] | None = None,
+        test: bool = True,
+    ) -> Trained:
+        """Train `model` from all seeds at all learning rates of `s` with the shared trainer.
+
+        Args:
+            s: from `settings`; the network is `model` and not theirs.
+            model: the network, or an arm that was compiled before for data of the same sizes.
+            data: other data than the study's.
+            optimizer: of a learning rate, in place of that of the settings.
+            start: changes the first carry.
+            watch: called with the number of steps done and the carry, before the first step and after every chunk.
+            test: whether to log accuracy on the test images; NaN if not.
+        """
+        data = data or self.data
+        arm = model if isinstance(model, train.Arm) else train.compile_arm(s, model, optimizer)
+        rows: list[Any] = []
+
+        def log(step: int, metrics: train.Metrics, carry: train.Carry) -> None:
+            tested = jax.device_get(arm.evaluate(carry, data.test)[1]) if test else np.full_like(metrics[-1], np.nan)
+            rows.append((step, *metrics, tested))
+            if watch:
+                watch(step, carry)
+            self.tick()
+
+        begun = arm.start() if start is None else start(arm.start())
+        if watch:
+            watch(0, begun)
+        end = train.train(s, arm, data, log, start=begun)
+        steps, *curves = zip(*rows, strict=True)
+        return Trained(Log(np.array(steps), *(np.stack(c, -1) for c in curves)), end.carry, arm)
+
+    def learned(self, done: Trained, data: Data | None = None) -> np.ndarray:
+        """Return the accuracy on training images at the end, `[seeds, rates]`."""
+        images, labels = (data or self.data).train
+        return np.asarray(done.arm.evaluate(done.carry, Split(images[:MOST], labels[:MOST]))[1])
+
+    def clock(self, s: config.Settings, arms: dict[str, train.Arm], warm: int, timed: int) -> dict[str, list[float]]:
+        """Measure the seconds of a step of one network of each arm, in turns."""
+        # One image to validate by: evaluation is no part of a step.
+        data = self.data._replace(validation=Split(*(v[:1] for v in self.data.validation)))
+        # Time does not depend on values, and to compile the making of weights would take long.
+        like = {name: jax.eval_shape(arm.start) for name, arm in arms.items()}
+        full = partial(jnp.issubdtype, arg2=jnp.floating)
+        at = jax.tree.map(lambda v: jnp.full(v.shape, 0.1 if full(v.dtype) else 0, v.dtype), like)
+        seconds: dict[str, list[float]] = {name: [] for name in arms}
+        warm, timed = (1, 3) if self.smoke else (warm, timed)
+        for call in range(warm + timed):
+            for name, arm in arms.items():
+                began = time.perf_counter()
+                at[name] = jax.block_until_ready(arm.advance(at[name], np.asarray(0, np.int32), data))[0]
+                if call >= warm:
+                    seconds[name].append((time.perf_counter() - began) / s.log_every)
+            self.tick()
+        return seconds
+
+
+def chosen(log: Log) -> int:
+    """Return the index of the learning rate with the best final validation accuracy, the mean over seeds.
+
+    Of equals the one with the lower loss. One for all seeds: whoever tunes a rate does so once.
+    """
+    accuracy = log.val_accuracy[:, :, -1].mean(0)
+    loss = np.where(np.isfinite(log.val_loss[:, :, -1]), log.val_loss[:, :, -1], np.inf).mean(0)
+    return int(np.lexsort((loss, -accuracy))[0])
+
+
+def tested(log: Log, rate: int) -> np.ndarray:
+    """Return the test accuracy of each seed at the step with the best validation accuracy, the first of several."""
+    at = np.argmax(log.val_accuracy[:, rate], axis=-1)
+    return np.take_along_axis(log.test_accuracy[:, rate], at[:, None], -1)[:, 0]
+
+
+def at_rate(carry: train.Carry, rate: int) -> train.Carry:
+    """Return the runs of one learning rate, `[seeds, 1, ...]`."""
+    return jax.tree.map(lambda v: v[:, rate : rate + 1], carry)
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON has it: lists, and numbers of six digits; infinities and NaN as words."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, bool | str | None):
+        return value
+    if hasattr(value, "ndim") and value.ndim:
+        return plain(np.asarray(value).tolist())
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, float):
+        return float(f"{number:.6g}") if math.isfinite(number) else str(number)
+    return number
+
+
+def numbers(value: Any) -> Any:
+    """Return the numbers that `plain` made words of."""
+    if isinstance(value, dict):
+        return {k: numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [numbers(v) for v in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def differing(asked: Any, given: config.Settings) -> Any:
+    """Return a part's request for JSON; of settings only the differences from those `given` by the config."""
+    if isinstance(asked, config.Settings):
+        own, start = dataclasses.asdict(asked), dataclasses.asdict(given)
+        return {key: differing(value, given) for key, value in own.items() if value != start[key]}
+    if isinstance(asked, dict):
+        return {str(key): differing(value, given) for key, value in asked.items()}
+    if hasattr(asked, "_asdict"):
+        return differing(asked._asdict(), given)
+    if isinstance(asked, list | tuple):
+        return [differing(value, given) for value in asked]
+    return plain(asked) if isinstance(asked, bool | int | float | str | None) else repr(asked)
+
+
+def source_files(name: str) -> list[Path]:
+    """List the program that measures the claim `name`: the library, the trainer, and the modules of the claims."""
+    here = ROOT / "experiments"
+    trainer = [here / "__init__.py", here / "disk.py", *(here / "training").glob("*.py")]
+    own = ["__init__.py", *(f"_lib/{n}.py" for n in ("__init__", "study", "search", "networks", "intervals"))]
+    own.append(f"{name}/measure.py")
+    return sorted((*(ROOT / "jaxbn").rglob("*.py"), *trainer, *(here / "claims" / part for part in own)))
+
+
+def source_hash(name: str) -> str:
+    """Hash the text of `source_files`."""
+    return hashlib.sha256(b"".join(p.read_bytes() for p in source_files(name))).hexdigest()

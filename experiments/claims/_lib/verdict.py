@@ -1,0 +1,126 @@
+"""From estimates and criteria to an answer. The rule is fixed; nobody looks at a result and then decides."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from experiments.claims._lib.intervals import Estimate
+from experiments.training.config import STRICT
+
+Verdict = Literal["holds", "fails", "undecided"]
+Estimates = dict[str, Estimate | None]  # None: the record is older than the criterion
+ALPHA, MOST = 0.05, 1_000  # of a claim's deciding parts together; more seeds than this are out of reach
+
+
+@dataclass(frozen=True, config=STRICT)
+class Criterion:
+    """A number, and its bounds as they were set before the run.
+
+    Attributes:
+        key: which of the claim's estimates.
+        text: the number in words.
+        at_least, at_most: what it has to be; both for a range, neither for a number that is only reported.
+        scope: the case of the claim that it decides, to follow "holds for"; empty if it decides nothing.
+        shown: whether it is among the five rows that are not folded away; what decides comes first.
+    """
+
+    key: Annotated[str, Field(min_length=1)]
+    text: Annotated[str, Field(min_length=1)]
+    at_least: float | None = None
+    at_most: float | None = None
+    scope: str = ""
+    shown: bool = False
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words."""
+        least, most = (None if b is None else f"{b:g}" for b in (self.at_least, self.at_most))
+        if least and most:
+            return f"from {least} to {most}"
+        return f"at least {least}" if least else f"at most {most}" if most else ""
+
+
+class Part(NamedTuple):
+    """A criterion judged: with its p, and the number of values that would decide it; none if nothing is judged."""
+
+    verdict: Verdict | None
+    p: float = 1.0
+    needs: int | None = None
+
+
+def judge(criteria: Sequence[Criterion], estimates: Estimates) -> list[Part]:
+    """Judge each criterion: those that decide by Holm's procedure over all of them, the others by themselves.
+
+    A number in its bounds holds if the hypothesis that it is at the nearest bound is rejected, and fails likewise; an
+    estimate with a caveat decides nothing.
+    """
+    sides = [_side(c, e) if (e := estimates[c.key]) else (False, 1.0) for c in criteria]
+    judged = [bool(c.bounds) for c in criteria]
+    deciding = sorted((i for i, c in enumerate(criteria) if c.scope and judged[i]), key=lambda i: sides[i][1])
+    rejected, going = {i: p <= ALPHA for i, (_, p) in enumerate(sides)}, True
+    for rank, i in enumerate(deciding):
+        going = going and sides[i][1] <= ALPHA / (len(deciding) - rank)
+        rejected[i] = going
+    found = []
+    for i, c in enumerate(criteria):
+        good, p = sides[i]
+        e = estimates[c.key]
+        if not judged[i]:
+            found.append(Part(None))
+        elif not e:
+            found.append(Part("undecided"))
+        elif rejected[i] and not e.caveat:
+            found.append(Part("holds" if good else "fails", p))
+        else:
+            found.append(Part("undecided", p, None if e.caveat else _needs(c, e)))
+    return found
+
+
+def answer(criteria: Sequence[Criterion], parts: Sequence[Part], estimates: Estimates) -> str:
+    """Return the answer in one sentence, made of the scopes of the parts that decide."""
+    groups: dict[str, list[str]] = {"holds for {}": [], "fails for {}": [], "undecided for {}": []}
+    for c, part in zip(criteria, parts, strict=True):
+        if not (c.scope and part.verdict):
+            continue
+        e = estimates[c.key]
+        if part.verdict == "undecided" and (e is None or e.caveat):
+            reason = e.caveat.split(":")[0] if e else "not measured yet"
+            groups.setdefault(f"undecided, as {reason}, for {{}}", []).append(c.scope)
+        elif part.verdict == "undecided":
+            needs = f"about n = {part.needs} needed" if part.needs else "more seeds than are in reach needed"
+            groups["undecided for {}"].append(f"{c.scope} ({needs})")
+        else:
+            groups[f"{part.verdict} for {{}}"].append(c.scope)
+    said = "; ".join(kind.format(listed(scopes)) for kind, scopes in groups.items() if scopes)
+    return f"{said[:1].upper()}{said[1:]}."
+
+
+def overall(criteria: Sequence[Criterion], parts: Sequence[Part]) -> str:
+    """Return the answer in a word or two."""
+    found = {part.verdict for c, part in zip(criteria, parts, strict=True) if c.scope and part.verdict}
+    return found.pop() or "" if len(found) == 1 else "in part" if "holds" in found else "not shown"
+
+
+def listed(items: Sequence[str]) -> str:
+    """Join with commas and an and."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""
+
+
+def _side(c: Criterion, e: Estimate) -> tuple[bool, float]:
+    """Return whether the value is in its bounds, and the p of the bound that matters."""
+    bounds = [(b, sign) for b, sign in ((c.at_least, 1), (c.at_most, -1)) if b is not None]
+    broken = [b for b, sign in bounds if sign * (e.value - b) < 0]
+    return not broken, min((e.p(b) for b in broken), default=max((e.p(b) for b, _ in bounds), default=1.0))
+
+
+def _needs(c: Criterion, e: Estimate) -> int | None:
+    """Return how many values would show this effect in four of five runs: 2.8 standard errors off the bound."""
+    off = min(abs(e.value - b) for b in (c.at_least, c.at_most) if b is not None)
+    error = (e.high - e.low) / 4
+    if not (off and math.isfinite(off) and math.isfinite(error)):
+        return None
+    needs = max(e.n + 1, math.ceil(e.n * (2.8 * error / off) ** 2))
+    return needs if needs <= MOST else None

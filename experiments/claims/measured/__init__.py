@@ -1,1 +1,0 @@
-"""A module for each claim: train, and return the numbers of every seed."""

@@ -1,0 +1,136 @@
+"""Claim 1: means, variances and correlations of hidden units, after batch norm and after whitening."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxbn
+from experiments.claims._lib.study import Study
+from experiments.training import layers, networks
+from experiments.training.config import Settings
+from experiments.training.layers import ACTIVATIONS, Pass
+from experiments.training.models import Model, mlp
+from experiments.training.train import Carry
+
+ROWS, ITERATIONS, EPSILON = 1024, 10, 1e-5
+UNITS = 32  # whose correlations are drawn in the figure
+
+
+def measure(study: Study, given: Settings) -> dict[str, Any]:
+    """Of a network with batch norm and of one with whitening, before, early in and after training."""
+    s = study.settings(given)
+    constants = {"rows": ROWS, "iterations": ITERATIONS, "epsilon": EPSILON, "units": UNITS}
+    return {
+        arm: study.part(f"normalizes-{arm}", {"settings": s, "arm": arm, **constants}, partial(_watched, study, s, arm))
+        for arm in ("batch", "whiten")
+    }
+
+
+def _watched(study: Study, s: Settings, arm: str) -> dict[str, Any]:
+    """The numbers of all probes `[probes, seeds, layers]`, and what of them is drawn."""
+    activation, momentum = ACTIVATIONS[s.activation], s.bn_momentum
+    if arm == "whiten":
+        layer = layers.whitening(s.whiten_size, activation, iterations=ITERATIONS, momentum=momentum, epsilon=EPSILON)
+    else:
+        layer = layers.batch_norm(activation=activation, momentum=momentum, epsilon=EPSILON)
+    model = mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.pixels)
+    images = study.data.train.images
+    rows = min(ROWS, len(images))
+    looks = {
+        n: jax.jit(
+            jax.vmap(partial(_look, model, s.whiten_size, (arm, *(("whiten",) if n == rows else ()))), (0, 0, None))
+        )
+        for n in (rows, s.batch_size)
+    }
+    probes: dict[int, dict[str, Any]] = {}
+
+    def watch(step: int, carry: Carry) -> None:
+        if step in (0, s.log_every, s.steps):
+            params, state = jax.tree.map(lambda v: v[:, 0], (carry.params, carry.state))
+            large, small = (jax.device_get(look(params, state, images[:n])) for n, look in looks.items())
+            probes[step] = _numbers(large, small, arm, s.whiten_size)
+
+    trained = study.fit(s, model, watch=watch)
+    found = {"steps": list(probes), "val_accuracy": trained.log.val_accuracy[:, 0, -1]}
+    last = probes[s.steps]
+    drawn = {"units", "matrix"} & set(last)
+    names = [name for name in last if name not in drawn]
+    found |= {name: np.stack([p[name] for p in probes.values()]) for name in names}
+    return found | {name: last[name] for name in drawn}
+
+
+def _look(
+    model: Model, size: int, norms: tuple[str, ...], params: Any, state: Any, images: Any
+) -> list[dict[str, jax.Array]]:
+    """Of each hidden layer what enters it, what `norms` make of that without scale and bias, and what the next gets."""
+    assert model.hidden is not None
+    seen = []
+    for entering, leaving in model.hidden(params, state, jnp.asarray(images), Pass(True)):
+        features = entering.shape[-1]
+        made = {"entering": entering, "leaving": leaving}
+        if "batch" in norms:
+            made["batch"], _ = jaxbn.bn_apply(*jaxbn.bn_init(features), entering, True, epsilon=EPSILON)
+        if "whiten" in norms:
+            start = jaxbn.whitening.whiten_init(features, group_size=size)
+            made["whiten"], _ = jaxbn.whitening.whiten_apply(
+                *start, entering, True, iterations=ITERATIONS, epsilon=EPSILON
+            )
+        seen.append(made)
+    return seen
+
+
+def _numbers(
+    large: list[dict[str, np.ndarray]], small: list[dict[str, np.ndarray]], arm: str, size: int
+) -> dict[str, Any]:
+    """What the report needs of one probe, each `[seeds, layers]`."""
+
+    def each(number: Any) -> np.ndarray:
+        return np.stack([number(layer) for layer in large], -1)
+
+    off = [[deviations(s["entering"], s[arm]) for s in seen] for seen in (large, small)]
+    worst = np.max(off, axis=0)  # of both batches: [layers, 2, seeds]
+    found: dict[str, Any] = {
+        "mean": worst[:, 0].T,
+        "var": worst[:, 1].T,
+        "before": each(lambda v: pairs(v["entering"])),
+        "all": each(lambda v: pairs(v[arm])),
+        "within": each(lambda v: pairs(v[arm], size)),
+        "same_whitened": each(lambda v: pairs(v["whiten"], size)),
+        "next_mean": each(lambda v: np.median(v["leaving"].mean(1, dtype=np.float64), -1)),
+        "next_var": each(lambda v: np.median(v["leaving"].var(1, dtype=np.float64), -1)),
+    }
+    if arm == "batch":  # of the first seed, for the figure: the layer in the middle, and all units
+        found["matrix"] = np.round(correlations(large[len(large) // 2][arm][0])[:UNITS, :UNITS], 3)
+        found["units"] = {
+            name: [
+                np.round(np.concatenate([moment(v[name][0], 0, dtype=np.float64) for v in large]), 3)
+                for moment in (np.mean, np.std)
+            ]
+            for name in ("entering", arm, "leaving")
+        }
+    return found
+
+
+def deviations(x: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """How far units of `normal [seeds, rows, units]`, made of `x`, are from mean 0 and from v / (v + epsilon)."""
+    v = x.var(1, dtype=np.float64)
+    mean, var = normal.mean(1, dtype=np.float64), normal.var(1, dtype=np.float64)
+    return np.stack([np.abs(mean).max(-1), np.abs(var - v / (v + EPSILON)).max(-1)])
+
+
+def correlations(x: np.ndarray) -> np.ndarray:
+    """Between the units of `x [..., rows, units]`; 0 with a unit that does not vary."""
+    d = x.astype(np.float64)
+    d = d - d.mean(-2, keepdims=True)
+    d = d / np.maximum(np.sqrt(np.sum(d * d, -2, keepdims=True)), 1e-30)
+    return np.swapaxes(d, -1, -2) @ d
+
+
+def pairs(x: np.ndarray, size: int | None = None) -> np.ndarray:
+    """The mean |correlation| of two different units of `x [..., rows, units]`, of the same group of `size` if given."""
+    group = np.arange(x.shape[-1]) // (size or x.shape[-1])
+    counted = (group[:, None] == group[None]) & ~np.eye(x.shape[-1], dtype=bool)
+    return np.abs(correlations(x))[..., counted].mean(-1)
