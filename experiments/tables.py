@@ -8,13 +8,13 @@ from experiments import disk
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table; a bar in a cell is escaped."""
+    """Return a table; a bar in a cell is escaped."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *body)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def check_page(path: Path, marks: tuple[str, str]) -> None:
-    """Whether the table can be put there, asked before the work.
+    """Check that the table can be put there, before the work.
 
     Raises:
         DiskError: the page is not there, cannot be written, or has no marks.

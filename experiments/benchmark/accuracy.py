@@ -1,4 +1,4 @@
-"""How far a result is from the exact one, so that nobody wins by being wrong.
+"""The distance of a result from the exact one, so that no library wins by being wrong.
 
 Batch normalization treats each feature alone, so a few features of a large array are checked in float64 instead of all.
 """
@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
 
 
 class Exact(NamedTuple):
-    """What the programs should give, in float64 and of the features that are checked."""
+    """Return the exact results in float64, of the features that are checked."""
 
     y: np.ndarray
     evaluation: np.ndarray
@@ -73,12 +73,12 @@ def exact(case: Case, host: Inputs) -> Exact:
 
 
 def largest(got: np.ndarray, wanted: np.ndarray) -> float | str:
-    """The largest deviation."""
+    """Return the largest deviation."""
     return _recorded(np.abs(got - wanted).max())
 
 
 def relative(got: np.ndarray, wanted: np.ndarray) -> float | str:
-    """The deviation's root mean square, relative to that of `wanted`.
+    """Return the deviation's root mean square, relative to that of `wanted`.
 
     Not the largest: where the input of a ReLU is 0 within rounding, its derivative is 0 or 1, and either is right.
     """

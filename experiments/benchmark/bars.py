@@ -1,4 +1,4 @@
-"""What was promised, and whether the measurements keep it."""
+"""The bars: limits that were set before, and whether the measurements keep them."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ Group = tuple[str, str]  # dtype and epilogue
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Of positive numbers."""
+    """Return the geometric mean of positive numbers."""
     logs = [math.log(v) for v in values]
     return math.exp(sum(logs) / len(logs))
 
@@ -26,19 +26,19 @@ def ratios(results: Results, program: str, peer: str, what: str = "ours_to_their
 
 
 def value(results: Results, measure: str, contender: str, **labels: Any) -> Any:
-    """The value of the one row with these labels; None if it was not measured."""
+    """Return the value of the one row with these labels; None if it was not measured."""
     wanted = {"measure": measure, "contender": contender, **labels}
     found = [row["value"] for row in results["measures"] if all(row.get(k) == v for k, v in wanted.items())]
     return found[0] if found else None
 
 
 def resnet(plan: dict[str, Any]) -> str:
-    """What the network that a plan trains may be called."""
+    """Name the network that a plan trains."""
     return "ResNet-50" if tuple(plan["stages"]) == RESNET_50 else "a short ResNet"
 
 
 def verdict(measured: float | None, limit: float, at_least: bool = False, digits: int = 2) -> str:
-    """Compared as it is printed, so that the table never seems to contradict itself."""
+    """Compare a value as it is printed, so that the table never seems to contradict itself."""
     if measured is None:
         return "not measured"
     shown = round(measured, digits)
@@ -46,7 +46,7 @@ def verdict(measured: float | None, limit: float, at_least: bool = False, digits
 
 
 def bars(results: Results) -> list[dict[str, Any]]:
-    """A row for each bar: what, the limit, what was measured and where it was worst, and the verdict.
+    """Return a row for each bar: what, the limit, what was measured and where it was worst, and the verdict.
 
     Of times the geometric mean over all sizes, dtypes and epilogues; then over the sizes alone, for the worst dtype and
     epilogue.
@@ -119,7 +119,7 @@ def _worst(found: dict[str, float]) -> tuple[float | None, str]:
 
 
 def _best(results: Results, program: str) -> str:
-    """The peer over which our time is the most, in the geometric mean over everything."""
+    """Return the peer over which our time is the most, in the geometric mean over everything."""
     peers = dict.fromkeys(r["contender"] for r in results["times"] if r["contender"] not in (OURS, *NOBODYS))
 
     def over(peer: str) -> float:

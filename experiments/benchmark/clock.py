@@ -19,7 +19,7 @@ WARM_UP = 2  # rounds, one in each direction, in which the heap grows to what al
 
 
 class Call(NamedTuple):
-    """What is timed.
+    """Timed programs and their arrays.
 
     Attributes:
         run: does it once; on an accelerator it may return before the work is done.
@@ -63,7 +63,7 @@ def interleaved(calls: Mapping[str, Call], rounds: int) -> dict[str, Sampled]:
 
 
 def _times(call: Call) -> int:
-    """How many calls make a sample."""
+    """Return the number of calls in a sample."""
     _many(call, 1)
     began = time.perf_counter()
     _many(call, 1)

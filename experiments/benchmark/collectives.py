@@ -31,7 +31,7 @@ WAYS = ("shard_map", "shard_map, check_vma=False", "pmap", "jit, Auto mesh", "ji
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """A row for each way and layer; where a layer cannot be run in a way, the reason in the place of the value."""
+    """Return a row for each way and layer; where a layer cannot be run in a way, the reason in place of the value."""
     for way in WAYS:
         for name, layer in SYNCED.items():
             row = {"measure": "collectives", "contender": name, "way": way}
@@ -54,7 +54,7 @@ def count(program: str) -> int:
 
 
 def text(synced: Callable[[str | None], Layer], way: str) -> str:
-    """The optimized program of the step with a ReLU: new state, gradients of parameters, output and gradient of x."""
+    """Return the optimized program of the step with a ReLU: new state, all gradients, and the output."""
     jitted = way.startswith("jit")
     layer = synced(None if jitted else AXIS)
     summed = jitted or way == "shard_map"  # the gradients of what all devices share

@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(plan: sizes.Plan, say: Callable[[str], Any]) -> Results:
-    """Everything, in order; `say` is told what was found on the way."""
+    """Measure everything, in order; `say` gets each finding."""
     load = os.getloadavg()[0]
     # Programs of their own come first: a GPU, once this process has it, is lent to no other.
     found = list(child("experiments.benchmark.collectives"))
@@ -109,33 +109,33 @@ def measure(plan: sizes.Plan, say: Callable[[str], Any]) -> Results:
 
 
 def write(folder: Path, results: Results) -> None:
-    """The results as JSON, as tables and as figures."""
+    """Return the results as JSON, as tables and as figures."""
     disk.write_json(folder / RECORD, results)
     disk.write(folder / "table.md", report.tables(results))
     figures.draw(folder, results)
 
 
 def child(module: str, *arguments: str) -> Any:
-    """What a module of ours, run as a program, prints as JSON."""
+    """Run a module of ours as a program; return the JSON that it prints."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout)
 
 
 def spoken(row: dict[str, Any]) -> str:
-    """A line of the log."""
+    """Return a line of the log."""
     what = f"{row['size']:>14} {row['dtype']:8} {row['epilogue']:13} {row['program']:16} {row['contender']:20}"
     time, ratio = 1e3 * row["seconds"]["median"], row["ours_to_theirs"]["median"]
     return f"{what} {time:8.3f} ms, ours/theirs {ratio:.2f}, floor/time {row['floor_to_time']['median']:.2f}"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what is compared."""
+    """Return the versions of Python and of the libraries."""
     present = {name: package for name, package in PACKAGES.items() if name not in ABSENT}
     return {"python": platform.python_version()} | {name: version(package) for name, package in present.items()}
 
 
 def hardware() -> dict[str, Any]:
-    """What it ran on, and how the memory allocator was set."""
+    """Return the machine and the settings of the memory allocator."""
     device = jax.devices()[0]
     name = device.device_kind
     if device.platform == "cpu":

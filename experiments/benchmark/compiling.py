@@ -1,4 +1,4 @@
-"""How long JAX takes to trace, and XLA to compile, the training step of a deep network of small layers."""
+"""Time for JAX to trace, and for XLA to compile, the training step of a deep network of small layers."""
 
 import time
 from typing import Any

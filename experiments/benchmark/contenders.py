@@ -28,7 +28,7 @@ class Contender(NamedTuple):
 
 
 def contender(name: str, case: Case, host: Inputs) -> Contender:
-    """The library `name` on the arrays `host`."""
+    """Return the library `name` on the arrays `host`."""
     if name.startswith("torch"):
         return _torch(case, host, channels_last=name.endswith("channels_last"))
     layer = LAYERS[name](case.shape[-1])
@@ -48,7 +48,7 @@ def contender(name: str, case: Case, host: Inputs) -> Contender:
 
 @cache
 def compiled(name: str, features: int, kind: str, relu: bool) -> Any:
-    """The program, compiled once for all arrays of a shape."""
+    """Return the program, compiled once for all arrays of a shape."""
     return jax.jit(program(LAYERS[name](features), kind, relu))
 
 

@@ -1,4 +1,4 @@
-"""What a call costs before any arithmetic: the training forward pass of a tiny layer, compiled and eager."""
+"""The cost of a call before any arithmetic: the training forward pass of a tiny layer, compiled and eager."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -35,7 +35,7 @@ def errors(name: str, case: Case, host: accuracy.Inputs) -> dict[str, dict[str, 
 
 
 def by_offset(names: list[str], rows: int) -> Iterator[dict[str, Any]]:
-    """The largest error of the training output in float32, against mean/std of the input."""
+    """Return the largest error of the training output in float32, against mean/std of the input."""
     case = Case((rows, accuracy.FEATURES), "float32", "none")
     for offset in (0.0, 1e2, 1e4, 1e6):
         host = accuracy.inputs(case, offset)
@@ -47,7 +47,7 @@ def by_offset(names: list[str], rows: int) -> Iterator[dict[str, Any]]:
 
 
 def masked() -> Iterator[dict[str, Any]]:
-    """The largest error of the shared mean when eight members hold 1 to 8 unmasked rows each."""
+    """Return the largest error of the shared mean when eight members hold 1 to 8 unmasked rows each."""
     x = np.random.default_rng(0).standard_normal((MEMBERS, 8, 4)) + np.arange(MEMBERS)[:, None, None]
     mask = np.arange(8)[None, :, None] <= np.arange(MEMBERS)[:, None, None]
     x = x.astype(np.float32)

@@ -18,7 +18,7 @@ Tree = Any
 
 
 def start(mean: jax.Array, var: jax.Array) -> Tree:
-    """The state."""
+    """Return the state."""
     return {"mean": mean, "var": var}
 
 
@@ -36,7 +36,7 @@ def normalized(params: Tree, mean: jax.Array, var: jax.Array, x: jax.Array) -> j
 
 
 def followed(relu: bool, y: jax.Array, residual: jax.Array | None) -> jax.Array:
-    """What comes behind it."""
+    """Return the epilogue that follows the layer."""
     y = y if residual is None else y + residual
     return jnp.maximum(y, 0) if relu else y
 

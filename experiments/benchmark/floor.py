@@ -16,7 +16,7 @@ from experiments.benchmark.sizes import Case
 
 
 def accesses(case: Case, program: str) -> int:
-    """How many arrays of x's size the program must at least read or write."""
+    """Return how many arrays of x's size the program must at least read or write."""
     forward = (2 if program == "evaluation" else 3) + case.residual
     if program != "forward+backward":
         return forward

@@ -1,4 +1,4 @@
-"""A convolution in evaluation: alone, with the normalization behind it, and with that folded into it."""
+"""A convolution in evaluation: alone, with the normalization after it, and with that folded into it."""
 
 import math
 from collections.abc import Iterator

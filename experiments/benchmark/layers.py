@@ -1,4 +1,4 @@
-"""The libraries' layers behind one signature, each as its users write it; and the programs that are timed.
+"""The libraries' layers with one signature, each as its users write it; and the programs that are timed.
 
 Parameters are `{"scale", "bias"}` for all of them. What follows a layer is written as people write it: the peers'
 outputs are added to and rectified, in ours both are arguments. Haiku and Equinox compute in the dtype of x, which their
@@ -41,7 +41,7 @@ class Layer(NamedTuple):
 
 
 def followed(y: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
-    """What users write after a layer that does not do it itself."""
+    """Apply the epilogue as users write it after a layer that has none."""
     y = y if residual is None else y + residual
     return nn.relu(y) if relu else y
 
@@ -62,7 +62,7 @@ def functions(features: int, **options: Any) -> Layer:
 
 
 def linen(layer: Callable[..., nn.Module], epilogue_inside: bool = False, **options: Any) -> Callable[[int], Layer]:
-    """A Flax linen module."""
+    """Return a Flax linen module."""
 
     def apply(params, state, x, residual, train, relu):
         inside = {"activation": jax.nn.relu} if epilogue_inside and relu else {}
@@ -75,7 +75,7 @@ def linen(layer: Callable[..., nn.Module], epilogue_inside: bool = False, **opti
 
 
 def stateful(layer: Callable[..., nnx.Module], epilogue_inside: bool = False) -> Callable[[int], Layer]:
-    """A Flax nnx module, made anew in each program from the variables that the program is given."""
+    """Return a Flax nnx module, made anew in each program from the variables that the program is given."""
 
     def make(features: int) -> Layer:
         def apply(params, state, x, residual, train, relu):
@@ -171,7 +171,7 @@ def arguments(layer: Layer, host: Inputs) -> tuple[Any, ...]:
 
 
 def program(layer: Layer, kind: str, relu: bool) -> Callable[..., dict[str, Tree]]:
-    """What is timed, as a function of `(params, state, x, residual, gradient of y)`; its results are all used."""
+    """Return the timed function of `(params, state, x, residual, gradient of y)`; its results are all used."""
 
     def apply(params, state, x, residual, train=True):
         return layer.apply(params, state, x, residual, train, relu)

@@ -39,12 +39,12 @@ class Step(NamedTuple):
 
     @property
     def moved(self) -> int:
-        """How many such arrays all of them read and write."""
+        """Return the number of such arrays that all of them read and write."""
         return sum(map(sum, self.operations))
 
 
 def one_layer(name: str, case: Case) -> Step:
-    """A training step of a layer alone."""
+    """Return a training step of a layer alone."""
     layer = LAYERS[name](case.shape[-1])
     step = jax.jit(program(layer, "forward+backward", case.relu))
     compiled = step.lower(*arguments(layer, accuracy.inputs(case, 0.0))).compile()

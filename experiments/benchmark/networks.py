@@ -13,13 +13,13 @@ Norm = Callable[[jax.Array, jax.Array | None, bool], jax.Array]
 
 
 def ours(x: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
-    """What follows the layer inside it."""
+    """Return the epilogue inside the layer."""
     layer = jaxbn.linen.BatchNorm(use_running_average=False, dtype=x.dtype, activation=nn.relu if relu else None)
     return layer(x, residual=residual)
 
 
 def theirs(x: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
-    """What follows the layer behind it."""
+    """Return the epilogue after the layer."""
     y = nn.BatchNorm(use_running_average=False, dtype=x.dtype)(x)
     y = y if residual is None else y + residual
     return nn.relu(y) if relu else y

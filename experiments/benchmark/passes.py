@@ -16,7 +16,7 @@ _SHAPE = re.compile(r"\b[a-z]\w*\[([\d,]*)\]")
 
 
 class Operation(NamedTuple):
-    """How many of the large arrays it reads and writes."""
+    """Return how many of the large arrays it reads and writes."""
 
     reads: int
     writes: int
@@ -44,7 +44,7 @@ def moved(program: str, elements: int) -> int:
 
 
 def _entry(program: str) -> list[str]:
-    """The lines of the entry computation."""
+    """Return the lines of the entry computation."""
     lines = program.splitlines()
     began = next(i for i, line in enumerate(lines) if line.startswith("ENTRY"))
     return lines[began + 1 : lines.index("}", began)]

@@ -62,7 +62,7 @@ in parentheses its share of ours.
 
 
 def described(results: Results) -> str:
-    """What was measured, with what, on what."""
+    """Describe the measurement: versions, machine and rounds."""
     hardware, versions = results["hardware"], results["versions"]
     names = ", ".join(f"{name} {version}" for name, version in versions.items())
     absent = f" Not installed, and so not measured: {', '.join(results['absent'])}." if results["absent"] else ""
@@ -84,7 +84,7 @@ def bars_table(results: Results) -> str:
 
 
 def bounds_table(results: Results) -> str:
-    """Of each program our time, those of the two bounds and the floor, over the time of the fastest peer."""
+    """Return for each program our time, the two bounds and the floor, over the time of the fastest peer."""
     body = []
     for program in PROGRAMS:
         peer = ratios(results, program, FASTEST)
@@ -105,7 +105,7 @@ def bounds_table(results: Results) -> str:
 
 
 def passes_table(results: Results) -> str:
-    """The passes over memory of each layer's training step."""
+    """Return the passes over memory of each layer's training step."""
     dtypes = results["plan"]["dtypes"]
     body = []
     for epilogue in EPILOGUES:
@@ -117,7 +117,7 @@ def passes_table(results: Results) -> str:
 
 
 def written(v: float | int | str, form: str = ".0e") -> str:
-    """A number in this form; words stay."""
+    """Return a number in this form; words stay."""
     return v if isinstance(v, str) else format(v, form)
 
 
@@ -153,7 +153,7 @@ def _measures(results: Results) -> str:
 
 
 def readme_table(results: Results) -> str:
-    """The README's rows: each library's own figures; of times and of whole networks, ours is 1."""
+    """Return the README's rows: each library's own figures; of times and of whole networks, ours is 1."""
     platform, plan = results["hardware"]["platform"], results["plan"]
     network = resnet(plan)
     body: list[list[str]] = []
@@ -202,13 +202,13 @@ def readme_table(results: Results) -> str:
 
 
 def _share(results: Results, name: str) -> float | None:
-    """The least time that memory allows over the library's, the geometric mean over the sizes."""
+    """Return the least time that memory allows over the library's, the geometric mean over the sizes."""
     found = ratios(results, "forward+backward", name, "floor_to_time").get(("bfloat16", "relu"))
     return None if found is None else geometric_mean(found.values())
 
 
 def _slower(results: Results, program: str, dtype: str, name: str) -> float | None:
-    """The library's time over ours, the geometric mean over the sizes."""
+    """Return the library's time over ours, the geometric mean over the sizes."""
     found = ratios(results, program, name).get((dtype, "relu"))
     return None if found is None else 1 / geometric_mean(found.values())
 

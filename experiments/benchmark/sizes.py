@@ -1,4 +1,4 @@
-"""What is measured: one layer from small dense to ResNet-50's, in two dtypes, with and without what follows it."""
+"""The cases: one layer from small dense to ResNet-50's, in two dtypes, with and without what follows it."""
 
 from typing import NamedTuple
 
@@ -27,12 +27,12 @@ class Case(NamedTuple):
 
     @property
     def relu(self) -> bool:
-        """Whether a ReLU follows."""
+        """Return whether a ReLU follows."""
         return self.epilogue.endswith("relu")
 
     @property
     def residual(self) -> bool:
-        """Whether a skip connection is added first."""
+        """Return whether a skip connection is added first."""
         return self.epilogue.startswith("residual")
 
     @property
@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How much is measured.
+    """The extent of a measurement.
 
     Attributes:
         name: of the plan.
@@ -112,5 +112,5 @@ GPU_BATCH = 128
 
 
 def on_gpu(plan: Plan) -> Plan:
-    """The plan with batches that keep a GPU busy."""
+    """Return the plan with batches that keep a GPU busy."""
     return plan._replace(batch=GPU_BATCH)

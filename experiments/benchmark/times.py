@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """A row for each case, program and contender."""
+    """Return a row for each case, program and contender."""
     for case in plan.cases():
         yield from _rows_of(case, present(plan.contenders), plan.rounds)
 

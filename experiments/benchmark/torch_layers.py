@@ -12,12 +12,12 @@ from experiments.benchmark.accuracy import Inputs
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def on_gpu() -> bool:
-    """Whether there is a GPU, for PyTorch and for JAX."""
+    """Return whether there is a GPU, for PyTorch and for JAX."""
     return jax.default_backend() == "gpu" and import_module("torch").cuda.is_available()
 
 
@@ -32,13 +32,13 @@ def tensor(v: np.ndarray, channels_last: bool, dtype: Any) -> Any:
 
 
 def array(t: Any) -> np.ndarray:
-    """The tensor as a float64 array, features last."""
+    """Return the tensor as a float64 array, features last."""
     v = t.detach().to("cpu").double().numpy()
     return np.moveaxis(v, 1, -1) if v.ndim == 4 else v
 
 
 def programs(host: Inputs, dtype_name: str, relu: bool, channels_last: bool) -> dict[str, Callable[[], dict[str, Any]]]:
-    """The three programs on the arrays `host`, by name; see `layers.program`."""
+    """Return the three programs on the arrays `host`, by name; see `layers.program`."""
     torch = import_module("torch")
     torch.set_num_threads(cores())
     dtype = getattr(torch, dtype_name)

@@ -21,7 +21,7 @@ from experiments.benchmark.sizes import RESNET_50
 
 
 class Problem(NamedTuple):
-    """What is trained: `stages` of blocks, on `batch` square images of `size` pixels in `dtype`."""
+    """The trained network: `stages` of blocks, on `batch` square images of `size` pixels in `dtype`."""
 
     stages: tuple[int, ...]
     batch: int
@@ -86,7 +86,7 @@ def call(step: Step) -> Call:
 
 
 def peak_bytes(norm: str, problem: Problem) -> int | None:
-    """The most device memory that this process held, some steps of training later; None if devices do not tell."""
+    """Return the peak of this process's device memory after some steps of training; None if it is not known."""
     device = jax.devices()[0]
     if device.memory_stats() is None:
         return None

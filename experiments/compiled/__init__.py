@@ -1,4 +1,4 @@
-"""What the compilers of TPUs and GPUs make of jaxbn and of Flax, on a machine that has neither.
+"""Programs of jaxbn and of Flax, compiled for TPUs and GPUs on a machine that has neither.
 
     make compiled            # everything; SMALL=1 for what `.ci/run` checks
 

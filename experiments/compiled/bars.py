@@ -1,4 +1,4 @@
-"""What was promised of the compiled programs, and whether the records keep it."""
+"""The bars of the compiled programs: limits that were set before, and whether the records keep them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What is measured: programs, contenders, and the ways and layouts in which they are compiled."""
+"""The cases: programs, contenders, and the ways and layouts in which they are compiled."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
     @property
     def ours(self) -> bool:
-        """Whether the layer is jaxbn's."""
+        """Return whether the layer is jaxbn's."""
         return self.contender.startswith(OURS)
 
     @property

@@ -1,4 +1,4 @@
-"""What is read off the text of an optimized program: bytes moved, and collectives."""
+"""Counts from the text of an optimized program: bytes moved, and collectives."""
 
 import math
 import re
@@ -37,7 +37,7 @@ class Instruction(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """How often a program sends a kind of collective, the bytes of all, and those of the largest."""
+    """The number of collectives of a kind in a program, the bytes of all, and those of the largest."""
 
     number: int
     bytes: int

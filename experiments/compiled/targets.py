@@ -1,4 +1,4 @@
-"""The targets: cards by the number, what their compilers have to be told, and their meshes."""
+"""The targets: cards by the number, the options of their compilers, and their meshes."""
 
 import os
 from collections.abc import Mapping

@@ -28,7 +28,7 @@ def test_coverage_at_eight_seeds(statistic, law):
     ("offsets", "own"), [((0.0, 0.5, -0.5), 0.1), ((0.0, 0.5, 0.45), 0.3)], ids=["one clearly", "two nearly"]
 )
 def test_coverage_with_a_choice_of_rate(offsets, own, monkeypatch):
-    """Of a difference at the best rates of three, one clearly the best or two nearly; a seed is good at all rates or bad.
+    """Of a difference at the best of three rates; a seed is good at all rates or bad.
 
     Where each rate has a noise of its own the interval is wider: 97% of one half shared and one half own noise.
     """

@@ -64,7 +64,7 @@ def test_statistics_of_the_whole_set():
         return mlp([layer], (4,), kernel, 6, 3)
 
     plain = made(layers.batch_norm(momentum=0.0, activation=jnp.tanh))
-    whole = networks.whole(plain, images, lambda n: networks.behind(n, momentum=0.0, activation=jnp.tanh), made)
+    whole = networks.whole(plain, images, lambda n: networks.leave_out(n, momentum=0.0, activation=jnp.tanh), made)
     params, state = whole.init(jax.random.key(0))
     batch = images[:5] + 1
 

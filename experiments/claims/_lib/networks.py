@@ -1,4 +1,4 @@
-"""What only the claims need between two linear maps, and networks of it: noise, other norms, deep stacks."""
+"""Layers and networks that only claims need: noise, other norms, deep stacks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,9 +49,9 @@ def group_norm(groups: int, activation: Activation, epsilon: float = 1e-5) -> La
 
 
 def whole(model: Model, images: Images, layer: Callable[[int], Layer], make: Callable[[Layer], Model]) -> Model:
-    """A network whose batch statistics in training are those of all `images`, under the present weights.
+    """Return a network whose batch statistics in training are those of all `images`, under the present weights.
 
-    The examples of the batch go through it in front of `images`, and enter no statistic: the gradient is that of their
+    The examples of the batch go through it before `images`, and enter no statistic: the gradient is that of their
     loss alone, and the statistics have no noise from the drawing of the batch.
 
     Args:
@@ -74,7 +74,7 @@ def whole(model: Model, images: Images, layer: Callable[[int], Layer], make: Cal
     return Model(model.init, apply)
 
 
-def behind(front: int, **options: Any) -> Layer:
+def leave_out(front: int, **options: Any) -> Layer:
     """Batch norm by the statistics of all rows but the first `front`, which are normalized with the rest."""
 
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
@@ -87,7 +87,7 @@ def behind(front: int, **options: Any) -> Layer:
 def stack(
     layer: Layer, depth: int, width: int, kernel: Callable[..., Array], inputs: int = 64, *, residual: bool = False
 ) -> Model:
-    """An MLP of `depth` equal hidden layers under `lax.scan`: as quick to compile at depth 100 as at 2.
+    """Return an MLP of `depth` equal hidden layers under `lax.scan`: as quick to compile at depth 100 as at 2.
 
     With `residual` each layer but the first adds what it got: `x + layer(x W)`.
     """

@@ -1,4 +1,4 @@
-"""How the figures of the claims look: one colour, one dash and one marker for each arm, the same in all of them."""
+"""The style of the figures: one colour, one dash and one marker for each arm, the same in all of them."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK, BROWN = (
 STYLES = {
     "batch": BLUE,
     "none": ORANGE,
-    **dict.fromkeys(("residual", "after", "whiten_within", "group", "layer"), GREEN),
+    **dict.fromkeys(("residual", "after", "whiten_within", "group"), GREEN),
     **dict.fromkeys(("noise", "moving", "shared"), PINK),
     **dict.fromkeys(("small_epsilon", "renorm", "scale_1", "sigmoid_none"), YELLOW),
     **dict.fromkeys(("noisy", "whiten", "sigmoid_batch", "input", "second"), SKY),
     **dict.fromkeys(("pooled",), BLACK),
-    **dict.fromkeys(("other", "plain_layer"), BROWN),
+    **dict.fromkeys(("other", "layer"), BROWN),
 }
 
 

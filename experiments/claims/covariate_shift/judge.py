@@ -89,6 +89,8 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     plots.finish(left, "training step", "input of one sigmoid", title, "upper left")
     title = "a layer's gradient before and after\nthe earlier layers' step"
     plots.finish(middle, "learning rate", "cosine", title, "lower left", xscale="log", ylim=(0, 1))
+    middle.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
+    middle.minorticks_off()
     title = "with noise that restores the shift"
     plots.finish(right, "training step", "validation accuracy", title, "lower right", ylim=(0, 1))
     low, high = left.get_ylim()

@@ -29,7 +29,7 @@ def linear(v: jax.Array) -> jax.Array:
 
 
 def layer_of(norm: str, activation: str) -> Layer:
-    """The activation with batch norm in front, or alone."""
+    """Return the activation with batch norm before it, or alone."""
     act = ACTIVATIONS.get(activation, linear)
     return layers.batch_norm(activation=act) if norm == "batch" else layers.plain(act)
 
@@ -71,7 +71,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
 
 
 def _of(study: Study, depth: int, activation: str, norm: str, seeds: int, batch: int) -> dict[str, Any]:
-    """The logarithm of the norm of the gradient by what enters each layer's norm, `[seeds, gains, layers]`.
+    """Return the logarithm of the norm of the gradient by what enters each layer's norm, `[seeds, gains, layers]`.
 
     From Gaussian inputs, as the theory has them: images are so alike that their small variance in the first layer would
     be counted as growth.

@@ -76,7 +76,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         plots.points(over, beside, 100 * np.asarray(large["seen"][name]["accuracy"]), arm, label)
     title = f"during training, batches of {large['batch_size']}"
     plots.finish(over, "training step", "test accuracy, %", title, xscale="log", ylim=(0, 100))
-    over.legend(loc="center right", bbox_to_anchor=(1, 0.68), title="statistics of", frameon=False, fontsize=8)
+    over.legend(loc="center right", bbox_to_anchor=(1, 0.72), title="statistics of", frameon=False, fontsize=8)
     for at, kind in enumerate(("batch", "running")):
         arm, label = NAMES["batch" if kind == "batch" else "0.99"]
         values = np.stack([100 * np.asarray(large["shifted"][case][kind]) for case in CASES], 1)

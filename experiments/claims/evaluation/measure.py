@@ -68,7 +68,7 @@ def averages(momenta: dict[str, Any], activation: Callable[[Array], Array]) -> L
 
 
 def _watched(study: Study, s: Settings) -> dict[str, Any]:
-    """Of one training: what was seen at the steps `CHECKED`, and what the finished networks do with other images."""
+    """Train once; return accuracies at the steps `CHECKED`, and those of the finished networks on other images."""
     model, plain = (_model(study, s, arm) for arm in ("averages", "batch"))
     pooled, test = _batches(study.data.train.images, s.batch_size)[:MOST], study.data.test
     look = _over_runs(partial(_seen, plain, s.batch_size))
@@ -115,7 +115,7 @@ def _seen(
 
 
 def precise(model: Model, params: Tree, state: Tree, batches: Any) -> Tree:
-    """The state whose statistics are the pooled moments of `batches [n, size, pixels]`, each seen as in training."""
+    """Return the state of the pooled moments of `batches [n, size, pixels]`, each seen as in training."""
 
     def moments_of(images: Array) -> list[jaxbn.Moments]:
         assert model.hidden
@@ -149,7 +149,7 @@ def _batches(images: Any, size: int) -> Any:
 
 
 def _by_batches(model: Model, size: int, params: Tree, state: Tree, images: Any) -> Array:
-    """Outputs by the statistics of each batch of `images`; the last batch is filled up with the first images."""
+    """Return outputs by the statistics of each batch of `images`; the last one is filled up with the first images."""
     rows = np.arange(-(-len(images) // size) * size) % len(images)
     parts = jnp.asarray(images)[rows].reshape(-1, size, images.shape[-1])
     logits = jax.lax.map(lambda part: model.apply(params, state, part, True, None)[0], parts)
@@ -182,7 +182,7 @@ def _other_images(model: Model, size: int, params: Tree, states: Tree, data: Dat
 
 
 def _companions(model: Model, size: int, params: Tree, states: Tree, test: Split) -> dict[str, Any]:
-    """The largest change of outputs of the first half of a batch: its other half replaced, or all but one row gone."""
+    """Return the largest change of outputs if half of the batch is replaced, or all but one row are gone."""
     rows = jnp.asarray(test.images[:size])
     half = len(rows) // 2
     others = rows.at[half:].set(jax.random.uniform(jax.random.key(0), rows[half:].shape))

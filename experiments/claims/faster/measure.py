@@ -15,7 +15,7 @@ WARM, TIMED, AT_ONCE = 5, 40, 25  # calls before, calls measured, steps in a cal
 
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
-    """Steps to the best validation accuracy that each seed reaches without a norm, in three networks."""
+    """Measure the steps to the best validation accuracy that each seed reaches without a norm, in three networks."""
     kinds = {
         "sigmoid": {"activation": "sigmoid", "init": "constant", "init_scale": 0.1},
         "small_weights": {"activation": "sigmoid", "init": "constant", "init_scale": 0.01},

@@ -20,7 +20,7 @@ UNITS = 32  # whose correlations are drawn in the figure
 
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
-    """Of a network with batch norm and of one with whitening, before, early in and after training."""
+    """Measure a network with batch norm and one with whitening, before, early in and after training."""
     s = study.settings(given)
     constants = {"rows": ROWS, "iterations": ITERATIONS, "epsilon": EPSILON, "units": UNITS}
     return {
@@ -30,7 +30,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
 
 
 def _watched(study: Study, s: Settings, arm: str) -> dict[str, Any]:
-    """The numbers of all probes `[probes, seeds, layers]`, and what of them is drawn."""
+    """Return the numbers of all probes `[probes, seeds, layers]`, and what of them is drawn."""
     activation, momentum = ACTIVATIONS[s.activation], s.bn_momentum
     if arm == "whiten":
         layer = layers.whitening(s.whiten_size, activation, iterations=ITERATIONS, momentum=momentum, epsilon=EPSILON)
@@ -65,7 +65,7 @@ def _watched(study: Study, s: Settings, arm: str) -> dict[str, Any]:
 def _look(
     model: Model, size: int, norms: tuple[str, ...], params: Any, state: Any, images: Any
 ) -> list[dict[str, jax.Array]]:
-    """Of each hidden layer what enters it, what `norms` make of that without scale and bias, and what the next gets."""
+    """Return for each hidden layer its input, that after `norms` without scale and bias, and the next layer's input."""
     assert model.hidden is not None
     seen = []
     for entering, leaving in model.hidden(params, state, jnp.asarray(images), Pass(True)):
@@ -85,7 +85,7 @@ def _look(
 def _numbers(
     large: list[dict[str, np.ndarray]], small: list[dict[str, np.ndarray]], arm: str, size: int
 ) -> dict[str, Any]:
-    """What the report needs of one probe, each `[seeds, layers]`."""
+    """Return the numbers of one probe, each `[seeds, layers]`."""
 
     def each(number: Any) -> np.ndarray:
         return np.stack([number(layer) for layer in large], -1)
@@ -115,7 +115,7 @@ def _numbers(
 
 
 def deviations(x: np.ndarray, normal: np.ndarray) -> np.ndarray:
-    """How far units of `normal [seeds, rows, units]`, made of `x`, are from mean 0 and from v / (v + epsilon)."""
+    """Return how far units of `normal [seeds, rows, units]`, made of `x`, are off mean 0 and v / (v + epsilon)."""
     v = x.var(1, dtype=np.float64)
     mean, var = normal.mean(1, dtype=np.float64), normal.var(1, dtype=np.float64)
     return np.stack([np.abs(mean).max(-1), np.abs(var - v / (v + EPSILON)).max(-1)])
@@ -130,7 +130,7 @@ def correlations(x: np.ndarray) -> np.ndarray:
 
 
 def pairs(x: np.ndarray, size: int | None = None) -> np.ndarray:
-    """The mean |correlation| of two different units of `x [..., rows, units]`, of the same group of `size` if given."""
+    """Return the mean |correlation| of two units of `x [..., rows, units]`, of the same group of `size` if given."""
     group = np.arange(x.shape[-1]) // (size or x.shape[-1])
     counted = (group[:, None] == group[None]) & ~np.eye(x.shape[-1], dtype=bool)
     return np.abs(correlations(x))[..., counted].mean(-1)

@@ -27,7 +27,7 @@ GAINS = {"sigmoid": math.sqrt(0.5), "tanh": math.sqrt(0.5), "relu": 1.0}
 
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
-    """Of each activation and place: steps to the target, test accuracy, and the curve, at the best rate."""
+    """Measure for each activation and place steps to the target, test accuracy and the curve, at the best rate."""
     found: dict[str, Any] = {"target": given.target_accuracy}
     # A smoke run measures the first, and lets it stand for the rest.
     activations = tuple(GAINS)[: 1 if study.smoke else None]
@@ -89,7 +89,7 @@ def _trained(study: Study, s: Settings, place: str) -> dict[str, Any]:
 
 
 def _bias_gradients(study: Study, s: Settings, carry: Carry) -> Array:
-    """The largest |dL/db| of a bias in front of batch norm, of each seed, where training ended."""
+    """Return the largest |dL/db| of a bias before batch norm, of each seed, where training ended."""
     model = _model(study, s, both(layers.plain(lambda x: x), layers.of(s, "batch")))
     images, labels = (jnp.asarray(part[: s.batch_size]) for part in study.data.train)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments.claims._lib.networks import behind, whole
+from experiments.claims._lib.networks import leave_out, whole
 from experiments.claims._lib.search import widened
 from experiments.claims._lib.study import Log, Study, chosen
 from experiments.training import layers, networks
@@ -35,7 +35,7 @@ FAMILIES = {
 
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
-    """Of each arm accuracies at its best rate; and the variances in front of batch norm with and without dropout."""
+    """Measure accuracies of each arm at its best rate, and the variances before batch norm with and without dropout."""
     s = study.settings(given)
     images, labels = study.data.train
     data = study.data._replace(train=Split(images[:ROWS], labels[:ROWS]))
@@ -74,7 +74,7 @@ def adjustable(layer: Layer, *, before: bool = False) -> Layer:
 
 
 def _model(study: Study, s: Settings, data: Data, family: str, momentum: float) -> Model:
-    """The network of a family; `plain` drops after each layer, `batch` after the last, `before` in front of both."""
+    """Return the network of a family; `plain` drops after each layer, `batch` after the last, `before` before both."""
     options: dict[str, Any] = {"momentum": momentum, "activation": ACTIVATIONS[s.activation]}
     make = partial(mlp, widths=s.widths, kernel=networks.weights(s), inputs=study.pixels)
     norm = layers.batch_norm(**options)
@@ -89,7 +89,7 @@ def _model(study: Study, s: Settings, data: Data, family: str, momentum: float) 
             return whole(
                 make([norm] * 2),
                 jnp.asarray(data.train.images),
-                lambda front: behind(front, **options),
+                lambda front: leave_out(front, **options),
                 lambda layer: make([layer] * 2),
             )
         case _:
@@ -138,7 +138,7 @@ def _trained(study: Study, s: Settings, data: Data, family: str, drops: tuple[fl
 
 
 def _dropping(state: Tree, drops: Array) -> Tree:
-    """Puts the rates of dropout `[columns]` where the layers of `adjustable` look for them."""
+    """Put the rates of dropout `[columns]` where the layers of `adjustable` look for them."""
 
     def placed(layer: Any) -> Any:
         adjusted = type(layer) is tuple and len(layer) == 2
@@ -148,7 +148,7 @@ def _dropping(state: Tree, drops: Array) -> Tree:
 
 
 def _population(model: Model, images: Images) -> Callable[[Carry], Tree]:
-    """The statistics of all images under the weights where training stands, of a `model` that keeps nothing."""
+    """Return the statistics of all images under the weights where training stands, of a `model` that keeps nothing."""
 
     def one(params: Tree, state: Tree) -> Tree:
         return model.apply(params, state, images, True, None)[1]

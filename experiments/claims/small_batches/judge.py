@@ -48,7 +48,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     panels = figure.subplots(1, 3, sharey=True)
     for panel, net in zip(panels, ("mlp", "cnn"), strict=False):
         for arm, name in ARMS.items():
-            _curve(panel, found[net][arm], "running", "plain_layer" if arm == "layer" else arm, name)
+            _curve(panel, found[net][arm], "running", arm, name)
         _sizes(panel, f"{net.upper()}, by running averages")
     for net, more in (("mlp", {"ls": "--", "fillstyle": "none"}), ("cnn", {"ls": "-"})):
         for kind, (arm, name) in KINDS.items():

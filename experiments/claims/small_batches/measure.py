@@ -111,7 +111,7 @@ _moved.defvjp(_moved_forward, _moved_backward)
 
 
 def centred(model: Model, hidden: int) -> Model:
-    """The same network with kernels from which the mean over all inputs of a unit is taken, but in the last layer."""
+    """Return the same network with the mean over all inputs of a unit taken from its kernel, but in the last layer."""
 
     def apply(params: Tree, *given: Any, **more: Any) -> tuple[Array, Tree]:
         kernels = params["kernels"]
@@ -122,7 +122,7 @@ def centred(model: Model, hidden: int) -> Model:
 
 
 def _network(study: Study, s: Settings, net: str, arm: str, size: int, momentum: float) -> Model:
-    """The MLP or the CNN with the norm `arm` over `size` images."""
+    """Return the MLP or the CNN with the norm `arm` over `size` images."""
     activation, parts = ACTIVATIONS[s.activation], s.batch_size // max(size, 1)
     if arm in EXAMPLEWISE:
         layer = group_norm(EXAMPLEWISE[arm], activation)
@@ -175,7 +175,7 @@ def _by_other_statistics(model: Model, still: Model, size: int, carry: Carry, da
 
 
 def _exact(study: Study, s: Settings) -> dict[str, Any]:
-    """Of the first layer of the MLP before training: gradients that pass the norm, and group norm of parts."""
+    """Return the gradients that pass the first norm of the MLP before training, and group norm of parts."""
     images, width = jnp.asarray(study.data.train.images[: s.batch_size]), s.widths[0]
     group = group_norm(EXAMPLEWISE["group"], ACTIVATIONS[s.activation])
 
