@@ -4,8 +4,12 @@ import dataclasses
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import jaxbn
 from experiments import disk
 from experiments.claims._lib import command, config, intervals, report
 from experiments.interrupt import Interrupt
@@ -139,6 +143,24 @@ def test_a_record_is_judged_again_without_training(tmp_path, capsys):
     assert command.main(["--report", "--out", str(tmp_path)], Interrupt()) == 0
     assert (tmp_path / "initialization.md").read_text() == (PAGES / "initialization.md").read_text()
     assert "| not measured |" in (tmp_path / "index.md").read_text()
+
+
+def test_what_holds_by_construction():
+    """Training does not read the running averages and updates them; evaluation reads them; weights before it matter."""
+    x, weight = jax.random.normal(jax.random.key(0), (6, 4)), jnp.linspace(0.5, 2.0, 4)
+    params, state = jaxbn.bn_init(4)
+
+    def output(mean, weight, train):
+        return jnp.sum(jaxbn.bn_apply(params, state._replace(mean=mean), x * weight[None], train)[0] ** 3)
+
+    by_mean, by_weight = jax.grad(output, (0, 1))(state.mean, weight, True)
+    assert np.all(np.asarray(by_mean) == 0)
+    assert np.any(np.asarray(jax.grad(output)(state.mean, weight, False)) != 0)
+    _, after = jaxbn.bn_apply(params, state, x, True)
+    assert np.any(np.asarray(after.mean != state.mean))
+    assert jaxbn.bn_apply(params, state, x, False)[1] is state
+    # Its gradient passes through the statistics: of a scale, which they divide out, nothing is left but epsilon's share.
+    assert np.max(np.abs(np.asarray(by_weight))) < 1e-2
 
 
 def test_numbers_in_print():
