@@ -159,7 +159,7 @@ def test_what_holds_by_construction():
     _, after = jaxbn.bn_apply(params, state, x, True)
     assert np.any(np.asarray(after.mean != state.mean))
     assert jaxbn.bn_apply(params, state, x, False)[1] is state
-    # Its gradient passes through the statistics: of a scale, which they divide out, nothing is left but epsilon's share.
+    # Its gradient passes through the statistics: of a scale, which they divide out, only epsilon's share is left.
     assert np.max(np.abs(np.asarray(by_weight))) < 1e-2
 
 
