@@ -116,7 +116,9 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     left.axhline(100 * LEARNED, color="black", lw=0.8, ls=":")
     plots.finish(left, "learning rate", "training accuracy, %", "10 layers", "best", xscale="log", ylim=(0, 102))
     title = "largest learning rate that learns"
-    plots.finish(middle, "hidden layers", title, "by depth", "best", xscale="log", yscale="log")
+    # A smoke run learns at no rate, and a logarithmic axis needs numbers.
+    scale = "log" if any(limits["batch"] + limits["none"]) else "linear"
+    plots.finish(middle, "hidden layers", title, "by depth", "best", xscale="log", yscale=scale)
     plots.finish(
         right, "learning rate", "test accuracy, %", "10 layers, batches of 16", "best", xscale="log", ylim=(0, 102)
     )
