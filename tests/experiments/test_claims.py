@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.claims._lib import command, config, intervals, report, search, study
+from experiments.claims._lib import command, config, intervals, report, search, study, values
 from experiments.claims._lib.verdict import Criterion
 from experiments.claims.learning_rates import measure as learning_rates
 from experiments.interrupt import Interrupt
@@ -129,7 +129,7 @@ def test_what_a_part_was_asked():
     changed = dataclasses.replace(given, steps=7)
     network = learning_rates.Network(rates=slice(1, 2))
     asked = {"part": {"settings": changed, "network": network, "rates": (1.0, 2)}}
-    assert study.differing(asked, given) == {
+    assert values.differing(asked, given) == {
         "part": {
             "settings": {"steps": 7},
             "network": {"depth": 10, "rates": "slice(1, 2, None)", "batch_size": None, "head_fixed": False},

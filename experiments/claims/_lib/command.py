@@ -11,6 +11,7 @@ from rich.console import Console
 from experiments import disk
 from experiments.claims._lib import report, study
 from experiments.claims._lib.config import ClaimConfig, load_all
+from experiments.claims._lib.values import differing
 from experiments.interrupt import INTERRUPTED, Interrupt, refuse
 from experiments.tables import check_page
 from experiments.training import data, record
@@ -151,7 +152,7 @@ def known(config: ClaimConfig, measured: dict[str, Any], here: study.Study, name
             "hardware": record.hardware(),
             "program": here.source,
             "settings": dataclasses.asdict(config.settings),
-            "asked": study.differing(here.asked, config.settings),
+            "asked": differing(here.asked, config.settings),
             "measured": measured,
         }
     )

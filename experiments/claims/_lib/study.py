@@ -8,7 +8,6 @@ stopped, and a part is measured again if anything has changed for it.
 import dataclasses
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import disk
+from experiments.claims._lib.values import numbers, plain
 from experiments.training import config, record, train
 from experiments.training.data import MOST, Data, Split
 from experiments.training.models import Model
@@ -213,50 +213,11 @@ def at_rate(carry: train.Carry, rate: int) -> train.Carry:
     return jax.tree.map(lambda v: v[:, rate : rate + 1], carry)
 
 
-def plain(value: Any) -> Any:
-    """Return `value` as JSON has it: lists, and numbers of six digits; infinities and NaN as words."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, bool | str | None):
-        return value
-    if hasattr(value, "ndim") and value.ndim:
-        return plain(np.asarray(value).tolist())
-    number = value.item() if hasattr(value, "item") else value
-    if isinstance(number, float):
-        return float(f"{number:.6g}") if math.isfinite(number) else str(number)
-    return number
-
-
-def numbers(value: Any) -> Any:
-    """Return the numbers that `plain` made words of."""
-    if isinstance(value, dict):
-        return {k: numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [numbers(v) for v in value]
-    return float(value) if value in ("inf", "-inf", "nan") else value
-
-
-def differing(asked: Any, given: config.Settings) -> Any:
-    """Return a part's request for JSON; of settings only the differences from those `given` by the config."""
-    if isinstance(asked, config.Settings):
-        own, start = dataclasses.asdict(asked), dataclasses.asdict(given)
-        return {key: differing(value, given) for key, value in own.items() if value != start[key]}
-    if isinstance(asked, dict):
-        return {str(key): differing(value, given) for key, value in asked.items()}
-    if hasattr(asked, "_asdict"):
-        return differing(asked._asdict(), given)
-    if isinstance(asked, list | tuple):
-        return [differing(value, given) for value in asked]
-    return plain(asked) if isinstance(asked, bool | int | float | str | None) else repr(asked)
-
-
 def source_files(name: str) -> list[Path]:
     """List the program that measures the claim `name`: the library, the trainer, and the modules of the claims."""
     here = ROOT / "experiments"
     trainer = [here / "__init__.py", here / "disk.py", *(here / "training").glob("*.py")]
-    own = ["__init__.py", *(f"_lib/{n}.py" for n in ("__init__", "study", "search", "networks", "intervals"))]
+    own = ["__init__.py", *(f"_lib/{n}.py" for n in ("__init__", "study", "search", "networks", "intervals", "values"))]
     own.append(f"{name}/measure.py")
     return sorted((*(ROOT / "jaxbn").rglob("*.py"), *trainer, *(here / "claims" / part for part in own)))
 
