@@ -39,7 +39,7 @@ def feature_shape(x: np.ndarray, axis: int | Sequence[int] = -1) -> tuple[int, .
 
 
 def training(x, scale=None, bias=None, *, axis: int | Sequence[int] = -1, epsilon=EPSILON, mask=None) -> Forward:
-    """The output in training, and the statistics of the batch."""
+    """Return the output in training, and the statistics of the batch."""
     x = np.asarray(x, np.float64)
     counted = np.broadcast_to(True if mask is None else np.asarray(mask, bool), x.shape)
     shape = feature_shape(x, axis)
@@ -55,7 +55,7 @@ def training(x, scale=None, bias=None, *, axis: int | Sequence[int] = -1, epsilo
 
 
 def evaluation(x, mean, var, scale=None, bias=None, *, axis: int | Sequence[int] = -1, epsilon=EPSILON) -> np.ndarray:
-    """The output in evaluation: the running statistics `mean` and `var` in the place of the batch's."""
+    """Return the output in evaluation, by the running statistics `mean` and `var`."""
     x, y = np.asarray(x, np.float64), np.zeros(np.shape(x))
     mean, var = np.asarray(mean, np.float64), np.asarray(var, np.float64)
     for c, at in channels(x, axis):
@@ -89,7 +89,7 @@ def gradients(x, dy, scale=None, *, axis: int | Sequence[int] = -1, epsilon=EPSI
 
 
 def running(start, batches: Sequence[np.ndarray], keep: Sequence[float]) -> np.ndarray:
-    """The running value after `batches` of statistics, of which the i-th step keeps the fraction `keep[i]`."""
+    """Return the running value after `batches` of statistics, of which the i-th step keeps the fraction `keep[i]`."""
     value = np.asarray(start, np.float64)
     for batch, kept in zip(batches, keep, strict=True):
         value = kept * value + (1 - kept) * batch
