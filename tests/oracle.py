@@ -24,7 +24,7 @@ class Forward(NamedTuple):
 
 
 def channels(x: np.ndarray, axis: int | Sequence[int] = -1):
-    """`(index, at)` for each channel: its place in a `[*features]` array, and the slice of `x` that it is."""
+    """Yield `(index, at)` for each channel: its place in a `[*features]` array, and the slice of `x` that it is."""
     axes = [a % x.ndim for a in ([axis] if isinstance(axis, int) else axis)]
     for index in np.ndindex(*[x.shape[a] for a in axes]):
         at: list[Any] = [slice(None)] * x.ndim
@@ -34,7 +34,7 @@ def channels(x: np.ndarray, axis: int | Sequence[int] = -1):
 
 
 def feature_shape(x: np.ndarray, axis: int | Sequence[int] = -1) -> tuple[int, ...]:
-    """`[*features]`, in the order of `axis`."""
+    """Return `[*features]`, in the order of `axis`."""
     return tuple(x.shape[a] for a in ([axis] if isinstance(axis, int) else axis))
 
 
@@ -69,11 +69,11 @@ def _affine(unit, scale, bias, c):
 
 
 def gradients(x, dy, scale=None, *, axis: int | Sequence[int] = -1, epsilon=EPSILON, mask=None):
-    """`(dx, dscale, dbias)` of `sum(dy * y)` in training, in closed form.
+    """Return `(dx, dscale, dbias)` of `sum(dy * y)` in training, in closed form.
 
-    With n counted values, s = sqrt(var + epsilon) and x^ = (x - mean) / s, of a channel:
-    dbias = sum dy, dscale = sum dy x^, and dx = scale / s (dy - (dbias + x^ dscale) / n), the last term only for the
-    values that entered the statistics.
+    With n counted values, s = sqrt(var + epsilon) and x_hat = (x - mean) / s, of a channel:
+    dbias = sum dy, dscale = sum dy x_hat, and dx = scale / s (dy - (dbias + x_hat dscale) / n), the last term only for
+    the values that entered the statistics.
     """
     x, dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
     counted = np.broadcast_to(True if mask is None else np.asarray(mask, bool), x.shape)

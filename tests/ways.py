@@ -1,4 +1,4 @@
-"""The ways to run one function data-parallel on eight devices, behind one signature.
+"""The ways to run one function data-parallel on eight devices, with one signature.
 
 A test writes `member(whole, parts) -> (parts, whole)`: `whole` is a dict of what every member has (parameters, state),
 `parts` a dict of what is split over them along the first axis (the batch). A `Way` runs it on whole-batch arrays and
@@ -50,7 +50,7 @@ class Way(NamedTuple):
         return gradients if self.summed else lax.psum(gradients, AXIS)
 
     def run(self, member: Member, whole: Tree, parts: Tree) -> tuple[Tree, Tree]:
-        """`(parts, whole)` of `member` on whole-batch arrays."""
+        """Return `(parts, whole)` of `member` on whole-batch arrays."""
         with self._scope():
             out, shared = self.transform(member)(*self._placed(whole, parts))
         return (jax.tree.map(_merge, out) if self.stacked else out), shared
