@@ -7,13 +7,13 @@ or composed of its parts, `moments`, `normalize` and `update_state`.
 
 Each package imports from those above it only:
 
-    jaxbn._primitives                     three primitives that JAX lacks
+    jaxbn._primitives                     two primitives that JAX lacks
     jaxbn._core                           the algorithm; `batch_norm.py` first
-    jaxbn.domains, .whitening, .lstm      variants
+    jaxbn.domains, .whitening, .lstm      variants with arrays of their own
     jaxbn.statistics                      running statistics from other data
     jaxbn.inference, .diagnostics         folding; diagnosis of evaluation
-    jaxbn._flax                           shared by the Flax modules
-    jaxbn.linen, jaxbn.nnx                modules, and tools for whole models
+    jaxbn._flax                           shared by linen and nnx: call, tools
+    jaxbn.linen, jaxbn.nnx                modules; fold, health, recalibrate
     jaxbn.convert                         checkpoints of other libraries
 
 `jaxbn.linen`, `jaxbn.nnx` and `jaxbn.convert` are imported by name; `import jaxbn` needs jax alone.

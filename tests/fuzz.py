@@ -1,4 +1,4 @@
-"""Layers that nobody thought of: drawn by a seed, and compared with the float64 oracle.
+"""Compare random layers, drawn by a seed, with the float64 oracle.
 
     python tests/fuzz.py 1000 [first seed]
 

@@ -24,7 +24,7 @@ class Forward(NamedTuple):
 
 
 def channels(x: np.ndarray, axis: int | Sequence[int] = -1):
-    """`(index, at)` for each channel: its place in a `[*features]` array, and the slice of `x` that it is."""
+    """Yield `(index, at)` for each channel: its place in a `[*features]` array, and the slice of `x` that it is."""
     axes = [a % x.ndim for a in ([axis] if isinstance(axis, int) else axis)]
     for index in np.ndindex(*[x.shape[a] for a in axes]):
         at: list[Any] = [slice(None)] * x.ndim
@@ -34,12 +34,12 @@ def channels(x: np.ndarray, axis: int | Sequence[int] = -1):
 
 
 def feature_shape(x: np.ndarray, axis: int | Sequence[int] = -1) -> tuple[int, ...]:
-    """`[*features]`, in the order of `axis`."""
+    """Return `[*features]`, in the order of `axis`."""
     return tuple(x.shape[a] for a in ([axis] if isinstance(axis, int) else axis))
 
 
 def training(x, scale=None, bias=None, *, axis: int | Sequence[int] = -1, epsilon=EPSILON, mask=None) -> Forward:
-    """The output in training, and the statistics of the batch."""
+    """Return the output in training, and the statistics of the batch."""
     x = np.asarray(x, np.float64)
     counted = np.broadcast_to(True if mask is None else np.asarray(mask, bool), x.shape)
     shape = feature_shape(x, axis)
@@ -55,7 +55,7 @@ def training(x, scale=None, bias=None, *, axis: int | Sequence[int] = -1, epsilo
 
 
 def evaluation(x, mean, var, scale=None, bias=None, *, axis: int | Sequence[int] = -1, epsilon=EPSILON) -> np.ndarray:
-    """The output in evaluation: the running statistics `mean` and `var` in the place of the batch's."""
+    """Return the output in evaluation, by the running statistics `mean` and `var`."""
     x, y = np.asarray(x, np.float64), np.zeros(np.shape(x))
     mean, var = np.asarray(mean, np.float64), np.asarray(var, np.float64)
     for c, at in channels(x, axis):
@@ -69,11 +69,11 @@ def _affine(unit, scale, bias, c):
 
 
 def gradients(x, dy, scale=None, *, axis: int | Sequence[int] = -1, epsilon=EPSILON, mask=None):
-    """`(dx, dscale, dbias)` of `sum(dy * y)` in training, in closed form.
+    """Return `(dx, dscale, dbias)` of `sum(dy * y)` in training, in closed form.
 
-    With n counted values, s = sqrt(var + epsilon) and x^ = (x - mean) / s, of a channel:
-    dbias = sum dy, dscale = sum dy x^, and dx = scale / s (dy - (dbias + x^ dscale) / n), the last term only for the
-    values that entered the statistics.
+    With n counted values, s = sqrt(var + epsilon) and x_hat = (x - mean) / s, of a channel:
+    dbias = sum dy, dscale = sum dy x_hat, and dx = scale / s (dy - (dbias + x_hat dscale) / n), the last term only for
+    the values that entered the statistics.
     """
     x, dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
     counted = np.broadcast_to(True if mask is None else np.asarray(mask, bool), x.shape)
@@ -89,7 +89,7 @@ def gradients(x, dy, scale=None, *, axis: int | Sequence[int] = -1, epsilon=EPSI
 
 
 def running(start, batches: Sequence[np.ndarray], keep: Sequence[float]) -> np.ndarray:
-    """The running value after `batches` of statistics, of which the i-th step keeps the fraction `keep[i]`."""
+    """Return the running value after `batches` of statistics, of which the i-th step keeps the fraction `keep[i]`."""
     value = np.asarray(start, np.float64)
     for batch, kept in zip(batches, keep, strict=True):
         value = kept * value + (1 - kept) * batch

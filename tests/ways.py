@@ -1,4 +1,4 @@
-"""The ways to run one function data-parallel on eight devices, behind one signature.
+"""The ways to run one function data-parallel on eight devices, with one signature.
 
 A test writes `member(whole, parts) -> (parts, whole)`: `whole` is a dict of what every member has (parameters, state),
 `parts` a dict of what is split over them along the first axis (the batch). A `Way` runs it on whole-batch arrays and
@@ -46,17 +46,17 @@ class Way(NamedTuple):
     members: int = MEMBERS
 
     def total(self, gradients: Tree) -> Tree:
-        """What a user of this way does inside to the gradients of shared parameters."""
+        """Sum the gradients of shared parameters, as a user of this way does inside the function."""
         return gradients if self.summed else lax.psum(gradients, AXIS)
 
     def run(self, member: Member, whole: Tree, parts: Tree) -> tuple[Tree, Tree]:
-        """`(parts, whole)` of `member` on whole-batch arrays."""
+        """Return `(parts, whole)` of `member` on whole-batch arrays."""
         with self._scope():
             out, shared = self.transform(member)(*self._placed(whole, parts))
         return (jax.tree.map(_merge, out) if self.stacked else out), shared
 
     def compiled_text(self, member: Member, whole: Tree, parts: Tree) -> str:
-        """The optimized program that `run` would run."""
+        """Return the text of the optimized program that `run` would run."""
         with self._scope():
             return self.transform(member).lower(*self._placed(whole, parts)).compile().as_text()
 
@@ -73,7 +73,7 @@ class Way(NamedTuple):
 
 
 def mesh_of(kind: AxisType, shape: tuple[int, ...] = (MEMBERS,), names: tuple[str, ...] = (AXIS,)) -> jax.sharding.Mesh:
-    """A mesh of simulated devices whose axes are all of one kind."""
+    """Return a mesh of simulated devices whose axes are all of one kind."""
     return jax.make_mesh(shape, names, axis_types=(kind,) * len(names), devices=jax.devices()[: int(np.prod(shape))])
 
 
@@ -135,7 +135,7 @@ def assert_replicated(tree: Tree) -> None:
 
 
 def assert_close(got: Tree, wanted: Tree, atol: float = 2e-4, rtol: float = 0.0) -> None:
-    """The same tree, the same dtypes, and the same values within the tolerance; NaN equals nothing."""
+    """Assert the same tree, the same dtypes, and the same values within the tolerance; NaN equals nothing."""
     assert jax.tree.structure(got) == jax.tree.structure(wanted)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert a.dtype == b.dtype, (a.dtype, b.dtype)

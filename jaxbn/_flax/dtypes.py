@@ -13,7 +13,7 @@ from jaxbn._core import check
 
 @contextmanager
 def allow_promotion() -> Iterator[None]:
-    """Promote dtypes by JAX's standard rules inside a module, whatever the program has configured."""
+    """Promote dtypes by JAX's standard rules inside a module, for any configuration of the program."""
     try:
         with jax.numpy_dtype_promotion("standard"):
             yield

@@ -81,7 +81,7 @@ class Fold(NamedTuple):
 
 
 class View(Protocol):
-    """A model as the tools see it; an observer is called in place of each normalization and returns its output."""
+    """A model as the tools see it; an observer is called instead of each normalization and returns its output."""
 
     kinds: dict[str, Kind]
     """The normalizations by path, three for each LSTM cell."""

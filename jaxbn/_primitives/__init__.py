@@ -1,1 +1,1 @@
-"""Primitives that JAX lacks: a linear map with its transpose, a choice by platform, one condition under `vmap`."""
+"""Primitives that JAX lacks: a linear map with its transpose, a choice by platform."""

@@ -23,8 +23,8 @@ def fold(
     scale 1, bias and mean 0, and variance `1 - epsilon`, with which `sqrt(var + epsilon)` is 1 to the last bit of
     float32. A layer without a bias leaves the shift in the normalization, as mean `-b`.
 
-    The normalizations still run, though. `drop=True` gives variables without them, for the same model built with the
-    identity in their place and a bias in each of the layers: `norm=lambda **_: lambda x: x`. Options inside the layer,
+    The normalizations still run, though. `drop=True` gives variables without them, for the same model built with
+    identities instead and a bias in each of the layers: `norm=lambda **_: lambda x: x`. Options inside the layer,
     `activation` and `residual`, or given to its call, `scale` and `bias`, that model must apply itself.
 
     By default the pairs are found: a normalization whose input is the very output of one layer with a kernel. One that

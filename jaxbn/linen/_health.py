@@ -21,8 +21,8 @@ def health(
     while the layers normalize by the batch, as in training: so a layer is not blamed for faults of those before it.
 
     Args:
-        variables: the model's, with `batch_stats`; flax's layers, ours, and stacks of them that `nn.scan` keeps. A
-            layer is whatever has `mean` and `var` there, an `IterNorm`, by the variances of its features, and each
+        variables: the model's, with `batch_stats`; flax's layers, ours, and stacks of them that `nn.scan` keeps. Its
+            layers are all with `mean` and `var` there, each `IterNorm`, by the variances of its features, and each
             normalization of a `BatchNormLSTMCell`, by the time steps that training has reached.
         apply: `apply(variables, x)` calls the model, `lambda v, x: model.apply(v, x, train=False)`, in the mode without
             dropout. Nothing is updated. Functions that are compiled inside it are not seen into; where so nothing can

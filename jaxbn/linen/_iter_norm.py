@@ -17,7 +17,7 @@ from jaxbn.whitening import WhitenState, whiten_init
 
 
 class IterNorm(nn.Module):
-    """Whitening, in place of a `BatchNorm`: `y = scale W (x - mean) + bias`; see `jaxbn.whitening.whiten_apply`.
+    """Whitening, instead of a `BatchNorm`: `y = scale W (x - mean) + bias`; see `jaxbn.whitening.whiten_apply`.
 
     Variables: `params/{scale,bias}`, and `batch_stats/{mean,cov,count}`.
 

@@ -28,7 +28,7 @@ _METHODS = (inspect.unwrap(BatchNorm.__call__), inspect.unwrap(nn.BatchNorm.__ca
 
 
 class LinenView:
-    """A linen model as the tools see it: a normalization is whatever has mean and var, or mean and cov."""
+    """A linen model as the tools see it: a normalization is any layer with mean and var, or mean and cov."""
 
     def __init__(self, apply: Callable[[Any, Any], Any] | None, variables: Mapping[str, Any]):
         self.variables = variables
@@ -144,7 +144,7 @@ def _read_row(layer: Any) -> Any:
 
 
 def _intercept(observe: Any, after: Any, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Call `observe` in place of a normalization, and `after` after any other layer."""
+    """Call `observe` instead of a normalization, and `after` after any other layer."""
     layer, path = context.module, "/".join(context.module.path)
     proceed = partial(call, *args, **kwargs)
     if context.method_name != "__call__":

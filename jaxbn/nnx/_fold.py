@@ -22,8 +22,8 @@ def fold(
     """Fold each batch normalization into the layer before it: a model for inference, without their cost.
 
     The layer takes on `y = a x + b` of the normalization after it (`jaxbn.inference.fold`), and has a bias from then
-    on. In place of the normalization is a module that returns `activation(x + residual)`, or just x, and applies a
-    scale and bias that are given to the call. The old model is left as it is, and shares no variables with the new one.
+    on. The normalization becomes a module that returns `activation(x + residual)`, or just x, and applies a scale and
+    bias that are given to the call. The old model is left as it is, and shares no variables with the new one.
 
     By default the pairs are found: a normalization whose input is the very output of one layer with a kernel. One that
     has no such layer, or whose folding would change the outputs, is left as it is, and a warning says which and why: a

@@ -18,7 +18,7 @@ from jaxbn.whitening import WhitenState, whiten_init
 
 
 class IterNorm(nnx.Module):
-    """Whitening, in place of a `BatchNorm`: `y = scale W (x - mean) + bias`; see `jaxbn.whitening.whiten_apply`.
+    """Whitening, instead of a `BatchNorm`: `y = scale W (x - mean) + bias`; see `jaxbn.whitening.whiten_apply`.
 
     Attributes that hold arrays: `scale` and `bias` (`nnx.Param` or None), `mean`, `cov` and `count` (`nnx.BatchStat`).
     `train()` and `eval()` set `use_running_average`.

@@ -136,7 +136,7 @@ def affine_mask(model: Any) -> nnx.State:
         model: an nnx module.
 
     Returns:
-        `nnx.state(model, nnx.Param)`, True in place of each scale and bias of a batch normalization, those of a
+        `nnx.state(model, nnx.Param)`, True for each scale and bias of a batch normalization, those of a
         `BatchNormLSTMCell` among them, else False.
 
     Example:

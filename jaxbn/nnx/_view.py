@@ -102,7 +102,7 @@ class NnxView(Generic[M]):
 
 
 def _report_calls(model: Any, observe: Any, after: Any = None) -> None:
-    """Let `observe` be called in place of normalizations, and `after` after other layers with a kernel."""
+    """Call `observe` instead of normalizations, and `after` after other layers with a kernel."""
     for path, layer in iter_layers(model).items():
         if _find_kind(layer) or (after is not None and _has_kernel(layer)):
             layer.__class__ = _make_reporting(type(layer))

@@ -1,4 +1,4 @@
-"""What inputs that nobody thought of once broke: a test for each, so that they stay mended."""
+"""Test each unusual input that once broke the layer."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ PARAMS, STATE = jaxbn.bn_init(3, scale=np.array([1.0, -2.0, 0.5], np.float32), b
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 def test_padding_that_is_read_as_the_mean_has_that_derivative(train):
-    """Its output is the bias whatever the other values are, also for a loss that looks at it."""
+    """Its output is the bias for any other values, also for a loss that looks at it."""
     with jax.enable_x64(True):
         params, state = jax.tree.map(lambda v: v.astype(jnp.float64), (PARAMS, STATE._replace(count=jnp.zeros(()))))
         state = state._replace(count=jnp.zeros((), jnp.int32))

@@ -82,7 +82,7 @@ def test_a_scan_over_layers_stacks_one_array_a_layer(dtype, itemsize):
 
 @pytest.mark.parametrize(("dtype", "least"), [(jnp.float32, 9), (jnp.bfloat16, 7)])
 def test_the_instrument_sees_what_others_keep(dtype, least):
-    """The control: flax with a ReLU behind it keeps more, and is seen to."""
+    """The control: flax with a ReLU after it keeps more, and is seen to."""
     x = inputs(dtype)[-1]
     layer = nn.BatchNorm(use_running_average=False, dtype=dtype)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

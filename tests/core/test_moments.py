@@ -155,7 +155,7 @@ def test_moments_and_pool_have_the_right_derivatives(masked):
 @LAWS
 @given(st.floats(0, 0.9999), SEEDS)
 def test_zero_debiased_is_the_normalized_ema(decay, seed):
-    """Against the sum of decaying weights, whatever the initial value."""
+    """Against the sum of decaying weights, for any initial value."""
     keep = jaxbn.zero_debiased(decay)
     values = np.random.default_rng(seed).normal(3, 1, 12)
     running = -1e3

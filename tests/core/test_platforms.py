@@ -1,4 +1,4 @@
-"""One program whatever process traces it: the platform is chosen at lowering, unused devices change nothing."""
+"""One program for any process that traces it: the platform is chosen at lowering, unused devices change nothing."""
 
 import hashlib
 import re

@@ -58,7 +58,7 @@ def test_all_masked_keeps_the_state(wrap, hidden):
     y, state, d_params, d_x = wrap(grads)(np.full_like(X, hidden), mask=np.zeros((ROWS, 1), bool))
     chex.assert_trees_all_equal(state, STATE)
     chex.assert_tree_all_finite((y, d_params, d_x))
-    np.testing.assert_array_equal(y, np.full_like(X, 0.25))  # no statistics, no information: x^ = 0
+    np.testing.assert_array_equal(y, np.full_like(X, 0.25))  # no statistics, no information: x_hat = 0
 
 
 @JITTED
@@ -80,7 +80,7 @@ def test_constant_input_gives_the_bias(wrap, value):
 
 @JITTED
 def test_one_value_per_feature_gives_the_bias(wrap):
-    """x^ = 0, and nothing flows back: x minus its own mean is 0 whatever x is."""
+    """x_hat = 0, and nothing flows back: x minus its own mean is 0 for any x."""
     y, _, d_params, d_x = wrap(grads)(X[:1])
     np.testing.assert_array_equal(y, np.full((1, FEATURES), 0.25, np.float32))
     np.testing.assert_array_equal(d_x, np.zeros((1, FEATURES)))

@@ -40,7 +40,7 @@ def data(rows: int) -> tuple[np.ndarray, oracle.Forward]:
 def test_float32_output_is_exact(apply, rows):
     x, exact = data(rows)
     y, state = apply(x)
-    # x^ of 2^20 values reaches 5, where half a unit of the last place is 2.4e-7, and it has a few roundings.
+    # x_hat of 2^20 values reaches 5, where half a unit of the last place is 2.4e-7, and it has a few roundings.
     worst = np.max(np.abs(np.asarray(y, np.float64) - exact.y), axis=0)
     assert np.all(worst <= 2e-6), dict(zip(RATIOS, worst, strict=True))
     # What is kept is the float32 nearest to the mean, but for the rounding of an average that keeps none of the past.
@@ -256,7 +256,7 @@ def test_any_data_is_normalized_to_rounding(seed, mean, std, scale, train):
         want = oracle.training(x, params.scale, params.bias).y
     else:
         want = oracle.evaluation(x, state.mean, state.var, params.scale, params.bias)
-    # |x^| of 32 values is below sqrt(31); a handful of roundings of it, times the gain.
+    # |x_hat| of 32 values is below sqrt(31); a handful of roundings of it, times the gain.
     np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=0, atol=2e-6 * max(1.0, abs(scale)))
 
 
@@ -343,14 +343,14 @@ def pulled(x, dy, epsilon=EPSILON):
 
 
 def unit_and_std(x, epsilon=EPSILON):
-    """x^ and sqrt(var + epsilon), by NumPy."""
+    """Return x_hat and sqrt(var + epsilon), by NumPy."""
     std = np.sqrt(x.var(0) + epsilon)
     return (x - x.mean(0)) / std, std
 
 
 @pytest.mark.usefixtures("float64")
 def test_gradient_is_the_closed_form():
-    """dx = scale / (m s) (m dy - db - x^ dg), and what follows from it."""
+    """dx = scale / (m s) (m dy - db - x_hat dg), and what follows from it."""
     (dx, dg, db), (unit, std) = pulled(X, DY), unit_and_std(X)
     np.testing.assert_allclose(dx, SCALE / (ROWS * std) * (ROWS * DY - np.asarray(db) - unit * np.asarray(dg)), **TIGHT)
     for got, want in zip((dx, dg, db), oracle.gradients(X, DY, SCALE, epsilon=EPSILON), strict=True):
@@ -417,7 +417,7 @@ def test_a_bias_before_the_layer_has_no_gradient():
 
 @pytest.mark.usefixtures("float64")
 def test_one_row_and_two():
-    """One row: the bias. Two rows, no epsilon: plus and minus one, whatever they are; no gradient."""
+    """One row: the bias. Two rows, no epsilon: plus and minus one, for any values; no gradient."""
     np.testing.assert_allclose(bn(X[:1]), BIAS[None], **TIGHT)
     np.testing.assert_allclose(pulled(X[:1], DY[:1])[0], 0, atol=1e-12)
     np.testing.assert_allclose(np.abs(bn(X[:2], None, None, 1e-300)), 1, **TIGHT)

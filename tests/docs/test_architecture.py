@@ -1,6 +1,7 @@
 """The architecture: a package imports from those before it only, and files are short."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,11 @@ def test_every_package_has_a_floor():
         "__pycache__",
         "py.typed",
     } == set(FLOOR)
+
+
+def test_the_core_lists_its_files():
+    listed = re.findall(r"^    (\w+) ", jaxbn._core.__doc__, re.MULTILINE)
+    assert sorted(listed) == sorted(p.stem for p in (ROOT / "_core").glob("*.py") if p.stem != "__init__")
 
 
 def test_files_are_short():

@@ -1,5 +1,6 @@
 """The documentation: every block of Python runs as a reader would paste it, and tables say what signatures say."""
 
+import fnmatch
 import inspect
 import json
 import os
@@ -22,20 +23,35 @@ PAGES = {
 NEEDS = {"pytorch": "torch", "haiku": "haiku", "keras": "keras", "equinox": "equinox"}
 
 
+# A block of Python, and maybe the text that it prints.
+BLOCK = re.compile(r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
+
+
 def blocks(page):
     """Return the blocks of Python on a page, in order."""
-    return re.findall(r"^```python\n(.*?)^```", PAGES[page], re.DOTALL | re.MULTILINE)
+    return [code for code, _ in BLOCK.findall(PAGES[page])]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 @pytest.mark.usefixtures("ordinary_promotion")
-def test_every_block_runs_in_order(page, monkeypatch):
+def test_every_block_runs_in_order(page, monkeypatch, capsys):
+    """Text directly after a block is what it prints, up to the `...` in each line."""
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     if Path(page).stem in NEEDS:
         pytest.importorskip(NEEDS[Path(page).stem])
     pasted = {"__name__": "__main__"}
-    for number, block in enumerate(blocks(page), 1):
+    for number, (block, shown) in enumerate(BLOCK.findall(PAGES[page]), 1):
         exec(compile(block, f"{page}, block {number}", "exec"), pasted)
+        text = capsys.readouterr().out
+        for line in shown.splitlines():
+            assert_printed(line.removesuffix("..."), text)
+
+
+def assert_printed(start, text):
+    """Assert that a line of the text starts so. Numbers may differ in the last digit from machine to machine."""
+    line = next((v for v in text.splitlines() if without_numbers(v).startswith(without_numbers(start))), None)
+    assert line is not None, f"no printed line begins with {start!r}"
+    assert numbers(line)[: len(numbers(start))] == pytest.approx(numbers(start), abs=0.11)
 
 
 @pytest.mark.parametrize("page", ["flax", *NEEDS])
@@ -51,13 +67,17 @@ def test_notebook_prints_what_it_shows(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     subprocess.run(command, check=True, env=env, capture_output=True, text=True)
     shown, again = printed(path), printed(tmp_path / path.name)
-    assert re.sub(r"[\d.]+", "0", again) == re.sub(r"[\d.]+", "0", shown)
+    assert without_numbers(again) == without_numbers(shown)
     assert numbers(again) == pytest.approx(numbers(shown), abs=0.11)
 
 
 def printed(notebook):
     cells = json.loads(notebook.read_text())["cells"]
     return "".join("".join(o.get("text", [])) for cell in cells for o in cell.get("outputs", []))
+
+
+def without_numbers(text):
+    return re.sub(r"\d+(?:\.\d+)?", "0", text)
 
 
 def numbers(text):
@@ -116,3 +136,28 @@ def test_pages_keep_to_the_words():
 def test_pins_of_pre_commit_are_those_of_the_tests():
     pins = re.findall(r"ruff==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text())
     assert set(pins) == set(re.findall(r"^ruff==[\d.]+", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+
+
+FOLDERS = ("jaxbn", "tests", "docs", "examples", "experiments", "configs", ".ci", ".github")
+FILES = [f"/{path.relative_to(ROOT)}" for top in map(ROOT.joinpath, FOLDERS) for path in (top, *top.rglob("*"))]
+FILES += [f"/{path.name}" for path in ROOT.glob("*.*")]
+SUFFIXES = ("py", "md", "ipynb", "toml", "json", "yml", "png", "html", "txt", "cff")
+# A name with such a suffix, or of something in one of the folders; `*` stands for any characters.
+NAMED = re.compile(rf"[\w.*/-]+\.({'|'.join(SUFFIXES)})|({'|'.join(map(re.escape, FOLDERS))})/[\w.*/-]*")
+HISTORY = ("docs/benchmark/tried.md", "docs/compiled/tried.md")  # of programs that are no longer here
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in HISTORY] + ["jaxbn/__init__.py"])
+def test_files_that_a_page_names_exist(page):
+    """The folders before it may be left out, as in a table of the files in `tests/`."""
+    words = " ".join(re.findall(r"`([^`\n]+)`", (ROOT / page).read_text())).split()
+    paths = {word.rstrip("/") for word in words if NAMED.fullmatch(word)}
+    assert {path for path in paths if not fnmatch.filter(FILES, f"*/{path}")} == set()
+
+
+TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_targets_of_make_that_pages_name_exist():
+    named = {target for text in PAGES.values() for target in re.findall(r"`make ([\w-]+)", text)}
+    assert {"test", "docs"} <= named <= set(TARGETS)

@@ -120,7 +120,7 @@ def address(site):
         server.shutdown()
 
 
-# The least contrast of a text with what is behind it, and the width by which the page is wider than the window.
+# The least contrast of a text with its background, and the width by which the page is wider than the window.
 CONTRAST = """() => {
   const context = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
   const rgba = c => { context.clearRect(0, 0, 1, 1); context.fillStyle = c; context.fillRect(0, 0, 1, 1);
@@ -128,12 +128,12 @@ CONTRAST = """() => {
   const over = (top, under) => top.slice(0, 3).map((v, i) => v * top[3] + under[i] * (1 - top[3]));
   const light = c => c.map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
                       .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = e => { const c = rgba(getComputedStyle(e).backgroundColor);
-                        return over(c, c[3] < 1 && e.parentElement ? behind(e.parentElement) : [1, 1, 1]); };
+  const background = e => { const c = rgba(getComputedStyle(e).backgroundColor);
+                        return over(c, c[3] < 1 && e.parentElement ? background(e.parentElement) : [1, 1, 1]); };
   let least = [99, ''];
   for (const e of document.querySelectorAll('article :is(p, li, td, th, h1, h2, h3, p > code, p > a)')) {
     if (!e.textContent.trim() || !e.offsetParent) continue;
-    const ground = behind(e), [a, b] = [light(ground), light(over(rgba(getComputedStyle(e).color), ground))];
+    const ground = background(e), [a, b] = [light(ground), light(over(rgba(getComputedStyle(e).color), ground))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < least[0]) least = [ratio, e.outerHTML.slice(0, 120)];
   }

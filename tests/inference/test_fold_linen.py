@@ -118,7 +118,7 @@ def test_linen(norm, use_bias):
 
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 1e-3, 3e-4, 0.3, 5.0])
 def test_the_identity_is_exact(epsilon):
-    """`sqrt((1 - epsilon) + epsilon)` is 1 in float32, so that a layer folded anew stays as it is."""
+    """`sqrt((1 - epsilon) + epsilon)` is 1 in float32, so that a layer folded again stays as it is."""
     model = nn.Sequential([nn.Dense(3), jaxbn.linen.BatchNorm(use_running_average=True, epsilon=epsilon)])
     x = X[:, 0, 0]
     new = jaxbn.linen.fold(model.apply, trained(model.init(KEY, x)), x)

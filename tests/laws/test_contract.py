@@ -1,4 +1,4 @@
-"""What every variant must keep, whatever it computes: one table of variants, one contract.
+"""The contract of all variants: one table of variants, one list of properties.
 
 What needs a test of its own kind is in the variant's own file: that eight devices with unequal masks give what one
 gives, the modules of whitening, which have another name, weighing, which has no state, and the LSTM, which has another

@@ -96,7 +96,7 @@ def passes(x, dy, scale, bias, epsilon, **options):
 def test_sums_of_output_and_gradient(seed, shape, epsilon, std, ratio):
     """With m rows and r = var / (var + epsilon), which is 1 without epsilon:
 
-    sum x^ = 0, |x^|^2 = m r, sum dx = 0, dx . x^ = scale / s dg (1 - r), and
+    sum x_hat = 0, |x_hat|^2 = m r, sum dx = 0, dx . x_hat = scale / s dg (1 - r), and
     |dx|^2 = (scale / s)^2 (|dy|^2 - db^2 / m - (2 - r) dg^2 / m).
     """
     x, dy, scale, bias = example(seed, shape, std, ratio)
@@ -123,7 +123,7 @@ def jacobian(x, epsilon):
 @LAWS
 @given(SEEDS, st.sampled_from([2, 6]), EPSILONS, STDS)
 def test_jacobian(seed, rows, epsilon, std):
-    """I - 1 1^T / m - x^ x^^T / m, over s: two directions go, of which epsilon gives the second a little back."""
+    """I - 1 1^T / m - x_hat x_hat^T / m, over s: two directions go, of which epsilon gives the second a little back."""
     x = example(seed, (rows, 1), std)[0][:, 0]
     s, rest = np.sqrt(std**2 + epsilon), epsilon / (std**2 + epsilon)
     unit = x / s
@@ -188,7 +188,7 @@ def evaluated(params, state, x, dy):
 @LAWS
 @given(SEEDS, STDS, RATIOS)
 def test_evaluation_is_affine_and_folds(seed, std, ratio):
-    """Each row by itself: its gradient is that of a gain. The layer before or behind takes it in, bias and all."""
+    """Each row by itself: its gradient is that of a gain. The layer before or after takes it in, bias and all."""
     x, dy, scale, bias = example(seed, (8, 3), std, ratio)
     rng = np.random.default_rng(seed)
     mean, var = rng.normal(ratio * std, std, 3), rng.uniform(0.5, 2, 3) * std**2
@@ -197,11 +197,11 @@ def test_evaluation_is_affine_and_folds(seed, std, ratio):
     y, dx = evaluated(params, state, x, dy)
     near(y, (x - mean) * gain + bias, 100)
     near(dx, dy * gain, 10 * abs(gain))
-    before, behind, own = rng.normal(size=(3, 3)), rng.normal(size=(3, 4)), rng.normal(size=4)
+    before, after, own = rng.normal(size=(3, 3)), rng.normal(size=(3, 4)), rng.normal(size=4)
     kernel, shift = jaxbn.inference.fold(params, state, before, mean)
     near(x @ np.asarray(kernel) + np.asarray(shift), evaluated(params, state, x @ before + mean, dy)[0], 1000)
-    kernel, shift = jaxbn.inference.fold_into_next(params, state, behind, own)
-    near(x @ np.asarray(kernel) + np.asarray(shift), y @ behind + own, 1000)
+    kernel, shift = jaxbn.inference.fold_into_next(params, state, after, own)
+    near(x @ np.asarray(kernel) + np.asarray(shift), y @ after + own, 1000)
 
 
 # A linear layer before it.
@@ -508,7 +508,7 @@ def test_variants_that_change_nothing(seed, std, ratio):
 @LAWS
 @given(SEEDS, EPSILONS, STDS, st.floats(1, 4), st.floats(0, 3))
 def test_renormalization_is_the_layer_with_other_parameters(seed, epsilon, std, r_max, d_max):
-    """y = scale (x^ r + d) + bias has the gradient of the layer with a scale of `scale r`; open, y is evaluation's."""
+    """y = scale (x_hat r + d) + bias has the gradient of the layer with scale `scale r`; open, y is evaluation's."""
     x, dy, scale, bias = example(seed, (8, 3), std, 1.0)
     running = std * np.array([0.5, 2.0, 3.0])
     state = fresh(3, mean=running, var=running**2)

@@ -41,7 +41,7 @@ def test_the_mixture(weight, other):
 
 
 def test_limits_are_exact():
-    """N = 0 is the target, whatever the source; N infinite the source."""
+    """N = 0 is the target, for any source; N infinite the source."""
     for source in (STATE, POISON):
         new = adapt(source, TARGET)
         np.testing.assert_array_equal(new.mean, TARGET.mean)
@@ -144,7 +144,7 @@ def test_weight_zero_is_evaluation():
 
 
 def test_weight_one_is_instance_normalization():
-    """Whatever the running statistics, and exactly for a mean of 1e4 standard deviations."""
+    """For any running statistics, and exactly for a mean of 1e4 standard deviations."""
     x = IMAGES + np.float32(1e4)
     for state in (STATE, STATE._replace(mean=STATE.mean - 1e3)):
         y = apply_with_example_weight(PARAMS, state, x, 1.0)

@@ -150,7 +150,7 @@ def test_source_weight_counts_examples(of, source_weight):
 
 @pytest.mark.slow
 def test_calls_that_are_compiled_already():
-    """A compiled call is compiled anew, and serves later calls unchanged."""
+    """A compiled call is compiled again, and serves later calls unchanged."""
     model = Linen(partial(nn.BatchNorm, use_running_average=False))
     apply = jax.jit(partial(model.apply, mutable=["batch_stats"]))
     variables = initial()

@@ -24,11 +24,11 @@ def some_devices(count, kind):
 @pytest.mark.compiler
 @pytest.mark.parametrize("count", [3, pytest.param(4, marks=pytest.mark.slow), 6])
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("told", [True, False], ids=["set_mesh", "arrays alone"])
-def test_a_mesh_of_some_of_the_devices(count, kind, told):
+@pytest.mark.parametrize("set_mesh", [True, False], ids=["set_mesh", "arrays alone"])
+def test_a_mesh_of_some_of_the_devices(count, kind, set_mesh):
     """The parts follow the mesh, not all devices: two collectives, and none that moves x."""
     mesh = some_devices(count, kind)
-    with jax.set_mesh(mesh) if told else contextlib.nullcontext():
+    with jax.set_mesh(mesh) if set_mesh else contextlib.nullcontext():
         x = jax.device_put(FAR, jax.NamedSharding(mesh, jax.P("d")))
 
         compiled = jax.jit(lambda x: jax.grad(lambda x: jnp.sum(jnp.sin(jaxbn.bn_apply(PARAMS, STATE, x, True)[0])))(x))

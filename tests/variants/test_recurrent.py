@@ -20,7 +20,7 @@ from jaxbn.nnx import BatchNormLSTMCell as NnxCell
 TIME, BATCH, INPUTS, HIDDEN, ROWS = 5, 6, 2, 3, 4
 KEEP = 0.8
 LENGTHS = np.array([5, 2, 4, 0, 5, 3], np.int32)
-# Step 4 has two sequences left: two values a feature are normalized to +1 and -1, whatever they are.
+# Step 4 has two sequences left: two values a feature are normalized to +1 and -1, for any two.
 rng = np.random.default_rng(0)
 XS = rng.standard_normal((TIME, BATCH, INPUTS)).astype(np.float32)
 G = rng.standard_normal((TIME, BATCH, HIDDEN)).astype(np.float32)
@@ -569,7 +569,7 @@ def test_flax_may_take_the_last_carry_itself(reverse):
 @pytest.mark.slow
 @each_way
 def test_cells_on_many_devices(way):
-    """Under flax's `RNN`, whose loop must start with what it goes on with: the lengths make the carry differ."""
+    """Under flax's `RNN`, whose loop must keep the type of its carry: the lengths make the carry differ."""
     layer = linen.RNN(LinenCell(HIDDEN, ROWS, False, KEEP, axis_name=way.axis_name), variable_carry="batch_stats")
     variables = linen_rnn(True).init(jax.random.key(0), BATCH_MAJOR)
     params, state = of_linen(variables)
