@@ -13,8 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-TRAIN, VALIDATION, TEST = 1149, 288, 360  # how `data` splits the digits
-
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -55,7 +53,8 @@ class Settings:
 
     Attributes:
         arms: the norms to compare, each a run of its own from the same weights over the same batches.
-        model: `mlp` on 64 pixels, `cnn` on 8x8 images, `lstm` on sequences of 8 rows.
+        data: `digits`, `mnist_5k`, `japanese_vowels`, or the path of files; see `data.load`.
+        model: `mlp` on the values of an example, `cnn` on images, `lstm` on sequences, or on images row by row.
         widths: hidden units of each layer of the MLP, channels of each 3x3 convolution of the CNN, or the hidden units
             of the LSTM, one number.
         activation: after each hidden layer.
@@ -63,6 +62,7 @@ class Settings:
         init_scale: see `init`.
         bn_momentum: the fraction of the running statistics that each step keeps.
         ghost_batches: of the arm `ghost`, into how many parts the whole batch is cut, on any number of devices.
+        norm_groups: of the arm `group`, group norm, how many groups of channels.
         r_max, d_max: of the arm `renorm`, the limits of the correction.
         whiten_size: of the arm `whiten`, how many features are whitened together.
         domains: `digits`; or `inverted`, where every other image of a batch is a negative. The arm `domains` has
@@ -71,19 +71,24 @@ class Settings:
         learning_rates: all are trained at once; each arm is judged at its best by validation.
         seeds: how many seeds, counted from 0, trained at once; each sets the weights and the order of the examples.
         batch_size: examples a step, over all devices.
+        last_batch: of an epoch, where it is short: `drop` it, or `pad` and mask it.
         steps: training steps.
         log_every: steps between two lines of the log, which is also the length of one compiled loop.
         target_accuracy: the table tells how many steps it took to reach this validation accuracy.
         evaluations: with which statistics, and on which images, the arm `batch` is tested or reported on; see
             `statistics`.
         devices: how many devices share each batch.
-        way: `jit` shards arrays and lets the compiler find the communication, `shard_map` says it.
-        statistics: batch statistics of the whole batch (`global`) or of each device's part of it (`per_device`).
+        groups: how many rows of devices the mesh has; with 1 it has one axis.
+        way: `jit` shards arrays on an Auto mesh, `explicit` on an Explicit mesh; `shard_map` and `pmap` name the axes.
+        statistics: batch statistics of the whole batch (`global`), of the part of each of the `groups`, or of each
+            device (`per_device`).
     """
 
     arms: Annotated[
-        tuple[Literal["batch", "none", "ghost", "renorm", "domains", "conditional", "whiten"], ...], Field(min_length=1)
+        tuple[Literal["batch", "none", "ghost", "renorm", "group", "domains", "conditional", "whiten"], ...],
+        Field(min_length=1),
     ]
+    data: Annotated[str, Field(min_length=1)]
     model: Literal["mlp", "cnn", "lstm"]
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
     activation: Literal["sigmoid", "tanh", "relu"]
@@ -91,6 +96,7 @@ class Settings:
     init_scale: Rate
     bn_momentum: Annotated[float, Field(ge=0, le=1)]
     ghost_batches: Positive
+    norm_groups: Positive
     r_max: Annotated[float, Field(ge=1)]
     d_max: Annotated[float, Field(ge=0)]
     whiten_size: Positive
@@ -98,7 +104,8 @@ class Settings:
     optimizer: Literal["sgd", "momentum", "adam"]
     learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)]
     seeds: Positive
-    batch_size: Annotated[int, Field(gt=0, le=TRAIN)]
+    batch_size: Positive
+    last_batch: Literal["drop", "pad"]
     steps: Positive
     log_every: Positive
     target_accuracy: Annotated[float, Field(gt=0, le=1)]
@@ -112,8 +119,14 @@ class Settings:
         Field(min_length=1),
     ]
     devices: Positive
-    way: Literal["jit", "shard_map"]
-    statistics: Literal["global", "per_device"]
+    groups: Positive
+    way: Literal["jit", "explicit", "shard_map", "pmap"]
+    statistics: Literal["global", "groups", "per_device"]
+
+    @property
+    def parts(self) -> int:
+        """The number of parts of the batch that have statistics of their own."""
+        return {"global": 1, "groups": self.groups, "per_device": self.devices}[self.statistics]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,11 +206,7 @@ def settings(values: dict[str, Any], where: str) -> Settings:
         )
     if "ghost" in s.arms:
         _check_ghosts(s, where)
-    if VALIDATION % s.devices or TEST % s.devices:
-        raise ValueError(
-            f"{where}: `devices` must divide the {VALIDATION} validation and {TEST} test images; got {s.devices}. "
-            "Take 1, 2, 4 or 8."
-        )
+    _check_devices(s, where)
     return s
 
 
@@ -207,14 +216,51 @@ def _check_ghosts(s: Settings, where: str) -> None:
             f"{where}: `batch_size` must be a multiple of `ghost_batches`, the number of parts of the whole batch; got "
             f"{s.batch_size} and {s.ghost_batches}."
         )
-    # The same for both ways, so that a config means the same training under either.
-    apart = s.statistics == "per_device"
-    if s.ghost_batches % s.devices and (apart or s.devices % s.ghost_batches):
+    # The same in all ways, so that a config means the same training in each of them.
+    if s.ghost_batches % s.devices and (s.parts > 1 or s.devices % s.ghost_batches):
         raise ValueError(
             f"{where}: `ghost_batches` counts the parts of the whole batch, and must be a multiple of `devices`"
-            f"{' where statistics are per device' if apart else ' or divide them'}; got {s.ghost_batches} and "
-            f"{s.devices}."
+            f"{' where statistics are per device or group' if s.parts > 1 else ' or divide them'}; got "
+            f"{s.ghost_batches} and {s.devices}."
         )
+
+
+def _check_devices(s: Settings, where: str) -> None:
+    if s.devices % s.groups or (s.statistics == "groups" and s.groups == 1):
+        raise ValueError(
+            f"{where}: `groups` must divide `devices`, and be 2 at least where `statistics` are theirs; got {s.groups} "
+            f"and {s.devices}."
+        )
+    if s.way == "pmap" and s.groups > 1:
+        raise ValueError(f'{where}: `way = "pmap"` has one axis, and so one group; got {s.groups}. Take shard_map.')
+    if s.model != "mlp" and s.way == "explicit" and s.devices > 1:
+        raise ValueError(
+            f'{where}: `way = "explicit"` is for the MLP on several devices; got {s.model}. Take jit or shard_map.'
+        )
+    if s.last_batch == "pad" and ("whiten" in s.arms or s.domains == "inverted"):
+        raise ValueError(
+            f'{where}: `last_batch = "pad"` needs norms that take masks, and no pairs of images; got {list(s.arms)} '
+            f"and domains {s.domains}. Take drop."
+        )
+
+
+def check_data(s: Settings, data: Any) -> None:
+    """Check that the settings fit the data.
+
+    Raises:
+        ValueError: they do not.
+    """
+    n, shape, where = len(data.train.labels), data.shape, f"data {s.data}"
+    if s.batch_size > n:
+        raise ValueError(f"{where}: `batch_size` must not exceed the {n} training examples; got {s.batch_size}.")
+    if s.model == "cnn" and not (len(shape) == 3 or s.data == "digits"):
+        raise ValueError(f"{where}: model cnn is for images `[n, height, width, channels]`; got {shape or 'rows'}.")
+    if s.model == "lstm" and len(shape) < 2 and s.data != "digits":
+        raise ValueError(f"{where}: model lstm is for sequences `[n, steps, features]` and images; got rows.")
+    if s.model != "lstm" and len(shape) == 2:
+        raise ValueError(f"{where}: sequences are for model lstm; got {s.model}.")
+    if s.data != "digits" and (s.domains == "inverted" or s.evaluations != ("running",)):
+        raise ValueError(f"{where}: `domains` and `evaluations` are for the digits; got {s.domains}, {s.evaluations}.")
 
 
 def changed(config: Config, new: Settings) -> Config:
