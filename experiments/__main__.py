@@ -23,7 +23,14 @@ def main(arguments: list[str]) -> int:
             return compare.main(arguments[1:])
         from experiments.training import command
 
-        code = command.main(arguments, interrupt)
+        try:
+            code = command.main(arguments, interrupt)
+        except RuntimeError as error:
+            if not together:
+                raise
+            # A transfer that another process has left; the one that started this one says the rest.
+            print("LOST", " ".join(str(error).split()), file=sys.stderr)
+            code = processes.LOST
     if together and code:  # the others may never come to the barrier at which JAX waits for them
         sys.stdout.flush()
         sys.stderr.flush()

@@ -11,9 +11,9 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from experiments.training.saved import FOLDER, numbers
 from experiments.training.train import Carry
 
-FOLDER = "checkpoints"
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax speaks of its defaults
 
 
@@ -73,9 +73,3 @@ class Checkpoints:
         before = [n for n in numbers(self._folder.parent) if n < number]
         remedy = f"Pass `--resume --checkpoint {before[-1]}` to go on from the one before" if before else "Start anew"
         return ValueError(f"checkpoint {self._folder / str(number)} {what}. {remedy}.")
-
-
-def numbers(folder: Path) -> list[int]:
-    """List the checkpoints of the run in `folder`, the last one last; those that were not finished do not count."""
-    there = (folder / FOLDER).glob("*") if (folder / FOLDER).is_dir() else ()
-    return sorted(int(path.name) for path in there if path.name.isdecimal())

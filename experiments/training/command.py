@@ -27,8 +27,9 @@ from experiments.training import (
     summary,
     train,
 )
-from experiments.training.checkpoint import Checkpoints, numbers
+from experiments.training.checkpoint import Checkpoints
 from experiments.training.config import Config, Settings, changed, check_data, load, refusal
+from experiments.training.saved import numbers
 
 USAGE = "python -m experiments CONFIG [--out FOLDER] [--replace | --resume] [settings]"
 

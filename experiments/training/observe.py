@@ -139,5 +139,5 @@ def _name(path: Any) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def _number(value: np.ndarray) -> float | None:
+def _number(value: Any) -> float | None:
     return float(f"{value:.6g}") if np.isfinite(value) else None

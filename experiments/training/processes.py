@@ -8,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEARTBEAT = 20  # seconds without a sign of life after which a process counts as gone
+from experiments.training.saved import FOLDER, numbers
+
+HEARTBEAT = 15  # seconds without a sign of life after which a process counts as gone
 LOST = 3  # the exit code of a process that another one left alone
 WORKER = "JAXBN_WORKER"  # set in the environment of the process that computes
 FLAGS = ("--coordinator", "--cluster")
 CAUSES = (
     (r"stopped sending heartbeats\):\s*((?:\d+\s*)+)", "process {} is gone"),
-    (r"(leader task|Socket closed|coordination service)", "process 0, which coordinates, is gone"),
+    (r"(leader task|Socket closed)", "process 0, which coordinates, is gone"),
+    (r"(Gloo|NCCL|Connection)", "another process is gone"),
 )
 
 
@@ -51,7 +54,8 @@ def initialize(
         if not coordinator or count < 1 or not 0 <= index < count:
             raise ValueError(
                 "several processes need `--coordinator HOST:PORT --processes N --process I`, or "
-                f"JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, I from 0 to N - 1; got {coordinator}, {count}, {index}."
+                f"JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, "
+                f"I from 0 to N - 1; got {coordinator}, {count}, {index}."
             )
         if devices % count:
             raise ValueError(f"`devices` must be a multiple of the {count} processes; got {devices}.")
@@ -108,13 +112,14 @@ def supervise(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: worker.send_signal(number))
     said: list[str] = []
     assert worker.stderr is not None
-    for line in worker.stderr:
-        said = [*said[-200:], line]
-        if not re.match(r"[EF]\d{4} |    @ |\*\*\* |\[Gloo\]", line):
-            sys.stderr.write(line)
-            sys.stderr.flush()
+    with worker.stderr as lines:
+        for line in lines:
+            said = [*said[-200:], line]
+            if not re.match(r"[EF]\d{4} |    @ |\*\*\* |\[Gloo\]|LOST ", line):
+                sys.stderr.write(line)
+                sys.stderr.flush()
     code = worker.wait()
-    if code != -signal.SIGABRT:
+    if code not in (-signal.SIGABRT, LOST):
         return 128 - code if code < 0 else code
     text, cause = "".join(said), "JAX ended this process"
     for pattern, words in CAUSES:
@@ -127,8 +132,6 @@ def supervise(arguments: list[str]) -> int:
 
 def _remedy(text: str) -> str:
     """Say from which checkpoint to go on; the worker has said where it writes."""
-    from experiments.training.checkpoint import FOLDER, numbers
-
     found = re.search(r"^Process \d+ of \d+, writing to (.*)\.$", text, re.MULTILINE)
     there = numbers(Path(found[1])) if found else []
     if not found or not there:
