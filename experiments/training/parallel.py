@@ -65,9 +65,11 @@ def require_devices(count: int) -> None:
 
 
 def simulate_devices(count: int) -> None:
-    """Have so many devices on the CPU, if JAX has not started."""
+    """Have so many devices on the CPU at least, if JAX has not started."""
     with contextlib.suppress(RuntimeError):  # it has: the devices that it has count
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update(
+            "jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices)
+        )  # -1 where none are asked for
 
 
 def way(settings: Settings) -> Way:

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 from test_experiments import tiny
 
-from experiments.training import config, data, feed, files
+from experiments.training import check, data, feed, files
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
@@ -145,9 +145,9 @@ def test_what_is_wrong_with_a_folder_is_named(write, harm, words, tmp_path):
 def test_settings_that_do_not_fit_the_data_are_named(changes, words, tmp_path):
     write_npz(tmp_path)
     with pytest.raises(ValueError, match=words):
-        config.check_data(tiny(data="d.npz", **changes), data.load(str(tmp_path / "d.npz")))
+        check.check_data(tiny(data="d.npz", **changes), data.load(str(tmp_path / "d.npz")))
     with pytest.raises(ValueError, match="sequences are for model lstm"):
-        config.check_data(tiny(batch_size=16), data.japanese_vowels())
+        check.check_data(tiny(batch_size=16), data.japanese_vowels())
 
 
 # Order

@@ -23,7 +23,7 @@ from experiments.claims import command as claims
 from experiments.claims import config as claims_config
 from experiments.claims import report, study
 from experiments.interrupt import Interrupt
-from experiments.training import command, config, data, record, variants
+from experiments.training import command, config, data, record, run, variants
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = claims_config.load_all(ROOT / "configs" / "claims")
@@ -461,9 +461,9 @@ def test_the_remark_below_the_summary_is_no_part_of_its_last_line():
 
 def test_an_expectation_is_that_of_the_configs_own_run():
     given = config.load(QUICKSTART)
-    assert "at most half the steps" in command.expectation(given)
+    assert "at most half the steps" in run.expectation(given)
     changed = config.changed(given, dataclasses.replace(given.settings, steps=50, widths=(4,)))
-    said = command.expectation(changed)
+    said = run.expectation(changed)
     assert "at most half" not in said
     assert said.endswith("widths, steps.")
     assert config.changed(given, given.settings) == given
@@ -484,7 +484,7 @@ def test_an_expectation_is_that_of_the_configs_own_run():
     ids=lambda more: " ".join(more[:1] + more[2:]),
 )
 def test_memory_that_cannot_be_had_is_refused_before_anything(more, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command.Run, "execute", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(run.Run, "execute", lambda *_: pytest.fail("it ran"))
     out = tmp_path / "run"
     assert command.main([str(QUICKSTART), "--out", str(out), *more], Interrupt()) == 2
     said = capsys.readouterr().err

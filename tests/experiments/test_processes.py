@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import finish, last_carry, start
+from training_runs import finish, last_carry, start
 
 from experiments.training import processes, record
 
@@ -132,7 +132,7 @@ def test_all_stop_when_one_is_asked_to(tmp_path):
 )
 def test_what_is_missing_is_one_line(more, words, tmp_path, capsys):
     """Before anything waits for anybody."""
-    from runs import SMALL
+    from training_runs import SMALL
 
     from experiments.interrupt import Interrupt
     from experiments.training import command

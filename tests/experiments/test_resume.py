@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import SMALL, finish, last_carry, start
+from training_runs import SMALL, finish, last_carry, start
 
 from experiments.interrupt import Interrupt
 from experiments.training import command, networks, record, train
@@ -88,9 +88,12 @@ def test_the_last_checkpoints_are_kept(finished):
 def test_a_damaged_checkpoint_is_refused_by_name_or_restored_exactly(damage, finished, tmp_path):
     """Each file of it; the one before is offered."""
     shutil.copytree(finished, tmp_path / "run")
-    folder, wanted, refused = tmp_path / "run", last_carry(finished), []
+    folder, refused = tmp_path / "run", {}
     s = command.parse(list(SMALL))[0].settings
     shapes = train.compile_arm(s, networks.build(s, "batch")).shapes()
+    identity = record.identity(folder)
+    with Checkpoints(finished, identity, 3) as checkpoints:
+        wanted = jax.tree.leaves(checkpoints.restore(20, shapes))
     for path in sorted(p for p in (folder / "checkpoints" / "20").rglob("*") if p.is_file()):
         raw = path.read_bytes()
         half = len(raw) // 2
@@ -101,22 +104,24 @@ def test_a_damaged_checkpoint_is_refused_by_name_or_restored_exactly(damage, fin
                 raw[:half] if damage == "half" else raw[:half] + bytes([raw[half] ^ 255]) + raw[half + 1 :]
             )
         try:
-            with Checkpoints(folder, record.identity(folder), 3) as checkpoints:
+            with Checkpoints(folder, identity, 3) as checkpoints:
                 assert checkpoints.record(20)["step"] == 20
                 for a, b in zip(jax.tree.leaves(checkpoints.restore(20, shapes)), wanted, strict=True):
                     np.testing.assert_array_equal(a, b)  # nothing is read from this file
         except ValueError as error:
-            refused.append(path.name)
-            assert f"{folder / 'checkpoints' / '20'} " in str(error)
-            assert "Pass `--resume --checkpoint 15` to go on from the one before" in str(error)
+            refused[path.name] = str(error)
         path.write_bytes(raw)
     assert len(refused) >= 3
     assert "manifest.ocdbt" in refused
+    for said in refused.values():
+        assert f"{folder / 'checkpoints' / '20'} " in said
+        assert "Pass `--resume --checkpoint 15` to go on from the one before" in said
 
 
 def test_the_one_before_goes_on_and_what_is_later_is_set_aside(copied, finished, capsys):
     shutil.copytree(finished / "checkpoints" / "15", copied / "checkpoints" / "15")
-    next(p for p in (copied / "checkpoints" / "15" / "carry").rglob("*") if p.parent.name == "d").write_text("damaged")
+    for path in (copied / "checkpoints" / "15" / "carry" / "d").iterdir():
+        path.write_text("damaged")
     before = sorted(copied.rglob("*"))
     assert run(copied, "--resume") == 2
     said = capsys.readouterr().err
@@ -143,7 +148,7 @@ def test_a_checkpoint_of_another_run_is_refused(copied, tmp_path, capsys):
     ("more", "words"),
     [
         (("--resume", "--batch-size", "32"), "goes on with the settings that"),
-        (("--resume", "--checkpoint", "7"), "holds no 7, but 5, 10"),
+        (("--resume", "--checkpoint", "7"), "holds no 7, but 10"),
         (("--resume", "--replace"), "exclude each other"),
         (("--checkpoint", "5"), "pass `--resume`, too"),
         (("--checkpoint-every", "7"), "a multiple of `log_every`"),
