@@ -5,16 +5,20 @@ record: the run, the arm, the step, how long the log was, and the results of fin
 the data and the random key: both are functions of a seed and the step.
 """
 
+import contextlib
 import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
+from experiments.disk import DiskError
 from experiments.training.saved import FOLDER, numbers
 from experiments.training.train import Carry
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax speaks of its defaults
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax speaks of its defaults; errors are raised, too
 
 
 class Checkpoints:
@@ -23,6 +27,7 @@ class Checkpoints:
     def __init__(self, folder: Path, run: str, keep: int):
         """Open those in `folder`, of the run with the identity `run`."""
         self._folder, self._run = (folder / FOLDER).absolute(), run
+        sys.excepthook = _without_echo
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -32,14 +37,28 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         """Wait for what is being written."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of many kinds, and of an earlier checkpoint that was being written
+            said = " ".join(str(error).split())[:120]
+            raise DiskError(f"{self._folder} cannot be written ({said}). What was there is as it was.") from None
 
     def save(self, number: int, carry: Carry, record: dict[str, Any]) -> None:
-        """Save under `number`, which grows; nothing where that number is there."""
+        """Save under `number`, which grows; nothing where that number is there.
+
+        Raises:
+            DiskError: it cannot be written.
+        """
         if number in self._manager.all_steps():
             return
         known = ocp.args.JsonSave(record | {"run": self._run})
-        self._manager.save(number, args=ocp.args.Composite(carry=ocp.args.StandardSave(carry), record=known))
+        with self._writing():
+            self._manager.save(number, args=ocp.args.Composite(carry=ocp.args.StandardSave(carry), record=known))
 
     def record(self, number: int) -> dict[str, Any]:
         """Read the record of a checkpoint.
@@ -73,3 +92,9 @@ class Checkpoints:
         before = [n for n in numbers(self._folder.parent) if n < number]
         remedy = f"Pass `--resume --checkpoint {before[-1]}` to go on from the one before" if before else "Start anew"
         return ValueError(f"checkpoint {self._folder / str(number)} {what}. {remedy}.")
+
+
+def _without_echo(kind: Any, error: BaseException, trace: Any) -> None:
+    """Leave out what reads that were under way say after the first one has failed, which is reported."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)

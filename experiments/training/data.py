@@ -31,7 +31,6 @@ class Data(NamedTuple):
     """The three parts of the data: to learn from, to choose by, and to report on once.
 
     Attributes:
-        train, validation, test: the parts.
         shape: of an example: height, width and channels of an image; steps and features of a sequence, which is NaN
             after its end. Empty for the digits, and for rows of values.
         classes: how many labels there are.
@@ -40,8 +39,23 @@ class Data(NamedTuple):
     train: Split
     validation: Split
     test: Split
-    shape: tuple[int, ...] = ()
-    classes: int = 10
+
+    shape = ()
+    classes = 10
+
+
+class Shaped(Data):
+    """Data whose examples have a shape, or other than ten classes."""
+
+    shape: tuple[int, ...]
+    classes: int
+
+
+def shaped(data: Data, shape: tuple[int, ...], classes: int = 10) -> Data:
+    """Say the shape and the classes of `data`."""
+    made = Shaped(*data)
+    made.shape, made.classes = shape, classes
+    return made
 
 
 class Rows(NamedTuple):
@@ -121,17 +135,17 @@ def japanese_vowels() -> Data:
     training, test = files.japanese_vowels()
     mean, std = (f(training.images, axis=(0, 1), keepdims=True) for f in (np.nanmean, np.nanstd))
     training, test = (files.Part((p.images - mean) / std, p.labels) for p in (training, test))
-    return _divided(training, test)._replace(shape=training.images.shape[1:], classes=9)
+    return shaped(_divided(training, test), training.images.shape[1:], 9)
 
 
 def mnist(folder: Path) -> Data:
     """MNIST from its files; see `files.mnist`."""
-    return _divided(*files.mnist(folder))._replace(shape=(28, 28, 1))
+    return shaped(_divided(*files.mnist(folder)), (28, 28, 1))
 
 
 def cifar10(folder: Path) -> Data:
     """CIFAR-10 from its files; see `files.cifar10`. An image is rows of pixels of three colours."""
-    return _divided(*files.cifar10(folder))._replace(shape=(files.SIDE, files.SIDE, files.COLOURS))
+    return shaped(_divided(*files.cifar10(folder)), (files.SIDE, files.SIDE, files.COLOURS))
 
 
 def own(part: files.Part, name: str) -> Data:
@@ -166,7 +180,7 @@ def own(part: files.Part, name: str) -> Data:
     shape = (*x.shape[1:], 1) if x.ndim == 3 and x.dtype == np.uint8 else x.shape[1:]
     if not isinstance(x, np.memmap):
         train = train._replace(images=seen[-1].images)
-    return Data(train, *kept, shape=shape if len(shape) > 1 else (), classes=int(y.max()) + 1)
+    return shaped(Data(train, *kept), shape if len(shape) > 1 else (), int(y.max()) + 1)
 
 
 def read(split: Split, which: np.ndarray) -> np.ndarray:

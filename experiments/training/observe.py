@@ -115,7 +115,8 @@ def gauge(settings: Settings, arm: str, data: Data) -> Callable[[Carry], dict[st
     shape = jax.eval_shape(model.init, jax.random.key(0))[1]
     if not records(shape) or settings.way == "explicit":
         return None
-    run = jax.jit(jax.vmap(jax.vmap(one, (0, 0, None)), (0, 0, None)))
+    everywhere = jax.sharding.NamedSharding(way.mesh, jax.sharding.PartitionSpec())
+    run = jax.jit(jax.vmap(jax.vmap(one, (0, 0, None)), (0, 0, None)), out_shardings=everywhere)
     return lambda carry: jax.device_get(run(carry.params, carry.state, probe))
 
 

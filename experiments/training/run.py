@@ -88,7 +88,8 @@ class Run:
         self.finished, self.rows = known["finished"], record.read(self.folder / record.LOG)[: known["lines"]]
         if self.writes:
             record.rewrite(self.folder / record.LOG, self.rows)
-        return s.arms.index(known["arm"]) * s.steps + known["step"], carry
+        done = s.arms.index(known["arm"]) * s.steps + known["step"]
+        return done, carry if known["step"] < s.steps else None  # the next arm starts anew
 
     def _train(
         self,

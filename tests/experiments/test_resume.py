@@ -197,3 +197,29 @@ def test_an_interrupted_run_goes_on(tmp_path, finished):
     assert run(folder, "--resume") == 0
     assert (folder / record.LOG).read_bytes() == (finished / record.LOG).read_bytes()
     assert Path(folder / "summary.json").is_file()
+
+
+def test_a_run_goes_on_with_the_next_arm(tmp_path):
+    """From the last checkpoint of the first arm: the second starts from its own weights."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    given = ("--arms", "none", "batch", "--steps", "10", "--keep", "9")
+    assert run(whole, *given) == 0
+    shutil.copytree(whole, cut)
+    for number in numbers(cut)[2:]:
+        shutil.rmtree(cut / "checkpoints" / str(number))
+    assert run(cut, *given, "--resume") == 0
+    assert (cut / record.LOG).read_bytes() == (whole / record.LOG).read_bytes()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    """As on a full disk."""
+    import orbax.checkpoint as ocp
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    assert run(tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert said.count("\n") == 1

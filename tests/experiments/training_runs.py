@@ -34,7 +34,7 @@ def start(folder, *more, environment=()):
     )
 
 
-def finish(*processes, timeout=300):
+def finish(*processes, timeout=900):
     """Wait for the processes; what each printed, and their exit codes."""
     try:
         printed = [p.communicate(timeout=timeout)[0] for p in processes]
@@ -47,5 +47,6 @@ def finish(*processes, timeout=300):
 def last_carry(folder):
     """The arrays of the last checkpoint."""
     with ocp.CheckpointManager(folder / "checkpoints") as manager:
-        args = ocp.args.Composite(carry=ocp.args.StandardRestore())
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        args = ocp.args.Composite(carry=ocp.args.StandardRestore(fallback_sharding=here))
         return jax.tree.map(np.asarray, jax.tree.leaves(manager.restore(manager.latest_step(), args=args)["carry"]))
