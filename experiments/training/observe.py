@@ -80,7 +80,7 @@ class Observer:
             self._board.add_scalar(f"{name}/{arm}", line[name], step)
         for name, values in (*metrics._asdict().items(), *((f"gap/{k}", v) for k, v in gaps.items())):
             for at, rate in enumerate(s.learning_rates):
-                self._board.add_scalar(f"{name}/{arm}, rate {rate:g}", float(np.median(values[:, at])), step)
+                self._board.add_scalar(f"{name}/{arm}_rate_{rate:g}", float(np.median(values[:, at])), step)
 
 
 def gauge(settings: Settings, arm: str, data: Data) -> Callable[[Carry], dict[str, jax.Array]] | None:

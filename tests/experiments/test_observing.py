@@ -79,8 +79,8 @@ def test_tensorboard_is_written_on_request(runs):
     (events,) = (runs / "long" / "tensorboard").iterdir()
     raw = events.read_bytes()
     for name in (
-        "val_accuracy/batch, rate 0.3",
-        "gap/0/batch, rate 0.3",
+        "val_accuracy/batch_rate_0.3",
+        "gap/0/batch_rate_0.3",
         "steps_per_second/batch",
         "memory_bytes/batch",
     ):
