@@ -8,7 +8,7 @@ the data and the random key: both are functions of a seed and the step.
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class Checkpoints:
     def __init__(self, folder: Path, run: str, keep: int):
         """Open those in `folder`, of the run with the identity `run`."""
         self._folder, self._run = (folder / FOLDER).absolute(), run
-        sys.excepthook = _without_echo
+        if not isinstance(sys.unraisablehook, _WithoutEcho):
+            sys.unraisablehook = _WithoutEcho(sys.unraisablehook)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -94,7 +95,12 @@ class Checkpoints:
         return ValueError(f"checkpoint {self._folder / str(number)} {what}. {remedy}.")
 
 
-def _without_echo(kind: Any, error: BaseException, trace: Any) -> None:
+class _WithoutEcho:
     """Leave out what reads that were under way say after the first one has failed, which is reported."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+
+    def __init__(self, former: Callable[[Any], None]):
+        self._former = former
+
+    def __call__(self, raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            self._former(raised)
