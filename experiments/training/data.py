@@ -171,9 +171,9 @@ def own(part: files.Part, name: str) -> Data:
     few = min(MOST, len(x) // 5)
     cuts = order[2 * few :], order[few : 2 * few], order[:few]
     train, *rest = (Split(Rows(x, np.sort(at)), y[np.sort(at)].astype(np.int32)) for at in cuts)
-    kept = [Split(split.images.read(np.arange(few)), split.labels) for split in rest]
+    kept = [Split(read(split, np.arange(few)), split.labels) for split in rest]
     # Of a file larger than memory only what is kept can be looked at.
-    seen = kept if isinstance(x, np.memmap) else [*kept, Split(train.images.read(np.arange(len(y) - 2 * few)), y)]
+    seen = kept if isinstance(x, np.memmap) else [*kept, Split(read(train, np.arange(len(y) - 2 * few)), y)]
     if x.ndim != 3 and not all(np.isfinite(split.images).all() for split in seen):
         raise ValueError(f"{name}: x must be finite; some is not. Only sequences `[n, steps, features]` end in NaN.")
     # Three axes: a sequence, or grey images without an axis of channels, which are bytes.

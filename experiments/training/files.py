@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import math
 import struct
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,12 +67,12 @@ def npz(path: Path) -> Part:
 def npy(folder: Path) -> Part:
     """Map `x.npy` into memory, of which only the rows that are asked for are read, and read `y.npy`."""
     arrays = []
-    for name, mode in (("x.npy", "r"), ("y.npy", None)):
+    for name in ("x.npy", "y.npy"):
         try:
-            arrays.append(np.load(_find(folder, name), mmap_mode=mode, allow_pickle=False))
+            arrays.append(np.load(_find(folder, name), mmap_mode="r", allow_pickle=False))
         except (ValueError, OSError, EOFError) as error:
             raise ValueError(f"{folder / name}: must be an array in NumPy's format; {error}.") from None
-    return Part(*arrays)
+    return Part(arrays[0], np.asarray(arrays[1]))
 
 
 def pictures(folder: Path) -> Part:
@@ -129,7 +130,7 @@ def _find(folder: Path, name: str) -> Path:
 def _bytes(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, gzip.zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: must be a file that can be read; {error}.") from None
 
 

@@ -68,7 +68,7 @@ def simulate_devices(count: int) -> None:
     """Have so many devices on the CPU at least, if JAX has not started."""
     with contextlib.suppress(RuntimeError):  # it has: the devices that it has count
         jax.config.update(
-            "jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices)
+            "jax_num_cpu_devices", max(count, jax.config.values["jax_num_cpu_devices"])
         )  # -1 where none are asked for
 
 
@@ -87,7 +87,7 @@ def way(settings: Settings) -> Way:
     return _by_compiler(mesh, axes, settings.parts, of_parts, explicit=settings.way == "explicit")
 
 
-def _devices_of(process: int) -> list[jax.Device]:
+def _devices_of(process: int) -> list[Any]:
     return [d for d in jax.devices() if d.process_index == process]
 
 
@@ -132,7 +132,8 @@ def _by_compiler(
 def _by_name(mesh: jax.sharding.Mesh, axes: tuple[str, ...], parts: int, of_parts: tuple[str, ...], pmap: bool) -> Way:
     """The program is that of each device on its part, and says what is communicated."""
     over = tuple(axis for axis in axes if axis not in of_parts)
-    named: Any = (over if len(over) > 1 else over[0]) if over else None
+    named: Any = over if len(over) != 1 else over[0]
+    named = named or None
 
     def whole(apply, params, state, x, mask):
         return apply(params, state, x, True, named, **_given(mask))

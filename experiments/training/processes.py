@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from experiments.training.saved import FOLDER, numbers
 
@@ -60,7 +61,7 @@ def initialize(
         if devices % count:
             raise ValueError(f"`devices` must be a multiple of the {count} processes; got {devices}.")
         parallel.simulate_devices(devices // count)
-    given = {} if cluster in (None, "auto") else {"cluster_detection_method": cluster}
+    given: dict[str, Any] = {} if cluster in (None, "auto") else {"cluster_detection_method": cluster}
     try:
         jax.distributed.initialize(
             coordinator, count or None, index, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=60, **given

@@ -153,7 +153,9 @@ def compile_arm(
         # Where the devices do not divide the examples, copies of the first are added, and weigh nothing.
         n = len(split.labels)
         more = -n % way.mesh.size
-        images, labels = (way.split(jnp.concatenate([v, v[:1].repeat(more, 0)]) if more else v) for v in split)
+        images, labels = (
+            way.split(jnp.concatenate([v, v[:1].repeat(more, 0)]) if more else v) for v in map(jnp.asarray, split)
+        )
         weight = way.split(jnp.asarray(np.arange(n + more) < n, jnp.float32)) if more else None
 
         def one(params, state):
