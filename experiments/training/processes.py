@@ -61,6 +61,8 @@ def initialize(
         if devices % count:
             raise ValueError(f"`devices` must be a multiple of the {count} processes; got {devices}.")
         parallel.simulate_devices(devices // count)
+    # JAX would take SIGTERM for itself; here it is a wish to stop, as on one process.
+    jax.config.update("jax_enable_preemption_service", False)
     given: dict[str, Any] = {} if cluster in (None, "auto") else {"cluster_detection_method": cluster}
     try:
         jax.distributed.initialize(
