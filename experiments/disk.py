@@ -135,6 +135,33 @@ def _not_written(path: Path, error: OSError) -> DiskError:
     return DiskError(f"{path} cannot be written: {error.strerror}. A file of that name is as it was.")
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder of a former run with all that it holds; nothing where there is none.
+
+    Raises:
+        DiskError: it cannot be deleted.
+    """
+    try:
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise DiskError(f"{folder} of a former run cannot be deleted: {error.strerror}.") from None
+
+
+def move_aside(path: Path, folder: Path) -> None:
+    """Move a file or a folder into `folder`, under a name that nothing there has.
+
+    Raises:
+        DiskError: it cannot be moved.
+    """
+    names = (folder / f"{path.name}{end}" for end in ("", *(f".{n}" for n in range(1, 1000))))
+    try:
+        folder.mkdir(exist_ok=True)
+        path.rename(next(name for name in names if not name.exists()))
+    except OSError as error:
+        raise DiskError(f"{path} cannot be moved to {folder}: {error.strerror}.") from None
+
+
 def write_figure(path: Path, figure: "Figure", dpi: int) -> None:
     """Write a figure as PNG."""
     drawn = io.BytesIO()

@@ -1,9 +1,10 @@
-"""How a program ends early: by Ctrl-C, taken as a wish to stop at the next good moment, or by an error of one line."""
+"""How a program ends early: by Ctrl-C or SIGTERM, taken as a wish to stop soon, or by an error of one line."""
 
 import os
 import signal
 import sys
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # a cluster's scheduler sends the second
 INTERRUPTED, REFUSED = 130, 2  # what a shell reports for Ctrl-C, and for a wrong command line
 
 
@@ -14,7 +15,7 @@ def refuse(error: Exception) -> int:
 
 
 class Interrupt:
-    """While it is entered, the first Ctrl-C sets `requested`; a second one ends the process at once.
+    """While it is entered, the first Ctrl-C or SIGTERM sets `requested`; a second one ends the process at once.
 
     An exception could strike anywhere: inside a compiled loop, or between two files that belong together. A flag is
     looked at where stopping is safe. For the same reason the second one unwinds nothing: what is on disk is whole.
@@ -24,12 +25,13 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         """Listen."""
-        self._former = signal.signal(signal.SIGINT, self._on_signal)
+        self._former = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop listening."""
-        signal.signal(signal.SIGINT, self._former)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, *_: object) -> None:
         if self.requested:

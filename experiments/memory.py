@@ -9,34 +9,40 @@ import jax
 
 from experiments.training import networks, train
 from experiments.training.config import Settings
+from experiments.training.data import Data
 
 MEMINFO, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
-def require(settings: Settings) -> None:
+def require(settings: Settings, data: Data) -> None:
     """Check that there is as much memory as a run cannot do without.
 
     Raises:
         ValueError: there is less.
     """
-    need = max(needed(settings, norm) for norm in settings.arms)
+    need = max(needed(settings, norm, data) for norm in settings.arms)
     there = available()
     if there is not None and need > there:
         raise ValueError(
             f"the weights, their gradients and the optimizer's state must fit into memory; {settings.seeds} seeds at "
             f"{len(settings.learning_rates)} learning rates of a network of widths {list(settings.widths)} on "
             f"{settings.devices} devices need {_gigabytes(need)} at least, and there are {_gigabytes(there)}. Take "
-            "smaller `widths`, or fewer `seeds` or `learning_rates`."
+            "smaller `widths`, fewer `seeds` or `learning_rates`, or a smaller `log_every`."
         )
 
 
-def needed(settings: Settings, norm: str) -> int:
-    """A lower bound on the bytes that training an arm takes: on all devices if they are a CPU's, else on each."""
-    # Each seed's examples of a chunk are among it, two words each: where they stand, and the order they come from.
-    order = 8 * settings.seeds * settings.log_every * settings.batch_size
-    carry: train.Carry = jax.eval_shape(train.compile_arm(settings, networks.build(settings, norm)).start)
+def needed(settings: Settings, norm: str, data: Data) -> int:
+    """Return a lower bound on the bytes that an arm takes: on all devices if they are a CPU's, else on each."""
+    values = data.train.images.shape[1]
+    chunk = 4 * settings.seeds * settings.log_every * settings.batch_size * (values + 1)  # of examples and labels
+    # Which takes more than there is where nothing of it can be known without making it.
+    if chunk > 1 << 50:
+        return chunk
+    model = networks.build(settings, norm, values, data.shape, data.classes)
+    carry = train.compile_arm(settings, model).shapes()
     each = 2 * _bytes(carry.params) + _bytes(carry.optimizer)  # twice: the gradients
-    return order + each * (settings.devices if jax.default_backend() == "cpu" else 1)
+    on_cpu = jax.default_backend() == "cpu"
+    return chunk // (1 if on_cpu else settings.devices) + each * (settings.devices if on_cpu else 1)
 
 
 def _bytes(tree: Any) -> int:
@@ -45,7 +51,7 @@ def _bytes(tree: Any) -> int:
 
 def available() -> int | None:
     """The bytes that can be had: on a device, or where devices are a CPU's of the machine; None if nobody knows."""
-    if stats := jax.devices()[0].memory_stats():
+    if stats := jax.local_devices()[0].memory_stats():
         return stats.get("bytes_limit")
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     if MEMINFO.is_file():

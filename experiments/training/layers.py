@@ -22,11 +22,20 @@ class Pass(NamedTuple):
         train: whether it learns.
         axis_name: of the devices whose values batch statistics are made of, if they have to be named.
         key: for what is random in training.
+        mask: which examples count; None if all do.
     """
 
     train: bool
-    axis_name: str | None = None
+    axis_name: str | tuple[str, ...] | None = None
     key: Array | None = None
+    mask: Array | None = None
+
+    def over(self, x: Array) -> dict[str, Any]:
+        """The axes and the mask, as a norm of `x` takes them."""
+        given: dict[str, Any] = {"axis_name": self.axis_name}
+        if self.mask is not None:
+            given["mask"] = jnp.reshape(self.mask, (-1,) + (1,) * (x.ndim - 1))
+        return given
 
 
 class Layer(NamedTuple):
@@ -55,16 +64,29 @@ def batch_norm(**options: Any) -> Layer:
     """
 
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
-        return jaxbn.bn_apply(params, state, x, run.train, axis_name=run.axis_name, **options)
+        return jaxbn.bn_apply(params, state, x, run.train, **run.over(x), **options)
 
     return Layer(jaxbn.bn_init, apply)
+
+
+def group_norm(groups: int, activation: Callable[[Array], Array], epsilon: float = 1e-5) -> Layer:
+    """Group norm (Wu and He 2018): over all of an example within a group of channels; with one group layer norm."""
+
+    def apply(params: Tree, state: None, x: Array, run: Pass) -> tuple[Array, None]:
+        parts = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+        mean, var = jnp.mean(parts, (1, 3), keepdims=True), jnp.var(parts, (1, 3), keepdims=True)
+        normal = ((parts - mean) * jax.lax.rsqrt(var + epsilon)).reshape(x.shape)
+        ones = (1,) * (x.ndim - 1)
+        return activation(normal * params.scale.reshape(*ones, -1) + params.bias.reshape(*ones, -1)), state
+
+    return Layer(lambda features: (jaxbn.bn_init(features)[0], None), apply)
 
 
 def whitening(size: int, activation: Callable[[Array], Array], **options: Any) -> Layer:
     """Whitening of `size` features at a time, with the options of `whiten_apply`."""
 
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
-        y, state = jaxbn.whitening.whiten_apply(params, state, x, run.train, axis_name=run.axis_name, **options)
+        y, state = jaxbn.whitening.whiten_apply(params, state, x, run.train, **run.over(x), **options)
         return activation(y), state
 
     return Layer(lambda features: jaxbn.whitening.whiten_init(features, group_size=size), apply)
@@ -78,7 +100,7 @@ def conditional(**options: Any) -> Layer:
 
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
         own = jax.tree.map(lambda v: v[jnp.arange(x.shape[0]) % 2], params)
-        return jaxbn.bn_apply(own, state, x, run.train, axis_name=run.axis_name, **options)
+        return jaxbn.bn_apply(own, state, x, run.train, **run.over(x), **options)
 
     return Layer(init, apply)
 
@@ -89,9 +111,8 @@ def domains(**options: Any) -> Layer:
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
         parts = []
         for domain in range(2):
-            y, state = jaxbn.domains.domain_apply(
-                params, state, x[domain::2], run.train, domain, axis_name=run.axis_name, **options
-            )
+            part = x[domain::2]
+            y, state = jaxbn.domains.domain_apply(params, state, part, run.train, domain, **run.over(part), **options)
             parts.append(y)
         return jnp.stack(parts, 1).reshape(x.shape), state
 
@@ -104,6 +125,8 @@ def of(settings: Settings, arm: str) -> Layer:
     match arm:
         case "none":
             return plain(activation)
+        case "group":
+            return group_norm(settings.norm_groups, activation)
         case "whiten":
             return whitening(settings.whiten_size, activation, momentum=momentum)
         case "conditional":
@@ -121,9 +144,8 @@ def options(settings: Settings, arm: str) -> dict[str, Any]:
     """
     given: dict[str, Any] = {"momentum": settings.bn_momentum, "activation": ACTIVATIONS[settings.activation]}
     if arm == "ghost":
-        # The layer counts the parts of what it shares statistics over: of the whole batch, or of a device's part.
-        apart = settings.statistics == "per_device"
-        given["ghost_batches"] = settings.ghost_batches // (settings.devices if apart else 1)
+        # The layer counts the parts of what it shares statistics over: of the whole batch, or of a part of it.
+        given["ghost_batches"] = settings.ghost_batches // settings.parts
     if arm == "renorm":
         given["renorm"] = jaxbn.Renorm(settings.r_max, settings.d_max)
     if arm == "weighed":

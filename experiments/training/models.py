@@ -23,7 +23,7 @@ class Model(NamedTuple):
     Attributes:
         init: `key -> (params, state)`; `state` holds the running statistics, an empty tree where there are none.
         apply: `(params, state, x, train, axis_name, key=None) -> (outputs, state)`, where x is `[batch, pixels]` and
-            `key` is for what is random in training.
+            `key` is for what is random in training. The networks of `networks` take a `mask=None` of examples too.
         hidden: `(params, state, x, run) -> [(entering, leaving), ...]`, what each hidden layer gets and gives.
     """
 
@@ -80,9 +80,15 @@ def mlp(
         return seen[1:], new_state
 
     def apply(
-        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
+        params: Tree,
+        state: Tree,
+        x: Images,
+        train: bool,
+        axis_name: Any,
+        key: Array | None = None,
+        mask: Array | None = None,
     ) -> tuple[Logits, Tree]:
-        seen, new_state = run_through(params, state, x, Pass(train, axis_name, key))
+        seen, new_state = run_through(params, state, x, Pass(train, axis_name, key, mask))
         return seen[-1][1] @ params["kernels"][-1] + params["last"][None], new_state
 
     return Model(init, apply, lambda *given: run_through(*given)[0])

@@ -1,6 +1,8 @@
 """The networks that a config can name: an MLP, a small CNN in Flax, an LSTM."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,14 +17,24 @@ from experiments.training.shapes import Images, Logits, Tree
 from jaxbn.linen import BatchNorm
 
 
-def build(settings: Settings, arm: str, pixels: int = 64) -> Model:
-    """The network of `settings` with the norm `arm`, for images of so many values."""
+def build(settings: Settings, arm: str, pixels: int = 64, shape: tuple[int, ...] = (), classes: int = CLASSES) -> Model:
+    """Build the network of `settings` with the norm `arm`.
+
+    Args:
+        settings: of the run.
+        arm: the norm.
+        pixels: values of an example.
+        shape: of an example; a square image by default.
+        classes: outputs.
+    """
     if settings.model == "cnn":
-        return cnn(settings, arm, pixels)
+        return cnn(settings, arm, shape or sides(pixels), classes)
     if settings.model == "lstm":
-        how = Recurrence(arm, momentum=settings.bn_momentum)
-        return lstm(how, settings.widths[0], sides(pixels)[0], weights(settings), pixels)
-    made = mlp([layers.of(settings, arm)] * len(settings.widths), settings.widths, weights(settings), pixels)
+        how, steps = Recurrence(arm, momentum=settings.bn_momentum), (shape or sides(pixels))[0]
+        ragged = len(shape) == 2
+        return lstm(how, settings.widths[0], steps, weights(settings), pixels, outputs=classes, ragged=ragged)
+    layer = layers.of(settings, arm)
+    made = mlp([layer] * len(settings.widths), settings.widths, weights(settings), pixels, classes)
     return inverted(made) if settings.domains == "inverted" else made
 
 
@@ -36,36 +48,46 @@ class ConvNet(nn.Module):
 
     settings: Settings
     arm: str
-    pixels: int
+    shape: tuple[int, ...]
+    classes: int
 
     @nn.compact
-    def __call__(self, images: Images, train: bool, axis_name: str | None = None) -> Logits:
+    def __call__(self, images: Images, train: bool, axis_name: Any = None, mask: Array | None = None) -> Logits:
         """Class scores."""
         activation, kernel = ACTIVATIONS[self.settings.activation], weights(self.settings)
-        x = jnp.reshape(images, (-1, *sides(self.pixels)))
+        x = jnp.reshape(images, (-1, *self.shape))
+        mask = None if mask is None else jnp.reshape(mask, (-1, 1, 1, 1))
         for channels in self.settings.widths:
             x = nn.Conv(channels, (3, 3), use_bias=self.arm == "none", kernel_init=kernel)(x)
             if self.arm == "none":
                 x = activation(x)
+            elif self.arm == "group":
+                x = activation(nn.GroupNorm(self.settings.norm_groups)(x))
             else:
-                x = BatchNorm(not train, axis_name=axis_name, **layers.options(self.settings, self.arm))(x)
+                x = BatchNorm(not train, axis_name=axis_name, **layers.options(self.settings, self.arm))(x, mask=mask)
             x = nn.max_pool(x, (2, 2), (2, 2))
-        return nn.Dense(CLASSES, kernel_init=kernel)(x.reshape(x.shape[0], -1))
+        return nn.Dense(self.classes, kernel_init=kernel)(x.reshape(x.shape[0], -1))
 
 
-def cnn(settings: Settings, arm: str, pixels: int) -> Model:
+def cnn(settings: Settings, arm: str, shape: tuple[int, ...], classes: int) -> Model:
     """A small convolutional network in Flax, with `jaxbn.linen.BatchNorm`."""
-    net = ConvNet(settings, arm, pixels)
+    net = ConvNet(settings, arm, shape, classes)
 
     def init(key: Array) -> tuple[Tree, Tree]:
-        variables = net.init(key, jnp.zeros((1, pixels)), train=False)
+        variables = net.init(key, jnp.zeros((1, math.prod(shape))), train=False)
         return variables["params"], variables.get("batch_stats", {})
 
     def apply(
-        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
+        params: Tree,
+        state: Tree,
+        x: Images,
+        train: bool,
+        axis_name: Any,
+        key: Array | None = None,
+        mask: Array | None = None,
     ) -> tuple[Logits, Tree]:
         variables = {"params": params, "batch_stats": state}
-        logits, new = net.apply(variables, x, train, axis_name, mutable=["batch_stats"] if train else [])
+        logits, new = net.apply(variables, x, train, axis_name, mask, mutable=["batch_stats"] if train else [])
         return logits, new["batch_stats"] if train and state else state
 
     return Model(init, apply)

@@ -2,7 +2,7 @@
 
 A step is written once, for the examples that a `Way` hands it. Gradients are of the loss over the whole batch in all
 of them; only the scope of batch statistics differs, and with it the running ones: one record for all devices, or one
-for each, along a leading axis that is sharded.
+for each part of the batch, along a leading axis that is sharded.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import jaxbn
 from experiments.training.config import Settings
 from experiments.training.shapes import Tree
 
-AXIS = "data"
+GROUP, DATA = "group", "data"  # the axes of a mesh: rows of devices, and the devices of a row
 
 
 class Way(NamedTuple):
@@ -27,31 +27,35 @@ class Way(NamedTuple):
 
     Attributes:
         mesh: the devices.
-        shared: whether there is one record of running statistics rather than one for each device.
-        forward: `(apply, params, state, x) -> (logits, state)` in training.
+        axes: of the mesh, along which the batch is divided.
+        parts: how many parts of the batch have statistics of their own; 1 for global statistics.
+        of_parts: the axes along which the running statistics of the parts are divided.
+        forward: `(apply, params, state, x, mask) -> (logits, state)` in training.
         mean: the mean over the whole batch, from the mean over the part that is seen here.
+        gradients: of the loss over the whole batch, from what differentiating it gives here.
         spread: `(f, in_specs, out_specs) -> g`: run `f` over the devices.
         split: mark an array whose leading axis is the batch as divided over the devices.
     """
 
     mesh: jax.sharding.Mesh
-    shared: bool
+    axes: tuple[str, ...]
+    parts: int
+    of_parts: tuple[str, ...]
     forward: Callable[..., tuple[Any, Any]]
     mean: Callable[[jax.Array], jax.Array]
+    gradients: Callable[[Tree], Tree]
     spread: Callable[..., Callable[..., Any]]
     split: Callable[[jax.Array], jax.Array]
 
 
 def require_devices(count: int) -> None:
-    """That there are `count` devices; on the CPU they are simulated, if this is called before JAX starts.
-
-    A run over several machines would call `jax.distributed.initialize()` here, before anything asks for devices.
+    """Check that there are `count` devices; on the CPU they are simulated, if this is called before JAX starts.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer, or the processes cannot share them equally.
     """
-    with contextlib.suppress(RuntimeError):  # JAX has started: what it has counts
-        jax.config.update("jax_num_cpu_devices", count)
+    if count % jax.process_count():
+        raise ValueError(f"`devices` must be a multiple of the {jax.process_count()} processes; got {count}.")
     there, kind = jax.device_count(), jax.default_backend()
     if there < count:
         raise ValueError(
@@ -60,72 +64,154 @@ def require_devices(count: int) -> None:
         )
 
 
+def simulate_devices(count: int) -> None:
+    """Have so many devices on the CPU at least, if JAX has not started."""
+    with contextlib.suppress(RuntimeError):  # it has: the devices that it has count
+        jax.config.update(
+            "jax_num_cpu_devices", max(count, jax.config.values["jax_num_cpu_devices"])
+        )  # -1 where none are asked for
+
+
 def way(settings: Settings) -> Way:
-    """The way that `settings` names, over its first `devices` devices."""
-    n = settings.devices
-    mesh = jax.make_mesh((n,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
-    shared = settings.statistics == "global"
-    if settings.way == "shard_map":
-        return _by_shard_map(mesh, shared)
-    return _by_jit(mesh, shared, n)
+    """Make the way that `settings` names, over its first `devices` devices; of several processes, over equally many."""
+    per_process = settings.devices // jax.process_count()
+    devices = [d for p in range(jax.process_count()) for d in _devices_of(p)[:per_process]]
+    shape, axes = (settings.devices,), (DATA,)
+    if settings.groups > 1:
+        shape, axes = (settings.groups, settings.devices // settings.groups), (GROUP, DATA)
+    kind = AxisType.Explicit if settings.way == "explicit" else AxisType.Auto
+    mesh = jax.make_mesh(shape, axes, axis_types=(kind,) * len(axes), devices=devices)
+    of_parts = {"global": (), "groups": (GROUP,), "per_device": axes}[settings.statistics]
+    if settings.way in ("shard_map", "pmap"):
+        return _by_name(mesh, axes, settings.parts, of_parts, pmap=settings.way == "pmap")
+    return _by_compiler(mesh, axes, settings.parts, of_parts, explicit=settings.way == "explicit")
 
 
-def _by_jit(mesh: jax.sharding.Mesh, shared: bool, devices: int) -> Way:
+def _devices_of(process: int) -> list[Any]:
+    return [d for d in jax.devices() if d.process_index == process]
+
+
+def _by_compiler(
+    mesh: jax.sharding.Mesh, axes: tuple[str, ...], parts: int, of_parts: tuple[str, ...], explicit: bool
+) -> Way:
     """The program is that of one device; arrays are sharded, and the compiler adds the communication."""
+    within = tuple(axis for axis in axes if axis not in of_parts) or None
+
+    def place(x, spec):
+        placed = NamedSharding(mesh, spec)
+        return jax.sharding.reshard(x, placed) if explicit else lax.with_sharding_constraint(x, placed)
 
     def split(x):
-        return lax.with_sharding_constraint(x, NamedSharding(mesh, P(AXIS)))
+        return place(x, P(axes))
 
-    def whole(apply, params, state, x):
-        return apply(params, state, split(x), True, None)
+    def whole(apply, params, state, x, mask):
+        return apply(params, state, split(x), True, None, **_given(mask))
 
-    def in_parts(apply, params, state, x):
-        # Groups whose boundaries are those of the shards: each device normalizes by its own part.
-        parts = split(x.reshape(devices, -1, *x.shape[1:]))
-        logits, state = jax.vmap(lambda s, part: apply(params, s, part, True, None))(state, parts)
-        return logits.reshape(-1, logits.shape[-1]), state
+    def in_parts(apply, params, state, x, mask):
+        # Parts whose boundaries are those of the shards: each normalizes by its own statistics.
+        def cut(v):
+            if explicit:  # whole batches are reshaped, since a sharded axis is not cut in two
+                v = jax.sharding.reshard(v, NamedSharding(mesh, P()))
+            return place(v.reshape(parts, -1, *v.shape[1:]), P(of_parts, within))
+
+        def one(s, part, counted):
+            return apply(params, s, part, True, None, **_given(counted))
+
+        logits, state = jax.vmap(one)(state, cut(x), None if mask is None else cut(mask))
+        if explicit:
+            logits = jax.sharding.reshard(logits, NamedSharding(mesh, P()))
+        return split(logits.reshape(-1, logits.shape[-1])), state
 
     def spread(f, in_specs, out_specs):
         del in_specs, out_specs  # the shardings of the arguments say it
         return f
 
-    return Way(mesh, shared, whole if shared else in_parts, lambda v: v, spread, split)
+    return Way(mesh, axes, parts, of_parts, in_parts if of_parts else whole, _same, _same, spread, split)
 
 
-def _by_shard_map(mesh: jax.sharding.Mesh, shared: bool) -> Way:
+def _by_name(mesh: jax.sharding.Mesh, axes: tuple[str, ...], parts: int, of_parts: tuple[str, ...], pmap: bool) -> Way:
     """The program is that of each device on its part, and says what is communicated."""
+    over = tuple(axis for axis in axes if axis not in of_parts)
+    named: Any = over if len(over) != 1 else over[0]
+    named = named or None
 
-    def whole(apply, params, state, x):
-        return apply(params, state, x, True, AXIS)
+    def whole(apply, params, state, x, mask):
+        return apply(params, state, x, True, named, **_given(mask))
 
-    def in_parts(apply, params, state, x):
+    def in_parts(apply, params, state, x, mask):
         mine = jax.tree.map(lambda s: lax.squeeze(s, [0]), state)
-        logits, mine = apply(params, mine, x, True, None)
+        logits, mine = apply(params, mine, x, True, named, **_given(mask))
         return logits, jax.tree.map(lambda s: s[None], mine)
 
     def spread(f, in_specs, out_specs):
+        if pmap:
+            return _mapped(f, mesh, in_specs, out_specs)
         return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=True)
 
     def split(x):
-        return lax.with_sharding_constraint(x, NamedSharding(mesh, P(AXIS)))
+        return lax.with_sharding_constraint(x, NamedSharding(mesh, P(axes)))
 
-    return Way(mesh, shared, whole if shared else in_parts, lambda v: lax.pmean(v, AXIS), spread, split)
+    def mean(v):
+        return lax.pmean(v, axes)
+
+    # Under `pmap` the derivative of a mean over devices is of the part that is seen here alone.
+    forward, gradients = in_parts if of_parts else whole, mean if pmap else _same
+    return Way(mesh, axes, parts, of_parts, forward, mean, gradients, spread, split)
+
+
+def _mapped(f: Callable[..., Any], mesh: jax.sharding.Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Run `f` under `jax.pmap`, whose mapped axes have the length of the devices: sharded axes are cut and joined."""
+    n = mesh.size
+
+    def axis_of(spec):
+        return next((at for at, name in enumerate(spec) if name), None)
+
+    def is_spec(node):
+        return isinstance(node, P)
+
+    def cut(at, tree):
+        if at is None:
+            return tree
+        return jax.tree.map(lambda v: v.reshape(*v.shape[:at], n, -1, *v.shape[at + 1 :]), tree)
+
+    def join(at, tree):
+        if at is None:
+            return tree
+        return jax.tree.map(lambda v: v.reshape(*v.shape[:at], -1, *v.shape[at + 2 :]), tree)
+
+    def mapped(*args):
+        ins = jax.tree.map(axis_of, in_specs, is_leaf=is_spec)
+        outs = jax.tree.map(axis_of, out_specs, is_leaf=is_spec)
+        none = lambda node: node is None or isinstance(node, int)  # noqa: E731
+        args = jax.tree.map(cut, ins, args, is_leaf=none)
+        made = jax.pmap(f, axis_name=DATA, in_axes=ins, out_axes=outs, devices=mesh.devices.ravel().tolist())(*args)
+        return jax.tree.map(join, outs, made, is_leaf=none)
+
+    return mapped
+
+
+def _same(v: Any) -> Any:
+    return v
+
+
+def _given(mask: Any) -> dict[str, Any]:
+    return {} if mask is None else {"mask": mask}
 
 
 def replicated_state(way: Way, state: Tree) -> Tree:
-    """A fresh model state as this way keeps it: as it is, or once for each device."""
-    if way.shared:
+    """A fresh model state as this way keeps it: as it is, or once for each part of the batch."""
+    if not way.of_parts:
         return state
-    return jax.tree.map(lambda s: jnp.broadcast_to(s[None], (way.mesh.size, *s.shape)), state)
+    return jax.tree.map(lambda s: jnp.broadcast_to(s[None], (way.parts, *s.shape)), state)
 
 
 def pooled_state(way: Way, state: Tree) -> Tree:
-    """The state to evaluate with: of one record for each device, those of the union of what they saw.
+    """The state to evaluate with: of one record for each part, those of the union of what they saw.
 
-    The devices saw equally many values, so each counts as one: the pooled variance is the mean of the variances plus
+    The parts saw equally many values, so each counts as one: the pooled variance is the mean of the variances plus
     the variance of the means.
     """
-    if way.shared:
+    if not way.of_parts:
         return state
 
     def is_record(node):
@@ -136,6 +222,6 @@ def pooled_state(way: Way, state: Tree) -> Tree:
             m = jaxbn.pool(jaxbn.Moments(jnp.ones(()), node["mean"], node["var"]))
             return {"mean": m.mean, "var": m.var}
         m = jaxbn.pool(jaxbn.Moments(jnp.ones(()), node.mean, node.var))
-        return node._replace(mean=m.mean, var=m.var, count=node.count[0])
+        return node._replace(mean=m.mean, var=m.var, count=jnp.max(node.count, 0))
 
     return jax.tree.map(pool, state, is_leaf=is_record)

@@ -1,7 +1,8 @@
 """What a run leaves behind: one folder.
 
 `config.json` says what ran, with what and on what; `metrics.jsonl` holds one line for each arm, seed, learning rate
-and logged step; `summary.json` and `figure.png` are made of it at the end.
+and logged step, `performance.jsonl` one for each chunk of steps; `checkpoints` is what to resume from; `summary.json`
+and `figure.png` are made of the log at the end.
 """
 
 import dataclasses
@@ -9,6 +10,8 @@ import json
 import math
 import os
 import platform
+import secrets
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,21 +20,71 @@ import jax
 import numpy as np
 
 from experiments import disk
-from experiments.training.config import Config
+from experiments.training.config import Config, Settings
 from experiments.training.train import Metrics
 
-FILES = ("config.json", "metrics.jsonl", "summary.json", "figure.png")
+LOG = "metrics.jsonl"
+FILES = ("config.json", LOG, "performance.jsonl", "summary.json", "figure.png")
+FOLDERS = ("checkpoints", "set_aside", "tensorboard")
 KEYS = {"claim", "settings", "versions", "hardware"}  # of config.json, by which a former run is known
-PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "scikit-learn")
+PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "scikit-learn")
+SPREAD = {"devices", "groups", "way"}  # the settings that a run with global statistics may be resumed with others of
 Row = dict[str, Any]
 
 
 def begin(folder: Path, config: Config) -> None:
     """Write `config.json`, and delete what a former run of this program has left in `folder` beside it."""
-    given = dataclasses.asdict(config) | {"versions": versions(), "hardware": hardware()}
-    disk.write_json(folder / FILES[0], given)  # first: a full disk is known before anything is lost
+    given = dataclasses.asdict(config) | {"versions": versions(), "hardware": hardware(), "git": revision()}
+    # First: a full disk is known before anything is lost.
+    disk.write_json(folder / FILES[0], given | {"run": secrets.token_hex(8)})
     for name in FILES[1:]:
         (folder / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        disk.remove_folder(folder / name)
+
+
+def identity(folder: Path) -> str:
+    """The identity of the run in `folder`, which its checkpoints bear."""
+    return disk.read_json(folder / FILES[0])["run"]
+
+
+def check_same(folder: Path, settings: Settings) -> None:
+    """Check that the run in `folder` has these settings; with global statistics devices may differ.
+
+    Raises:
+        ValueError: others differ.
+    """
+    former, own = disk.read_json(folder / FILES[0])["settings"], json.loads(json.dumps(dataclasses.asdict(settings)))
+    free = SPREAD if settings.statistics == "global" else set()
+    others = [key for key in own if key not in free and former.get(key) != own[key]]
+    if others:
+        key = others[0]
+        raise ValueError(
+            f"`--resume` goes on with the settings that {folder} began with; {key} was {former.get(key)}, and is "
+            f"{own[key]}. Take the former {', '.join(others)}, or another folder."
+        )
+
+
+def set_aside(folder: Path, checkpoints: list[int]) -> None:
+    """Move checkpoints out of the way of those that will have their numbers; nothing is deleted."""
+    for number in checkpoints:
+        disk.move_aside(folder / "checkpoints" / str(number), folder / "set_aside")
+
+
+def rewrite(path: Path, lines: list[Row]) -> None:
+    """Make a JSONL file hold `lines` alone."""
+    disk.write(path, _text(lines))
+
+
+def revision() -> str | None:
+    """The git revision of the program, and whether files differ from it; None where there is none."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + (" and changes" if changed.strip() else "")
 
 
 def versions() -> dict[str, str]:
@@ -46,6 +99,7 @@ def hardware() -> dict[str, Any]:
         "platform": device.platform,
         "device": device.device_kind,
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
     }
@@ -63,12 +117,16 @@ def rows(arm: str, rates: tuple[float, ...], step: int, metrics: Metrics) -> lis
 
 def append(path: Path, lines: list[Row]) -> None:
     """Add `lines` to a JSONL file."""
-    disk.append(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    disk.append(path, _text(lines))
 
 
 def read(path: Path) -> list[Row]:
     """The lines of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _text(lines: list[Row]) -> str:
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
 def _number(value: np.float32) -> float | None:

@@ -38,10 +38,13 @@ def lstm(
     head: Callable[..., Array],
     pixels: int = 64,
     order: Any = None,
+    outputs: int = CLASSES,
+    ragged: bool = False,
 ) -> Model:
     """One LSTM over `steps` pieces of the image, its pixels in `order`, and a dense layer on its last output.
 
-    All ways to normalize it get the same kernels from the same key.
+    All ways to normalize it get the same kernels from the same key. With `ragged` examples are sequences that are NaN
+    after their end: the last output is that of the last step before it, and later steps enter no statistic.
     """
 
     def init(key: Array) -> tuple[Tree, Tree]:
@@ -55,13 +58,22 @@ def lstm(
             state = jaxbn.bn_init(4 * hidden)[1]
         elif how.norm != "batch":
             state = ()
-        return {"cell": params, "head": head(last, (hidden, CLASSES)), "last": jnp.zeros(CLASSES)}, state
+        return {"cell": params, "head": head(last, (hidden, outputs)), "last": jnp.zeros(outputs)}, state
 
     def apply(
-        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
+        params: Tree,
+        state: Tree,
+        x: Images,
+        train: bool,
+        axis_name: Any,
+        key: Array | None = None,
+        mask: Array | None = None,
     ) -> tuple[Logits, Tree]:
-        cell, xs = params["cell"], pieces(x, steps, order)
-        carry = jaxbn.lstm.lstm_carry(cell, x.shape[0])
+        cell, xs, lengths = params["cell"], pieces(x, steps, order), None
+        if ragged or mask is not None:
+            there = ~jnp.isnan(xs[..., 0]) if mask is None else ~jnp.isnan(xs[..., 0]) & mask[None]
+            lengths, xs = jnp.sum(there, 0, dtype=jnp.int32), jnp.where(there[..., None], xs, 0)
+        carry = jaxbn.lstm.lstm_carry(cell, x.shape[0], lengths)
         options = {"momentum": how.momentum, "axis_name": axis_name}
         if how.norm == "batch":
             if train and how.noise and key is not None:
@@ -70,10 +82,16 @@ def lstm(
             h = carry.h
         else:
             inputs, state = _project(how, cell, state, xs, train, options)
-            h = _recur(how, cell, carry, inputs)[-1]
+            hs = _recur(how, cell, carry, inputs)
+            h = hs[-1] if lengths is None else _at(hs, jnp.maximum(lengths - 1, 0))
         return h @ params["head"] + params["last"][None], state
 
     return Model(init, apply)
+
+
+def _at(hs: Array, steps: Array) -> Array:
+    """The output of each sequence at its own step."""
+    return jnp.take_along_axis(hs, steps[None, :, None], 0)[0]
 
 
 def pieces(x: Images, steps: int, order: Any = None) -> Array:

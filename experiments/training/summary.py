@@ -16,6 +16,7 @@ NAMES = {
     "none": "no norm",
     "ghost": "ghost batches",
     "renorm": "batch renorm",
+    "group": "group norm",
     "domains": "norm by domain",
     "conditional": "conditional norm",
     "whiten": "whitening",
@@ -79,8 +80,7 @@ def steps_to(rows: Sequence[Row], arm: str, rate: float, target: float) -> list[
 def summarize(
     rows: Sequence[Row],
     target: float,
-    test: Callable[[str, float], Sequence[float]],
-    seconds: dict[str, list[float]],
+    finished: dict[str, Any],
     chunk: int,
 ) -> list[dict[str, Any]]:
     """One record for each arm that has been logged.
@@ -88,14 +88,14 @@ def summarize(
     Args:
         rows: of the log.
         target: validation accuracy to reach.
-        test: `(arm, rate) -> accuracy of each seed` on the test images; called once an arm, with the rate chosen.
-        seconds: of each chunk of each arm; the first, which compiles, is left out of the time of a step.
+        finished: of each arm `test_accuracy` of each seed on the test images at the best rate; `seconds` of each chunk
+            since the run began or was resumed, of which the first compiles; and `evaluations` if there are others.
         chunk: steps in a chunk.
     """
     records = []
-    for arm in dict.fromkeys(r["arm"] for r in rows):
-        rate = best_rate(rows, arm)
-        timed = seconds[arm][1:]
+    for arm, found in finished.items():
+        rate, seconds = best_rate(rows, arm), found["seconds"]
+        timed = seconds[1:]
         records.append(
             {
                 "arm": arm,
@@ -103,11 +103,13 @@ def summarize(
                 "steps": int(curves(rows, arm, rate, "val_loss").steps[-1]),
                 "target_accuracy": target,
                 "steps_to_target": steps_to(rows, arm, rate, target),
-                "test_accuracy": list(test(arm, rate)),
+                "test_accuracy": found["test_accuracy"],
                 "seconds_per_step": float(np.median(timed)) / chunk if timed else None,
-                "seconds_to_compile": seconds[arm][0] - float(np.median(timed)) if timed else None,
+                "seconds_to_compile": seconds[0] - float(np.median(timed)) if timed else None,
             }
         )
+        if "evaluations" in found:
+            records[-1]["evaluations"] = found["evaluations"]
     return records
 
 

@@ -14,10 +14,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from experiments.training import models, parallel
+from experiments.training import feed, models, parallel
 from experiments.training.config import Settings
-from experiments.training.data import Data, Split, batches
-from experiments.training.shapes import Count, Indices, Labels, Logits, PerRun, Scalar, Tree
+from experiments.training.data import Data, Split
+from experiments.training.feed import Feed
+from experiments.training.shapes import Count, Labels, Logits, PerExample, PerRun, Scalar, Tree
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,
@@ -47,13 +48,21 @@ class Arm(NamedTuple):
 
     Attributes:
         start: `() -> carry`.
-        advance: `(carry, first_step, digits) -> (carry, metrics)`, by `log_every` steps.
+        feed: `(first_step, data) -> feed`, the examples of a chunk of `log_every` steps.
+        step: `(carry, first_step, feed, validation) -> (carry, metrics)`, by that chunk.
         evaluate: `(carry, split) -> (loss, accuracy)` under running statistics, each `[seeds, rates]`.
+        shapes: `() -> carry`, of shapes, dtypes and shardings, without computing anything.
     """
 
     start: Callable[[], Carry]
-    advance: jax.stages.Wrapped
+    feed: Callable[[int, Data], Feed]
+    step: jax.stages.Wrapped
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    shapes: Callable[[], Carry]
+
+    def advance(self, carry: Carry, first: Count, data: Data) -> tuple[Carry, Metrics]:
+        """Read the chunk that begins with step `first`, and train on it."""
+        return self.step(carry, np.int32(first), self.feed(int(first), data), data.validation)
 
 
 class Trained(NamedTuple):
@@ -71,8 +80,11 @@ def train(
     log: Callable[[int, Metrics, Carry], None],
     stopped: Callable[[], bool] = lambda: False,
     start: Carry | None = None,
+    first: int = 0,
 ) -> Trained:
     """Train all runs of an arm to the end, or until `stopped` between two chunks.
+
+    The next chunk is read while the devices work on the present one: the host holds two at most.
 
     Args:
         settings: of the run.
@@ -81,17 +93,20 @@ def train(
         log: called after each chunk with the number of steps done, the metrics, and where training stands.
         stopped: whether to end here.
         start: where to begin, in the place of what `arm.start` gives.
+        first: how many steps `start` has had.
 
     Returns:
         The state of training. A run that diverges is trained to the end like the others: that is its result.
     """
-    carry, step, seconds = start or arm.start(), 0, []
-    while step < settings.steps and not stopped():
+    carry, step, seconds = arm.start() if start is None else start, first, []
+    chunk = arm.feed(step, digits) if step < settings.steps else None
+    while chunk is not None and not stopped():
         began = time.perf_counter()
-        carry, metrics = arm.advance(carry, jnp.asarray(step, jnp.int32), digits)
+        carry, metrics = arm.step(carry, np.int32(step), chunk, digits.validation)
+        step += settings.log_every
+        chunk = arm.feed(step, digits) if step < settings.steps else None
         metrics = jax.device_get(metrics)
         seconds.append(time.perf_counter() - began)
-        step += settings.log_every
         log(step, metrics, carry)
     return Trained(carry, step, seconds)
 
@@ -107,10 +122,10 @@ def compile_arm(
         optimizer: of a learning rate; that of the settings by default.
     """
     way, optimizer = parallel.way(settings), optimizer or OPTIMIZERS[settings.optimizer]
-    shared, divided = P(), P(None, None, parallel.AXIS)
-    specs = Carry(shared, shared if way.shared else divided, shared)
+    shared, divided = P(), P(None, None, way.axes)
+    specs = Carry(shared, P(None, None, way.of_parts) if way.of_parts else shared, shared)
     placed = jax.tree.map(lambda s: NamedSharding(way.mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
-    here = NamedSharding(way.mesh, shared)
+    here, spread_out = NamedSharding(way.mesh, shared), NamedSharding(way.mesh, divided)
     seeds = np.arange(settings.seeds, dtype=np.int32)
     rates = np.asarray(settings.learning_rates, np.float32)
 
@@ -121,73 +136,112 @@ def compile_arm(
 
         return _over_runs(one, (0, None), (None, 0))(seeds, rates)
 
-    def advance(carry: Carry, first: Count, digits: Data) -> tuple[Carry, Metrics]:
-        def order(seed):
-            sizes = {"steps": settings.log_every, "batch_size": settings.batch_size}
-            return batches(seed, first, examples=len(digits.train.labels), **sizes)
-
+    def step(carry: Carry, first: Count, chunk: Feed, validation: Split) -> tuple[Carry, Metrics]:
         def keys(seed):
             own = jax.random.fold_in(jax.random.key(seed), 2)  # 0 makes the weights, 1 the order
             return jax.vmap(partial(jax.random.fold_in, own))(first + jnp.arange(settings.log_every, dtype=jnp.int32))
 
-        def run(carry, rate, steps, split):
-            return lax.scan(lambda c, now: _step(model, way, optimizer(rate), split, c, *now), carry, steps)
+        def run(carry, rate, chunk, keys):
+            return lax.scan(lambda c, now: _step(model, way, optimizer(rate), c, *now), carry, (chunk, keys))
 
-        # Each device gets its part of every batch by the sharding of the indices.
-        runs = _over_runs(run, (0, None, 0, None), (0, 0, None, None))
-        spread = way.spread(runs, (specs, shared, (divided, shared), shared), (specs, shared))
-        carry, losses = spread(carry, rates, (jax.vmap(order)(seeds), jax.vmap(keys)(seeds)), digits.train)
-        return carry, Metrics(jnp.mean(losses, axis=-1), *evaluate(carry, digits.validation))
+        runs = _over_runs(run, (0, None, 0, 0), (0, 0, None, None))
+        spread = way.spread(runs, (specs, shared, divided, shared), (specs, shared))
+        carry, losses = spread(carry, rates, chunk, jax.vmap(keys)(seeds))
+        return carry, Metrics(jnp.mean(losses, axis=-1), *evaluate(carry, validation))
 
     def evaluate(carry: Carry, split: Split) -> tuple[PerRun, PerRun]:
-        images, labels = jax.tree.map(way.split, split)
+        # Where the devices do not divide the examples, copies of the first are added, and weigh nothing.
+        n = len(split.labels)
+        more = -n % way.mesh.size
+        images, labels = (
+            way.split(jnp.concatenate([v, v[:1].repeat(more, 0)]) if more else v) for v in map(jnp.asarray, split)
+        )
+        weight = way.split(jnp.asarray(np.arange(n + more) < n, jnp.float32)) if more else None
 
         def one(params, state):
             logits, _ = model.apply(params, parallel.pooled_state(way, state), images, False, None)
-            return loss_of(logits, labels), accuracy_of(logits, labels)
+            if weight is None:
+                return loss_of(logits, labels), accuracy_of(logits, labels)
+            return tuple(jnp.sum(f(logits, labels) * weight) / n for f in (losses_of, hits_of))
 
         return _over_runs(one, (0, 0), (0, 0))(carry.params, carry.state)
 
+    def within(f: Callable[..., Any]) -> Any:
+        """An Explicit mesh has to be set around what is compiled for it."""
+        if settings.way != "explicit":
+            return f
+
+        def inside(*args: Any) -> Any:
+            with jax.set_mesh(way.mesh):
+                return f(*args)
+
+        return inside
+
+    begin = jax.jit(start, out_shardings=placed)
     return Arm(
-        jax.jit(start, out_shardings=placed),
-        jax.jit(advance, in_shardings=(placed, here, here), out_shardings=(placed, here)),
-        jax.jit(evaluate, in_shardings=(placed, here), out_shardings=here),
+        within(begin),
+        lambda first, data: feed.make(settings, data.train, first, spread_out),
+        within(jax.jit(step, in_shardings=(placed, here, spread_out, here), out_shardings=(placed, here))),
+        within(jax.jit(evaluate, in_shardings=(placed, here), out_shardings=here)),
+        lambda: _abstract(within(begin.eval_shape)(), placed),
     )
+
+
+def _abstract(shapes: Carry, placed: Carry) -> Carry:
+    """The shape, dtype and sharding of every array of a carry."""
+
+    def one(sharding: NamedSharding, part: Any) -> Any:
+        return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding), part)
+
+    return jax.tree.map(one, placed, shapes, is_leaf=lambda node: isinstance(node, NamedSharding))
 
 
 def _step(
     model: models.Model,
     way: parallel.Way,
     optimizer: optax.GradientTransformation,
-    split: Split,
     carry: Carry,
-    indices: Indices,
+    now: Feed,
     key: Array,
 ) -> tuple[Carry, Scalar]:
-    """One update of one run on the examples `indices`, and the loss over the whole batch before it."""
-    images, labels = split.images[indices], split.labels[indices]
+    """One update of one run on the examples `now`, and the loss over the whole batch before it."""
 
     def loss(params: Tree):
-        logits, state = way.forward(partial(model.apply, key=key), params, carry.state, images)
-        return way.mean(loss_of(logits, labels)), state
+        logits, state = way.forward(partial(model.apply, key=key), params, carry.state, now.images, now.mask)
+        if now.mask is None:
+            return way.mean(loss_of(logits, now.labels)), state
+        counted = now.mask.astype(logits.dtype)
+        # A padded entry may hold anything: its loss is replaced, not multiplied.
+        total = jnp.sum(jnp.where(now.mask, losses_of(logits, now.labels), 0))
+        return way.mean(total) / way.mean(jnp.sum(counted)), state
 
     (value, state), gradients = jax.value_and_grad(loss, has_aux=True)(carry.params)
-    updates, moved = optimizer.update(gradients, carry.optimizer, carry.params)
+    updates, moved = optimizer.update(way.gradients(gradients), carry.optimizer, carry.params)
     return Carry(optax.apply_updates(carry.params, updates), state, moved), value
+
+
+def losses_of(logits: Logits, labels: Labels) -> PerExample:
+    """The cross-entropy of each example."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def hits_of(logits: Logits, labels: Labels) -> PerExample:
+    """1 for each example whose class is right, else 0."""
+    return (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
 
 
 def loss_of(outputs: Logits, labels: Labels) -> Scalar:
     """Mean cross-entropy; of real labels `[batch, outputs]` the mean squared distance."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
         return jnp.mean(jnp.sum((outputs - labels) ** 2, -1))
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, labels))
+    return jnp.mean(losses_of(outputs, labels))
 
 
 def accuracy_of(outputs: Logits, labels: Labels) -> Scalar:
     """The share of right classes; of real labels the share of their variance that is explained."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
         return 1 - loss_of(outputs, labels) / jnp.mean(jnp.sum(jnp.asarray(labels) ** 2, -1))
-    return jnp.mean((jnp.argmax(outputs, -1) == labels).astype(jnp.float32))
+    return jnp.mean(hits_of(outputs, labels))
 
 
 def _over_runs(

@@ -78,11 +78,13 @@ def test_every_config_is_a_claim_that_loads(path):
 
 
 def test_the_ways_over_several_devices_all_have_a_config():
-    """Each way with each scope of statistics."""
-    found = {
-        (s.way, s.statistics) for s in (config.load(p).settings for p in CONFIGS if p.parent.name == "multi_device")
-    }
-    assert found == {(w, s) for w in ("jit", "shard_map") for s in ("global", "per_device")}
+    """Each way with each scope of statistics that it has; and 1, 2, 4 and 8 devices, and meshes of two axes."""
+    found = [config.load(p).settings for p in CONFIGS if p.parent.name == "multi_device"]
+    ways = {(s.way, s.statistics) for s in found}
+    named = {(w, s) for w in ("jit", "explicit", "shard_map") for s in ("global", "groups", "per_device")}
+    assert ways == named | {("pmap", "global"), ("pmap", "per_device")}
+    assert {s.devices for s in found} == {1, 2, 4, 8}
+    assert any(s.groups > 1 and s.statistics == "global" for s in found)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,11 @@ def test_the_ways_over_several_devices_all_have_a_config():
         ('model = "resnet"', ValueError, "`model`: input should be 'mlp', 'cnn' or 'lstm'; got 'resnet'"),
         ("steps = 30", ValueError, "`steps` must be a multiple of `log_every`"),
         ("batch_size = 60", ValueError, "`batch_size` must be a multiple of `devices`"),
-        ("batch_size = 1160", ValueError, "`batch_size`: input should be less than or equal to 1149"),
-        ("devices = 16", ValueError, "`devices` must divide the 288 validation and 360 test images"),
+        ("groups = 3", ValueError, "`groups` must divide `devices`"),
+        ('statistics = "groups"', ValueError, "be 2 at least where `statistics` are theirs; got 1 and 8"),
+        ('way = "pmap"\ngroups = 2', ValueError, "has one axis, and so one group; got 2"),
+        ('way = "explicit"\nmodel = "cnn"', ValueError, "is for the MLP on several devices; got cnn"),
+        ('last_batch = "pad"\narms = ["whiten"]', ValueError, "needs norms that take masks"),
         ("steps = = 1", ValueError, "a config must be TOML"),
     ],
 )
@@ -152,11 +157,14 @@ def test_the_command_line_overrides_a_config_and_is_validated_like_it():
     """What is not named stays."""
     given = config.load(QUICKSTART)
     arguments = [str(QUICKSTART), "--steps", "50", "--learning-rates", "0.1", "0.3", "--out", "there", "--replace"]
-    changed, *where = command.parse(arguments)
+    changed, given_command = command.parse(arguments)
     assert changed.settings == dataclasses.replace(given.settings, steps=50, learning_rates=(0.1, 0.3))
-    assert (changed.claim, changed.name, where) == (given.claim, "quickstart", [Path("there"), True])
+    where = (command.folder_of(given_command, changed), given_command.replace)
+    assert (changed.claim, changed.name, where) == (given.claim, "quickstart", (Path("there"), True))
     assert changed.overridden == ("learning_rates", "steps")
-    assert command.parse([str(QUICKSTART)]) == (given, Path("runs/quickstart"), False)
+    plain, given_command = command.parse([str(QUICKSTART)])
+    assert (plain, command.folder_of(given_command, plain)) == (given, Path("runs/quickstart"))
+    assert not given_command.replace
     for arguments, words in [
         (["--steps", "-5"], "command line: `steps`: input should be greater than 0; got -5"),
         (["--steps", "30"], "command line: `steps` must be a multiple of `log_every`"),
@@ -183,7 +191,7 @@ def test_help_describes_every_setting(capsys):
 def test_the_split_is_disjoint_complete_and_stratified():
     """Each part has every digit in proportion, to within one image."""
     parts = digits()
-    assert [len(p.labels) for p in parts] == [config.TRAIN, config.VALIDATION, config.TEST]
+    assert [len(p.labels) for p in parts] == [data.TRAIN, data.VALIDATION, data.TEST]
     assert all(p.images.dtype == np.float32 and p.images.min() == 0 and p.images.max() == 1 for p in parts)
     counts = np.array([np.bincount(p.labels, minlength=10) for p in parts])
     whole = counts.sum(0)
@@ -229,13 +237,47 @@ def test_both_arms_start_from_the_same_weights(model):
 # Devices
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)), 8])
-@pytest.mark.parametrize("way", [pytest.param("jit", marks=pytest.mark.slow), "shard_map"])
-def test_with_global_statistics_any_number_of_devices_trains_alike(way, devices):
+WAYS = [("jit", 2, 1), ("jit", 8, 2), ("explicit", 4, 1), ("explicit", 8, 4), ("shard_map", 8, 4), ("pmap", 8, 1)]
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("way", "devices", "groups"), [("shard_map", 8, 1), *(pytest.param(*w, marks=SLOW) for w in WAYS)]
+)
+def test_with_global_statistics_any_number_of_devices_trains_alike(way, devices, groups):
     """The losses, the accuracies, the parameters and the running statistics are those of one device under jit."""
-    one, many = trajectory(way="jit", devices=1), trajectory(way=way, devices=devices)
+    one, many = trajectory(way="jit", devices=1), trajectory(way=way, devices=devices, groups=groups)
     chex.assert_trees_all_close(many, one, **ROUNDING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["jit", "explicit", "shard_map", "pmap"])
+def test_a_padded_batch_trains_alike_on_eight_devices(way):
+    """Of 61 examples and three that do not count: on some devices fewer are counted than on others."""
+    padded = {"last_batch": "pad", "steps": 36, "log_every": 18}
+    one, many = trajectory(way="jit", devices=1, **padded), trajectory(way=way, devices=8, **padded)
+    chex.assert_trees_all_close(many, one, rtol=2e-5, atol=2e-5)
+    assert not same(one, trajectory(way="jit", devices=1, steps=36, log_every=18), rtol=1e-3, atol=1e-3)
+
+
+def test_what_pads_a_batch_does_not_count():
+    """A step on a padded batch is that of its examples alone: parameters, statistics, loss; whatever pads it."""
+    settings = tiny(way="jit", devices=1, batch_size=8, log_every=1, steps=1)
+    model = networks.build(settings, "batch")
+    short = train.compile_arm(dataclasses.replace(settings, batch_size=5), model)
+    padded = train.compile_arm(settings, model)
+    few = short.feed(0, digits())
+    cut = [(0, 0), (0, 0), (0, 3)]
+    more = few._replace(
+        images=np.pad(few.images, [*cut, (0, 0)], constant_values=1e6),
+        labels=np.pad(few.labels, cut),
+        mask=np.ones((2, 1, 5), bool),
+    )
+    more = more._replace(mask=np.pad(more.mask, cut))
+    made = [
+        arm.step(arm.start(), np.int32(0), chunk, digits().validation) for arm, chunk in ((short, few), (padded, more))
+    ]
+    chex.assert_trees_all_close(made[1], made[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -244,7 +286,8 @@ def test_the_batch_is_really_divided(way):
     """The compiled program knows 37 examples, not all 74: else the agreement above would be that of copies."""
     settings = tiny(way=way, devices=2, batch_size=74, seeds=3, learning_rates=(0.1,))
     arm = train.compile_arm(settings, networks.build(settings, "batch"))
-    program = arm.advance.lower(arm.start(), jnp.asarray(0), digits()).compile().as_text() or ""
+    chunk = arm.feed(0, digits())
+    program = arm.step.lower(arm.start(), np.int32(0), chunk, digits().validation).compile().as_text() or ""
     assert re.search(r"f32\[[\d,]*\b37\b", program)
     assert not re.search(r"f32\[[\d,]*\b74\b", program)
 
@@ -258,15 +301,26 @@ def test_the_cnn_trains_alike_on_eight_devices():
 
 
 @pytest.mark.slow
-def test_both_ways_agree_on_statistics_per_device_which_are_not_global_ones():
+@pytest.mark.parametrize(
+    ("way", "statistics", "groups"),
+    [
+        ("jit", "per_device", 1),
+        ("explicit", "per_device", 1),
+        ("pmap", "per_device", 1),
+        ("jit", "groups", 2),
+        ("explicit", "groups", 2),
+    ],
+)
+def test_all_ways_agree_on_statistics_of_parts_which_are_not_global_ones(way, statistics, groups):
     """So that the tests above can fail: the tolerance tells the two statistics apart."""
-    by_jit, by_shard_map = (trajectory(way=way, devices=8, statistics="per_device") for way in ("jit", "shard_map"))
-    chex.assert_trees_all_close(by_shard_map, by_jit, **ROUNDING)
-    (state,) = by_jit[2]
-    assert state.mean.shape == (2, 2, 8, 8)  # seeds, rates, devices, features
-    assert np.all(np.std(state.mean, axis=2) > 1e-3)
-    log, params, _ = by_jit
-    assert not same((log, params), trajectory(way="jit", devices=8)[:2], rtol=1e-2, atol=1e-2)
+    scope = {"devices": 8, "statistics": statistics, "groups": groups}
+    this, by_shard_map = (trajectory(way=w, **scope) for w in (way, "shard_map"))
+    chex.assert_trees_all_close(by_shard_map, this, **ROUNDING)
+    (state,) = this[2]
+    assert state.mean.shape == (2, 2, 8 if groups == 1 else 2, 8)  # seeds, rates, parts, features
+    assert np.all(np.std(state.mean, axis=2) > 1e-4)
+    log, params, _ = this
+    assert not same((log, params), trajectory(way="jit", devices=8)[:2], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +386,7 @@ def test_a_run_leaves_a_complete_log_in_which_divergence_is_null(finished):
 
 def test_a_run_leaves_a_figure_a_summary_and_what_it_ran_on(finished):
     """All there, nothing half written, and the test accuracy is that of the rate chosen by validation."""
-    assert {p.name for p in finished.iterdir()} == {"config.json", "metrics.jsonl", "summary.json", "figure.png"}
+    assert {p.name for p in finished.iterdir()} == {*record.FILES, "checkpoints"}
     picture = (finished / "figure.png").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
     assert 20_000 < len(picture) < 500_000
@@ -340,6 +394,13 @@ def test_a_run_leaves_a_figure_a_summary_and_what_it_ran_on(finished):
     assert ran["settings"]["steps"] == 10
     assert ran["versions"]["jax"] == jax.__version__
     assert ran["hardware"]["platform"] == "cpu"
+    assert len(ran["git"].split()[0]) == 40
+    speed = record.read(finished / "performance.jsonl")
+    assert [(r["arm"], r["step"]) for r in speed] == [("batch", 5), ("batch", 10), ("none", 5), ("none", 10)]
+    for r in speed:
+        assert r["examples_per_second"] == pytest.approx(64 * r["steps_per_second"])
+        assert r["steps_per_second"] == pytest.approx(5 / r["seconds"])
+        assert 1e8 < r["memory_bytes"] < 1e11
     results = json.loads((finished / "summary.json").read_text())
     assert results["complete"]
     assert [a["arm"] for a in results["arms"]] == ["batch", "none"]
@@ -365,7 +426,7 @@ def test_a_run_that_is_stopped_before_its_first_chunk_leaves_what_it_has(tmp_pat
     interrupt.requested = True
     for more in ([], ["--replace"]):
         assert command.main([str(QUICKSTART), *TINY, "--out", str(folder), *more], interrupt) == 130
-        assert [p.name for p in folder.iterdir()] == ["config.json"]
+        assert sorted(p.name for p in folder.iterdir()) == ["checkpoints", "config.json"]
         (folder / "metrics.jsonl").write_text("of the former run")
 
 
@@ -414,18 +475,13 @@ def rows_of(arm, rate, accuracies, loss: float | None = 1.0):
     ]
 
 
-def test_an_arm_is_judged_at_its_best_rate_and_tested_once():
+def test_an_arm_is_judged_at_its_best_rate():
     """By the median over seeds; a tie goes to the lower loss, and a run that diverged has none."""
     rows = rows_of("batch", 0.1, [[0.2, 0.8]] * 3) + rows_of("batch", 0.3, [[0.9, 0.9], [0.1, 0.9], [0.1, 0.1]])
     rows += rows_of("batch", 0.5, [[0.2, 0.9]] * 3, loss=None) + rows_of("batch", 1.0, [[1.0, 0.7]] * 3)
-    asked = []
-
-    def test(arm, rate):
-        asked.append((arm, rate))
-        return [0.5, 0.6, 0.7]
-
-    (result,) = summary.summarize(rows, 0.85, test, {"batch": [9.0, 1.0, 3.0]}, chunk=5)
-    assert asked == [("batch", 0.3)]
+    finished = {"batch": {"seconds": [9.0, 1.0, 3.0], "test_accuracy": [0.5, 0.6, 0.7]}}
+    (result,) = summary.summarize(rows, 0.85, finished, chunk=5)
+    assert (result["learning_rate"], result["test_accuracy"]) == (0.3, [0.5, 0.6, 0.7])
     assert result["steps_to_target"] == [5, 10, None]
     assert (result["seconds_per_step"], result["seconds_to_compile"]) == (0.4, 7.0)
     assert (summary.count(float("inf"), 10), summary.count(7.25, 10)) == (">10", "7")

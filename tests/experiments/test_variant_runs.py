@@ -12,7 +12,7 @@ import pytest
 
 import jaxbn
 from experiments.interrupt import Interrupt
-from experiments.training import config, layers, networks, statistics, train, variants
+from experiments.training import check, config, layers, networks, statistics, train, variants
 from experiments.training.data import digits
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "variants"
@@ -27,7 +27,7 @@ def settings(name, **changes):
 @pytest.fixture(scope="module")
 def accuracies():
     """Of all evaluations of one short training."""
-    s = settings("adapt", evaluations=config.EVALUATIONS["mlp"])
+    s = settings("adapt", evaluations=check.EVALUATIONS["mlp"])
     arm = train.compile_arm(s, networks.build(s, "batch"))
     trained = train.train(s, arm, digits(), lambda *_: None)
     return statistics.accuracies(s, arm, trained.carry, digits())
@@ -35,7 +35,7 @@ def accuracies():
 
 @pytest.mark.slow
 def test_evaluations(accuracies):
-    assert list(accuracies) == list(config.EVALUATIONS["mlp"])
+    assert list(accuracies) == list(check.EVALUATIONS["mlp"])
     # A network without norms that classifies every image as the one with them does.
     assert accuracies["folded"] == accuracies["running"]
     # Ten steps of an average that keeps 0.9 are too few: the moments themselves are better.
@@ -45,7 +45,7 @@ def test_evaluations(accuracies):
 
 
 def test_every_evaluation_has_a_name_and_a_model():
-    assert set(statistics.NAMES) == {name for names in config.EVALUATIONS.values() for name in names}
+    assert set(statistics.NAMES) == {name for names in check.EVALUATIONS.values() for name in names}
 
 
 @pytest.mark.slow
