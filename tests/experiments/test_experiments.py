@@ -318,7 +318,7 @@ def test_all_ways_agree_on_statistics_of_parts_which_are_not_global_ones(way, st
     chex.assert_trees_all_close(by_shard_map, this, **ROUNDING)
     (state,) = this[2]
     assert state.mean.shape == (2, 2, 8 if groups == 1 else 2, 8)  # seeds, rates, parts, features
-    assert np.all(np.std(state.mean, axis=2) > 1e-4)
+    assert np.median(np.std(state.mean, axis=2)) > 1e-3
     log, params, _ = this
     assert not same((log, params), trajectory(way="jit", devices=8)[:2], rtol=1e-3, atol=1e-3)
 
