@@ -12,7 +12,7 @@ test: $(VENV)/tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(TESTS)
 
 slow: $(VENV)/tests
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow $(TESTS)
 
 # Generated layers against the oracle, from seed START on; a second for each.
 fuzz: $(VENV)/tests
@@ -39,7 +39,7 @@ bench: $(VENV)/experiments $(VENV)/neighbours
 
 # The report in docs/claims/; with SMOKE=1 everything as small as it can be, in runs/.
 claims: $(VENV)/experiments
-	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish)
+	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish) $(ONLY:%=--only %)
 
 # What XLA's compilers make of the layer for TPUs (0.3 GB to install) and for GPUs (1.5 GB), on a machine that has neither:
 # docs/compiled, in an hour; with SMALL=1 what `.ci/run` checks, in minutes. It goes on where it was interrupted.
