@@ -75,28 +75,35 @@ def _find_moments(r, x, mask, guess):
     def two_passes(x, mask, guess):
         part = x if mask is not None else _sample_part(r, x)
         _, (mean,) = _average(r, mask, [part.astype(dtype)])
-        return _moments_about(r, x, mask, round_off(mean))
+        return _average_about(r, x, mask, round_off(mean))
 
     def from_guess(x, mask, guess):
         pivot = jnp.where(jnp.isfinite(guess), guess, 0).astype(dtype)
         if not set(r.names) <= varying_axes(x) - varying_axes(pivot):
             pivot = lax.pmean(pivot, r.names)  # the members may hold different ones
-        m = _moments_about(r, x, mask, pivot)
+        found = _average_about(r, x, mask, pivot)
         # Farther than one std away, too many digits cancel, or the square overflows. NaN is far.
-        far = _any_device(r, ~(jnp.square((m.mean - pivot) + m.tail) <= m.var), x)
+        _, _, shift, square = found
+        var = r.sum_components(square - jnp.square(shift))
+        far = _any_device(r, ~((jnp.square(shift) <= var) & jnp.isfinite(var)), x)
+
+        def repeat(carry):
+            _, (pivot, _, shift, _) = carry
+            return jnp.zeros_like(far), _average_about(r, x, mask, round_off(pivot + shift))
+
         # Once, or not at all. As `lax.cond` it would compile in four times the time, and `vmap` would run it always.
-        return lax.while_loop(
-            lambda carry: carry[0],
-            lambda carry: (jnp.zeros_like(far), _moments_about(r, x, mask, round_off(carry[1].mean + carry[1].tail))),
-            (far, m),
-        )[1]
+        return lax.while_loop(lambda carry: carry[0], repeat, (far, found))[1]
 
     if guess is None or r.groups:  # groups might disagree on the second pass, which has collectives
-        return two_passes(x, mask, guess)
-    # On a TPU the convolution that makes x makes these sums as well, if nothing else has to be known of x before; on a
-    # CPU a pass is saved. On a GPU a convolution is a library's call, into which nothing is fused, and a loop may wait
-    # for the host.
-    return lax.platform_dependent(x, mask, guess, cuda=two_passes, rocm=two_passes, default=from_guess)
+        found = two_passes(x, mask, guess)
+    else:
+        # On a TPU the convolution that makes x makes these sums as well, if nothing else has to be known of x before;
+        # on a CPU a pass is saved. On a GPU a convolution is a library's call, into which nothing is fused, and a loop
+        # may wait for the host.
+        found = lax.platform_dependent(x, mask, guess, cuda=two_passes, rocm=two_passes, default=from_guess)
+    # After the loop, where XLA does not know the pivot even if the guess is a constant c: it takes `(c + v) - c` for v.
+    m = moments_about(*found)
+    return m._replace(var=r.sum_components(m.var))
 
 
 @partial(_moments.defjvp, symbolic_zeros=True)
@@ -112,13 +119,13 @@ def _moments_jvp(r, primals, tangents):
     return m, zeros._replace(mean=mean_dot, var=r.sum_components(var_dot))
 
 
-def _moments_about(r: Reduction, x: jax.Array, mask: jax.Array | None, pivot: jax.Array) -> Moments:
-    """Return the moments, computed from `E[x - pivot]` and `E[(x - pivot)^2]`."""
+def _average_about(r: Reduction, x: jax.Array, mask: jax.Array | None, pivot: jax.Array) -> tuple[jax.Array, ...]:
+    """Return the pivot, the count, `E[x - pivot]` and `E[(x - pivot)^2]`."""
     copy = fusion_barrier(x, pivot)
     d, other_d = (x.astype(pivot.dtype) - pivot for x, pivot in (copy, fusion_barrier(*copy)))
     count, (shift, square) = _average(r, mask, [d, jnp.square(other_d)])
-    m = moments_about(pivot, count, shift, square)
-    return m._replace(var=r.sum_components(m.var))
+    # The pivot as varying as they are: on every device, by its type.
+    return pivot + jnp.zeros_like(shift), count, shift, square
 
 
 def _any_device(r: Reduction, condition: jax.Array, x: jax.Array) -> jax.Array:

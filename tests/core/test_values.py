@@ -103,6 +103,15 @@ def test_any_order_of_the_rows(forms, form, kind, rows):
     assert np.max(np.abs(dx - wanted)) <= 5e-6 * np.max(np.abs(wanted))
 
 
+def test_a_running_mean_that_is_a_constant_of_the_program():
+    """XLA folds `(c + v) - c` to v, which would lose what rounding took from the mean."""
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32) + np.float32(1e4)
+    params, state = jaxbn.bn_init(64)
+    state = state._replace(mean=jnp.full(64, 1e4 + 0.5, jnp.float32))
+    y = jax.jit(lambda x: jaxbn.bn_apply(params, state, x, True)[0])(x)
+    np.testing.assert_allclose(y, oracle.training(x).y, rtol=0, atol=2e-6)
+
+
 @pytest.mark.compiler
 def test_members_of_vmap_share_the_second_pass():
     """One is far from its running mean, and all take a second pass: in a loop still, not in all steps."""
