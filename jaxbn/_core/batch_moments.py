@@ -94,7 +94,9 @@ def _find_moments(r, x, mask, guess):
         # Once, or not at all. As `lax.cond` it would compile in four times the time, and `vmap` would run it always.
         return lax.while_loop(lambda carry: carry[0], repeat, (far, found))[1]
 
-    if guess is None or r.groups:  # groups might disagree on the second pass, which has collectives
+    # Groups might disagree on the second pass, which has collectives; and moments of an x that members share must not
+    # differ by guesses that they do not share.
+    if guess is None or r.groups or not varying_axes(guess) <= varying_axes(x) | set(r.names):
         found = two_passes(x, mask, guess)
     else:
         # On a TPU the convolution that makes x makes these sums as well, if nothing else has to be known of x before;

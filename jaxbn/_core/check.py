@@ -37,6 +37,17 @@ def floating(name: str, value: Any, or_complex: bool = False) -> jax.Array:
         raise TypeError(f"`{name}` must be an array; got {type(value).__name__}.") from None
 
 
+def real_number(name: str, value: Any) -> jax.Array:
+    """Return `value` as an array of real numbers."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be a number or an array; got {value!r}.") from None
+    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
+        raise TypeError(f"`{name}` must be real; got dtype {array.dtype}.")
+    return array
+
+
 def accumulation_dtype(dtype: Any) -> Any:
     """Return the dtype in which values of `dtype` are summed: at least float32."""
     return jnp.dtype(dtype if dtype in (jnp.float64, jnp.complex64, jnp.complex128) else jnp.float32)
@@ -114,7 +125,9 @@ def flag(name: str, value: Any) -> bool | jax.Array:
 
 def epsilon(value: Any, dtype: Any) -> float:
     """Return `value` as a float that is positive in the dtype in which values of `dtype` are summed."""
-    if isinstance(value, (bool, str)) or np.ndim(value) or isinstance(value, Tracer):
+    if not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)) or isinstance(value, (bool, Tracer)):
+        raise TypeError(f"`epsilon` must be a Python float; got {value!r}: it is compiled in.")
+    if np.ndim(value) or np.iscomplexobj(value):
         raise TypeError(f"`epsilon` must be a Python float; got {value!r}: it is compiled in.")
     number, least = float(value), float(jnp.finfo(accumulation_dtype(dtype)).tiny)
     if not least <= number < float("inf"):

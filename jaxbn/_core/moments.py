@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.export import register_namedtuple_serialization
 
@@ -133,10 +132,13 @@ def round_off(v: jax.Array) -> jax.Array:
 
 def broadcast_fields(m: Moments) -> Moments:
     """Give every array of `m` the shape and dtype of the mean."""
+    if not isinstance(m, Moments):
+        raise TypeError(f"`m` must be `jaxbn.Moments`, as of `jaxbn.moments(x)`; got {type(m).__name__}.")
     mean = check.floating("mean", m.mean)
+    fields = [check.real_number(f"m.{name}", v) for name, v in m._asdict().items()]
     try:
-        return Moments(*(jnp.broadcast_to(jnp.asarray(v, mean.dtype), mean.shape) for v in m))
+        return Moments(*(jnp.broadcast_to(v.astype(mean.dtype), mean.shape) for v in fields))
     except ValueError:
         raise ValueError(
-            f"All of `Moments` must broadcast to the shape of its mean, {mean.shape}; got {[np.shape(v) for v in m]}."
+            f"All of `Moments` must broadcast to the shape of its mean, {mean.shape}; got {[v.shape for v in fields]}."
         ) from None

@@ -80,7 +80,8 @@ def split_momentum(value: Any, count: jax.Array) -> tuple[Any, Any]:
     """Return the fractions to keep and to take after `count` updates, from a momentum or a schedule of it."""
     if callable(value):
         value = value(count)
-    if isinstance(value, (str, bool)) or value is None or not hasattr(value, "__sub__"):
+    number = isinstance(value, (int, float, np.number, np.ndarray, jax.Array)) and not isinstance(value, bool)
+    if not number or not jnp.issubdtype(jnp.result_type(value), jnp.number) or jnp.iscomplexobj(value):
         raise TypeError(
             f"`momentum` must be a number or a function of `state.count`; got {value!r}. "
             "PyTorch's None is `jaxbn.cumulative_average` here."

@@ -86,7 +86,7 @@ def bn_init(
 
 def check_params(x: jax.Array, params: Any, axis: tuple[int, ...], batch: tuple[int, ...] = ()) -> None:
     """Check that `params` fit `x` with features along `axis` and, maybe, examples along `batch`."""
-    _check_record("params", params, "the params of `bn_init`", BatchNormParams)
+    check_record("params", params, "the params of `bn_init`", BatchNormParams)
     features, by_example = (tuple(x.shape[a] for a in axes) for axes in (axis, (*batch, *axis)))
     for name in BatchNormParams._fields:
         if getattr(params, name) is not None:
@@ -97,7 +97,7 @@ def check_state(
     x: jax.Array, state: Any, axis: tuple[int, ...], name: str = "state", kind: str = "the state of `bn_init`"
 ) -> None:
     """Check that `state`, the argument `name`, fits `x` with features along `axis`."""
-    _check_record(name, state, kind, BatchNormState)
+    check_record(name, state, kind, BatchNormState)
     features = tuple(x.shape[a] for a in axis)
     for field in BatchNormState._fields:
         wanted = () if field == "count" else features
@@ -109,19 +109,29 @@ def check_state(
         )
 
 
-def _check_record(name: str, value: Any, kind: str, record: Any) -> None:
+def check_record(name: str, value: Any, kind: str, record: Any) -> None:
+    """Check that `value`, the argument `name`, has the fields of `record`, and arrays in them."""
     if not all(hasattr(value, field) for field in record._fields):
         restored = f" If it was restored from a checkpoint, pass `{record.__name__}(**{name})`."
         raise TypeError(
             f"`{name}` must be {kind}; got {type(value).__name__}.{restored if isinstance(value, dict) else ''}"
         )
+    for field in record._fields:
+        array = getattr(value, field)
+        if array is None and record is BatchNormParams:
+            continue
+        if not (hasattr(array, "dtype") and hasattr(array, "astype")):
+            raise TypeError(f"`{name}.{field}` must be an array; got {array!r}.")
+        if not jnp.issubdtype(array.dtype, jnp.number if field == "count" else jnp.inexact):
+            raise TypeError(
+                f"`{name}.{field}` must be {'an integer' if field == 'count' else 'floating point'}; got dtype "
+                f"{array.dtype}. Convert it first, by `.astype(jnp.{'int32' if field == 'count' else 'float32'})`."
+            )
 
 
 def _check_entry(
     name: str, value: Any, x: jax.Array, axis: tuple[int, ...], wanted: tuple[int, ...], by_example: tuple[int, ...]
 ) -> None:
-    if not hasattr(value, "dtype"):
-        raise TypeError(f"`{name}` must be an array; got {value!r}.")
     if np.shape(value) not in (wanted, by_example):
         features = tuple(x.shape[a] for a in axis)
         along = f", as x along {f'axis {axis[0]}' if len(axis) == 1 else f'axes {axis}'}"

@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxbn._core import check
 from jaxbn._core.layout import shard_like
 from jaxbn._core.moments import Moments, broadcast_fields
 from jaxbn._core.momentum import Momentum, split_momentum
-from jaxbn._core.state import BatchNormState
+from jaxbn._core.state import BatchNormState, check_record
 
 
 def update_state(
@@ -61,11 +62,16 @@ def update_state(
 
 def fit_moments(state: Any, m: Any) -> Moments:
     """Return `m` with fields of one shape, that of the state, and with its sharding."""
-    if not all(hasattr(state, name) for name in BatchNormState._fields):
-        raise TypeError(f"`state` must be the state of `bn_init`; got {type(state).__name__}.")
-    if not isinstance(m, Moments):
-        raise TypeError(f"`m` must be `jaxbn.Moments`, as of `jaxbn.moments(x)`; got {type(m).__name__}.")
+    check_record("state", state, "the state of `bn_init`", BatchNormState)
+    if state.var.shape != state.mean.shape or np.shape(state.count) != ():
+        raise ValueError(
+            f"`state` must have mean and var of one shape, and a scalar count; got {[np.shape(v) for v in state]}."
+        )
     m = broadcast_fields(m)
+    if jnp.iscomplexobj(state.mean):
+        raise TypeError(
+            f"`state.mean` must be real, as `Moments` are; got {state.mean.dtype}. Use `bn_apply` to train."
+        )
     if m.mean.shape != state.mean.shape:
         raise ValueError(
             f"`m` must have the shape of the state, {state.mean.shape}; got {m.mean.shape}. "

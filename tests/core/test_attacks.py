@@ -213,3 +213,22 @@ MISTAKES = [
 def test_refused(call, kind, words):
     with pytest.raises(kind, match=words):
         call()
+
+
+def test_members_that_share_x_but_not_their_running_statistics():
+    """As where each device evaluates another checkpoint: their moments are those of x, to the last bit."""
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    means = jnp.arange(24.0).reshape(8, 3) * 1e3
+
+    def member(mean, x):
+        state = STATE._replace(mean=mean[0])
+        (y, new), back = jax.vjp(lambda x: jaxbn.bn_apply(PARAMS, state, x, True, momentum=0.0), x)
+        return y[None], new.mean[None], back((y, jax.tree.map(jnp.zeros_like, new)))[0][None]
+
+    f = jax.jit(jax.shard_map(member, mesh=mesh, in_specs=(P("d"), P()), out_specs=P("d")))
+    y, mean, dx = f(means, X)
+    wanted, back = jax.vjp(lambda x: jaxbn.bn_apply(PARAMS, STATE, x, True)[0], X)
+    for i in range(8):
+        np.testing.assert_array_equal(mean[i], mean[0])
+        np.testing.assert_allclose(y[i], wanted, atol=2e-5)
+        np.testing.assert_allclose(dx[i], back(y[i])[0], atol=2e-5)

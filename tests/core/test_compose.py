@@ -1,5 +1,7 @@
 """`moments`, `normalize` and `update_state`: composed they are `bn_apply`, in values, gradients and state."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,6 +189,8 @@ PARAMS, STATE = jaxbn.bn_init(2)
 X = jnp.array([[1.0, 2.0], [3.0, 5.0]])
 Z = X.astype(jnp.complex64)
 M = jaxbn.Moments(jnp.full(2, 2.0), jnp.ones(2), jnp.ones(2))
+NONE: Any = None
+TYPES: Any = jax.eval_shape(lambda: PARAMS)
 REFUSED = [
     (lambda: jaxbn.normalize(PARAMS, M, jnp.arange(4).reshape(2, 2)), TypeError, "`x` must be floating point"),
     (lambda: jaxbn.normalize(PARAMS, (0.0, 1.0), X), TypeError, "`m` must be `jaxbn.Moments`, or a state"),
@@ -205,6 +209,22 @@ REFUSED = [
     (lambda: jaxbn.update_state(STATE, M, momentum=1.5), ValueError, r"must lie in \[0, 1\]"),
     (lambda: jaxbn.update_state(STATE, M, momentum=None), TypeError, "`momentum` must be a number"),
     (lambda: jaxbn.update_state(STATE, M, unbiased_running_var=1), TypeError, "must be True or False"),
+    # Each of these once ended in an error of JAX or Python, or in numbers that mean nothing.
+    (lambda: jaxbn.pool(STATE), TypeError, "`m` must be `jaxbn.Moments`"),  # its mean would be taken for a count
+    (lambda: jaxbn.pool_named(None, ()), TypeError, "`m` must be `jaxbn.Moments`"),
+    (lambda: jaxbn.pool(M._replace(mean=Z[0])), TypeError, "`mean` must be floating point"),
+    (lambda: jaxbn.normalize(PARAMS, M._replace(var=Z[0]), X), TypeError, "`m.var` must be real"),
+    (lambda: jaxbn.normalize(PARAMS, M._replace(count=NONE), X), TypeError, "`m.count` must be a number"),
+    (lambda: jaxbn.normalize(PARAMS, M, X, epsilon=NONE), TypeError, "`epsilon` must be a Python float"),
+    (lambda: jaxbn.normalize(PARAMS, STATE._replace(mean=jnp.arange(2)), X), TypeError, "`m.mean` must be floating"),
+    (lambda: jaxbn.normalize(TYPES, M, X), TypeError, "`params.scale` must be an array"),
+    (lambda: jaxbn.bn_apply(PARAMS._replace(scale=jnp.arange(2)), STATE, X, True), TypeError, "must be floating point"),
+    (lambda: jaxbn.update_state(STATE._replace(mean=NONE), M), TypeError, "`state.mean` must be an array"),
+    (lambda: jaxbn.update_state(STATE._replace(mean=Z[0]), M), TypeError, "`state.mean` must be real"),
+    (lambda: jaxbn.update_state(STATE._replace(var=jnp.ones(3)), M), ValueError, "of one shape"),
+    (lambda: jaxbn.update_state(STATE._replace(count=jnp.arange(2)), M), ValueError, "scalar count"),
+    (lambda: jaxbn.update_state(STATE, M, momentum=jnp.asarray(0.5j)), TypeError, "`momentum` must be a number"),
+    (lambda: jaxbn.update_state(STATE, M, momentum=jnp.asarray(True)), TypeError, "`momentum` must be a number"),
 ]
 
 
