@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 finetune = pytest.importorskip("finetune_from_torch")
 pytorch = pytest.importorskip("networks.pytorch")
 
-pytestmark = pytest.mark.usefixtures("ordinary_promotion")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ordinary_promotion")]
 
 
 def test_frozen_statistics_scales_and_biases_stay_as_they_are_in_pytorch():

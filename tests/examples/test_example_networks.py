@@ -16,7 +16,7 @@ import jaxbn.linen
 import jaxbn.nnx
 from jaxbn.convert import from_torch_network
 
-pytestmark = pytest.mark.usefixtures("ordinary_promotion")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ordinary_promotion")]
 RNG = np.random.default_rng(0)
 
 

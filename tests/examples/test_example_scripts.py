@@ -69,6 +69,7 @@ def linen_run():
         return resnet_linen.main(resnet_linen.Config(smoke=True))
 
 
+@pytest.mark.slow
 def test_linen_on_eight_devices_is_as_on_one_and_survives_folding_and_export(linen_run):
     assert linen_run["state"].params["conv1"]["kernel"].sharding.num_devices == 8
     alone = resnet_linen.main(resnet_linen.Config(smoke=True, devices=1))
@@ -79,6 +80,7 @@ def test_linen_on_eight_devices_is_as_on_one_and_survives_folding_and_export(lin
     assert linen_run["test accuracy, exported"] == linen_run["test accuracy, averaged weights"]
 
 
+@pytest.mark.slow
 def test_linen_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(linen_run, tmp_path, monkeypatch):
     config = resnet_linen.Config(smoke=True, folder=tmp_path / "run")
 
@@ -97,6 +99,7 @@ def test_linen_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(linen_run, tmp
         assert_equal(getattr(resumed["state"], name), getattr(linen_run["state"], name))
 
 
+@pytest.mark.slow
 def test_nnx_on_eight_devices_is_as_on_one_and_goes_on_from_a_checkpoint(tmp_path):
     config = resnet_nnx.Config(smoke=True, folder=tmp_path / "run")
     run, alone = resnet_nnx.main(config), resnet_nnx.main(resnet_nnx.Config(smoke=True, devices=1))
@@ -108,6 +111,7 @@ def test_nnx_on_eight_devices_is_as_on_one_and_goes_on_from_a_checkpoint(tmp_pat
     assert_equal(*(nnx.to_pure_dict(nnx.state(r["training"])) for r in (again, run)))
 
 
+@pytest.mark.slow
 def test_networks_under_vmap_are_trained_as_each_alone():
     config = functional.Config(smoke=True)
     found = functional.main(config)
@@ -130,6 +134,7 @@ def test_the_critic_is_compared_with_the_returns_of_rollouts():
     np.testing.assert_allclose(crossq.true_values(data), returns, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_critic_learns_and_its_statistics_are_of_both_kinds_of_pairs():
     config = crossq.Config(steps=240, batch=64, width=16, transitions=500)
     joint, separate = crossq.main(config), crossq.main(crossq.Config(smoke=True, joint=False))
@@ -146,6 +151,7 @@ def test_the_critic_learns_and_its_statistics_are_of_both_kinds_of_pairs():
     np.testing.assert_allclose(var / (1 - 0.99**240), spread, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_same_on_both_meshes_and_skips_steps_that_overflow():
     found = accumulate.main(accumulate.Config(smoke=True))
     np.testing.assert_allclose(found["Auto"]["losses"], found["Explicit"]["losses"], rtol=1e-2)
@@ -196,6 +202,7 @@ def test_sequences_are_read_with_their_lengths(tmp_path):
     assert (found.lengths.tolist(), found.y.tolist()) == ([3, 2], [1, 0])
 
 
+@pytest.mark.slow
 def test_the_lstm_does_not_see_padding():
     data = lstm_lengths.load_digit_rows()
     assert set(data[0].lengths) == {5, 6, 7, 8}

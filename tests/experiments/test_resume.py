@@ -39,7 +39,8 @@ def copied(finished, tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(2, 150), pytest.param(20, 1500, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "steps"), [(2, 150), (20, 1500)])
 def test_a_run_that_is_killed_ends_as_one_that_is_not(kills, steps, tmp_path):
     """To the bit: the log, the parameters, the running statistics, the optimizer's state."""
     rng, given = random.Random(0), ("--steps", str(steps), "--optimizer", "momentum")
