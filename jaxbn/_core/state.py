@@ -117,7 +117,7 @@ def check_record(name: str, value: Any, kind: str, record: Any) -> None:
             f"`{name}` must be {kind}; got {type(value).__name__}.{restored if isinstance(value, dict) else ''}"
         )
     for field in record._fields:
-        array = getattr(value, field)
+        array: Any = getattr(value, field)
         if array is None and record is BatchNormParams:
             continue
         if not (hasattr(array, "dtype") and hasattr(array, "astype")):
