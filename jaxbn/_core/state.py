@@ -116,9 +116,9 @@ def check_record(name: str, value: Any, kind: str, record: Any) -> None:
         raise TypeError(
             f"`{name}` must be {kind}; got {type(value).__name__}.{restored if isinstance(value, dict) else ''}"
         )
-    for field in record._fields:
-        array: Any = getattr(value, field)
-        if array is None and record is BatchNormParams:
+    fields: dict[str, Any] = {field: getattr(value, field) for field in record._fields}
+    for field, array in fields.items():
+        if record is BatchNormParams and array is None:
             continue
         if not (hasattr(array, "dtype") and hasattr(array, "astype")):
             raise TypeError(f"`{name}.{field}` must be an array; got {array!r}.")
