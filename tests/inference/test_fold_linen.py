@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx, traverse_util
+from flax import traverse_util
+from folded_models import KEY, X, near, trained
 
 import jaxbn.linen
 import jaxbn.nnx
 
-KEY = jax.random.key(0)
-RNG = np.random.default_rng(0)
-X = np.asarray(RNG.normal(size=(3, 6, 5, 2)), np.float32)
 BOTH = pytest.mark.parametrize(
     "norm", [pytest.param(nn.BatchNorm, marks=pytest.mark.slow), jaxbn.linen.BatchNorm], ids=["flax", "ours"]
 )
@@ -65,27 +63,10 @@ PAIRS = {
 }
 
 
-def trained(variables):
-    """Variables with statistics, scales and biases of some age; kernels as they are."""
-    rng = np.random.default_rng(1)
-
-    def aged(path, leaf):
-        name = path[-1].key
-        value = rng.uniform(0.3, 3, leaf.shape) if name == "var" else rng.normal(0.3, 1, leaf.shape)
-        return leaf if name in ("kernel", "count") else jnp.asarray(value, leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(aged, flax.core.unfreeze(variables))
-
-
 def norms_of(variables):
     """Return the flattened variables of normalizations."""
     flat = traverse_util.flatten_dict(variables)
     return {path: v for path, v in flat.items() if "BatchNorm" in path[-2]}
-
-
-def near(got, wanted, tolerance=1e-5):
-    """Relative to the largest output: a few roundings of 6e-8 in each of six layers."""
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance * np.max(np.abs(wanted)))
 
 
 @BOTH
@@ -176,19 +157,6 @@ def test_half_precision_needs_more_room(tolerance):
         new = call()
         assert new["params"]["layers_0"]["kernel"].dtype == jnp.bfloat16
         near(model.apply(new, x).astype(np.float32), np.asarray(model.apply(variables, x), np.float32), 3e-2)
-
-
-def aged(model):
-    """Return the model, with statistics, scales and biases of some age."""
-    rng = np.random.default_rng(2)
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, (nnx.BatchNorm, jaxbn.nnx.BatchNorm)):
-            module.mean.set_value(jnp.asarray(rng.normal(size=module.mean.shape), jnp.float32))
-            module.var.set_value(jnp.asarray(rng.uniform(0.3, 3, module.var.shape), jnp.float32))
-            for v in (module.scale, module.bias):
-                if v is not None:
-                    v.set_value(jnp.asarray(rng.normal(size=v.shape), jnp.float32))
-    return model
 
 
 def test_the_call_that_recalibrates_folds_too():
