@@ -91,7 +91,7 @@ def _find_moments(r, x, mask, guess):
             _, (pivot, _, shift, _) = carry
             return jnp.zeros_like(far), _average_about(r, x, mask, round_off(pivot + shift))
 
-        # Once, or not at all. As `lax.cond` it would compile in four times the time, and `vmap` would run it always.
+        # Once, or not at all. As `lax.cond` it would compile several times as long, and `vmap` would always run it.
         return lax.while_loop(lambda carry: carry[0], repeat, (far, found))[1]
 
     # Groups might disagree on the second pass, which has collectives; and moments of an x that members share must not
