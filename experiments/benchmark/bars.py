@@ -103,6 +103,9 @@ def bars(results: Results) -> list[dict[str, Any]]:
     bar("collectives of a layer in a training step on 8 devices", _worst(counts), 3.0)
     own, flax = (value(results, "compile time", n, part="trace + compile") for n in (OURS, "flax"))
     bar(f"trace and compile time of {plan['deep']} layers over flax", (None if own is None else own / flax, ""), 1.0)
+    for what, measure in (("step time", "step time, ResNet-20"), ("peak memory", "peak, ResNet-20")):
+        own, flax = (value(results, measure, n) for n in (OURS, "flax"))
+        bar(f"{what} of ResNet-20 over flax", (None if own is None else own / flax, ""), 1.0)
     bar("GPU, forward+backward: floor over time, bfloat16, ResNet-50's sizes", _floor(results, both, gpu), 0.85, True)
     times("GPU, forward+backward over torch channels_last", both, "torch, channels_last", 1.0, gpu)
     for what, measure in (("step time", "step time, ResNet"), ("peak memory", "peak, ResNet")):

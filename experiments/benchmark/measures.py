@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmark import compiling, dispatch, errors, folding, memory, training
+from experiments.benchmark import compiling, dispatch, errors, folding, memory, training, whole_networks
 from experiments.benchmark.clock import interleaved, quartiles
 from experiments.benchmark.layers import LAYERS, present
 from experiments.benchmark.networks import NORMS
@@ -30,6 +30,8 @@ def rows(plan: Plan) -> Iterator[Row]:
         yield from folding.rows(dtype, plan.rounds)
     yield from _compile_times(plan)
     yield from _training(plan)
+    problem = whole_networks.RESNET_20 if plan.name == "full" else whole_networks.SMALLEST
+    yield from whole_networks.rows(problem, plan.rounds, plan.compilations)
 
 
 def _memory(plan: Plan, names: list[str]) -> Iterator[Row]:

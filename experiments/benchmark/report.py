@@ -189,6 +189,10 @@ def readme_table(results: Results) -> str:
     row(f"time to trace and compile {plan['deep']} layers", ".2f", relative(of("compile time", part="trace + compile")))
     for kind in ("jitted", "eager"):
         row(f"time of the {kind} call of a tiny layer", ".2f", relative(of("dispatch", call=kind)))
+    row("time of ResNet-20's training step", ".2f", relative(of("step time, ResNet-20")))
+    row("memory of ResNet-20's training step", ".2f", relative(of("peak, ResNet-20")))
+    part = "trace + compile"
+    row("time to compile ResNet-20's training step", ".2f", relative(of("compile time, ResNet-20", part=part)))
     row(f"temporary memory of {network}'s training step", ".2f", relative(of("temporary, ResNet")))
     if platform == "gpu":
         row(
