@@ -44,10 +44,10 @@ def rows() -> Iterator[dict[str, Any]]:
 def count(program: str) -> int:
     """Return how many collectives of an optimized program, synchronous or begun, every step takes.
 
-    Those in a branch are left out: jaxbn's is taken in the first steps, and after jumps.
+    Those in a branch or a loop are left out: jaxbn's runs once in the first steps and after jumps, else not at all.
     """
     branches = {name for names in re.findall(r"branch_computations=\{([^}]*)\}", program) for name in names.split(", ")}
-    branches |= set(re.findall(r"(?:true|false)_computation=(%[\w.\-]+)", program))
+    branches |= set(re.findall(r"(?:true_computation|false_computation|body)=(%[\w.\-]+)", program))
     computations = [c for c in re.split(r"\n(?=%|ENTRY)", program) if c.split(" ")[0] not in branches]
     # An instruction is `name = type operation(operands)`; the type may be a long tuple with comments in it.
     return len(re.findall(rf" = .*?\s(?:{'|'.join(OPERATIONS)})(?:-start)?\(", "\n".join(computations)))

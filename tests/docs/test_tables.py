@@ -80,6 +80,8 @@ IN_README = {
     "tiny": f"takes {slowdown('dispatch', call='jitted')} times as long as Flax's",
     "eager": f"an eager one {slowdown('dispatch', call='eager')} times",
     "compile": f"50 layers takes {slowdown('compile time', part='trace + compile')} times as long",
+    "compile ResNet-20": f"step {slowdown('compile time, ResNet-20', part='trace + compile')} times",
+    "ResNet-20's time": f"takes {slowdown('step time, ResNet-20')} of the time and {slowdown('peak, ResNet-20')} of the memory",
 }
 
 
