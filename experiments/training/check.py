@@ -80,6 +80,8 @@ def _check_devices(s: Any, where: str) -> None:
         )
     if s.way == "pmap" and s.groups > 1:
         raise ValueError(f'{where}: `way = "pmap"` has one axis, and so one group; got {s.groups}. Take shard_map.')
+    # All rates and seeds run under vmap, which makes a convolution of mapped kernels a grouped one; the reshape that this
+    # takes is not supported on an Explicit mesh. A convolution of one network is.
     if s.model != "mlp" and s.way == "explicit" and s.devices > 1:
         raise ValueError(
             f'{where}: `way = "explicit"` is for the MLP on several devices; got {s.model}. Take jit or shard_map.'

@@ -64,6 +64,29 @@ def test_several_processes_train_as_one_does(n, alone, tmp_path):
     assert sum("Written to" in text for text in printed) == 1
 
 
+def slurm(job, i):
+    """Return what `srun` sets for task `i` of two on this machine."""
+    counts = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "localhost"}
+    return counts | {"SLURM_JOB_ID": str(job), "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+
+
+def open_mpi(job, i):
+    """Return what `mpirun -n 2` sets for rank `i`."""
+    ranks = {"OMPI_COMM_WORLD_RANK": str(i), "OMPI_COMM_WORLD_LOCAL_RANK": str(i), "OMPI_COMM_WORLD_SIZE": "2"}
+    return ranks | {"OMPI_MCA_orte_hnp_uri": f"{job * 2**12}.0;tcp://127.0.0.1:1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [slurm, open_mpi])
+def test_a_cluster_says_who_takes_part(cluster, tmp_path):
+    """JAX reads the environment of the launcher; the port follows from the number of the job."""
+    job, given = free_port() % 2**12, (*GIVEN, "--devices", "2", "--cluster", "auto")
+    started = [start(tmp_path / "run", *given, environment=cluster(job, i)) for i in range(2)]
+    printed, codes = finish(*started)
+    assert codes == [0, 0], printed
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["hardware"]["processes"] == 2
+
+
 def workers(started):
     """The process that computes of each that was started."""
     found = []
