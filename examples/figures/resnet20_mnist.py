@@ -15,8 +15,9 @@ import jax
 import matplotlib.pyplot as plt
 import tyro
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+EXAMPLES = Path(__file__).parents[1]
+DOCS = EXAMPLES.parent / "docs" / "examples"
+sys.path.insert(0, str(EXAMPLES))
 
 
 def hardware() -> str:
@@ -31,7 +32,7 @@ def hardware() -> str:
 
 
 def main() -> None:
-    """Train, and write `resnet20_mnist.json` and `resnet20_mnist.png` beside this file."""
+    """Train, and write `resnet20_mnist.json` and `resnet20_mnist.png` into `docs/examples`."""
     import resnet_linen
 
     began, load = time.time(), os.getloadavg()[0]
@@ -47,7 +48,7 @@ def main() -> None:
         **result,
         "losses": [round(float(v), 4) for v in result["losses"]],
     }
-    (HERE / "resnet20_mnist.json").write_text(json.dumps(record, indent=1) + "\n")
+    (DOCS / "resnet20_mnist.json").write_text(json.dumps(record, indent=1) + "\n")
     draw(record)
 
 
@@ -63,7 +64,7 @@ def draw(record: dict) -> None:
     right.set(xlabel="step", ylabel="accuracy on 1,000 test images, %")
     right.legend()
     figure.suptitle(f"ResNet-20, 4,000 MNIST images, {record['hardware']}", fontsize=9)
-    figure.savefig(HERE / "resnet20_mnist.png", dpi=120)
+    figure.savefig(DOCS / "resnet20_mnist.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ IN_README = {
     "eager": f"an eager one {slowdown('dispatch', call='eager')} times",
     "compile": f"50 layers takes {slowdown('compile time', part='trace + compile')} times as long",
     "compile ResNet-20": f"step {slowdown('compile time, ResNet-20', part='trace + compile')} times",
-    "ResNet-20's time": f"takes {slowdown('step time, ResNet-20')} of the time and {slowdown('peak, ResNet-20')} of the memory",
+    "ResNet-20's time": f"takes {slowdown('step time, ResNet-20')} of the time and",
+    "ResNet-20's memory": f"and {slowdown('peak, ResNet-20')} of the memory",
 }
 
 
@@ -106,6 +107,16 @@ IN_SPEED = {
 @pytest.mark.parametrize("number", IN_SPEED)
 def test_summary_of_speed(number):
     assert IN_SPEED[number] in SPEED
+
+
+def test_resnet20():
+    """The page on training runs tells what the record of the run says."""
+    ran, page = record("examples/resnet20_mnist.json"), (ROOT / "docs" / "training_runs.md").read_text()
+    plain, averaged, exported = (
+        f"{100 * ran['test accuracy' + of]:.1f} %" for of in ("", ", averaged weights", ", exported")
+    )
+    said = f"took {ran['seconds']} seconds and ended at a test accuracy of {plain}, with the averaged weights "
+    assert f"{said}{averaged}, and as the exported program {exported}." in re.sub(r"\s+", " ", page)
 
 
 @pytest.fixture(scope="module")
