@@ -7,7 +7,6 @@ or composed of its parts, `moments`, `normalize` and `update_state`.
 
 Each package imports from those above it only:
 
-    jaxbn._primitives                     two primitives that JAX lacks
     jaxbn._core                           the algorithm; `batch_norm.py` first
     jaxbn.domains, .whitening, .lstm      variants with arrays of their own
     jaxbn.statistics                      running statistics from other data

@@ -15,6 +15,8 @@
     epilogue           scale and bias by example, residual, activation
     complex_pairs      complex input
     save_inputs        a rematerialization policy
+    linear_map         a primitive: a linear map with its transpose
+    fusion_barrier     what XLA for CPUs must not fuse or share
     layout             per-feature arrays against x; their sharding
     fetch              arrays of several processes as NumPy arrays
     check              checks of arguments

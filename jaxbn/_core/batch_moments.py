@@ -11,10 +11,10 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxbn._core import check
+from jaxbn._core.fusion_barrier import fusion_barrier
 from jaxbn._core.layout import from_layout
 from jaxbn._core.moments import Moments, moments_about, round_off
 from jaxbn._core.reduction import Reduction, varying_axes
-from jaxbn._primitives.platform import fusion_barrier
 
 
 def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | None = None) -> Moments:

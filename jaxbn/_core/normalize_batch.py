@@ -16,12 +16,12 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxbn._core.batch_moments import zero_masked
+from jaxbn._core.fusion_barrier import fusion_barrier
 from jaxbn._core.layout import shard_like
+from jaxbn._core.linear_map import apply_linear, convert_closure
 from jaxbn._core.moments import Moments
 from jaxbn._core.normalize import find_padding, inverse_std
 from jaxbn._core.reduction import Reduction, varying_axes
-from jaxbn._primitives.linear import apply_linear, convert_closure
-from jaxbn._primitives.platform import choose_by_platform, fusion_barrier
 
 
 def normalize_by_batch(
@@ -141,20 +141,7 @@ def _pull_cotangent(r, epsilon, epilogue, wanted, inputs: _Inputs, y_bar) -> Any
     f, moving = _restrict_to_moving(epilogue, inputs.arrays, arrays_wanted)
     z_bar, *arrays_bar = jax.vjp(f, z, *moving)[1](y_bar)
 
-    def rows(z_bar, d, near):
-        return [z_bar, z_bar * d, *([] if near is None else [zero_masked(near, z_bar)])]
-
-    def sum_each(z_bar, d, near, x, mean, tail):
-        x, mean, tail = fusion_barrier(x, mean, tail)
-        return [r.sum(row) for row in rows(z_bar, _subtract_mean(x, mean, tail, near), near)]
-
-    def sum_pairs(z_bar, d, near, x, mean, tail):
-        return list(jnp.moveaxis(r.sum(jnp.stack(rows(z_bar, d, near), -1)), -1, 0))
-
-    # With two sums, XLA for GPUs writes the activation's derivative to memory, for both to read. On a TPU one sum of
-    # pairs moves more.
-    args = z_bar, d, near, x, m.mean, m.tail
-    own = choose_by_platform(*args, cuda=sum_pairs, rocm=sum_pairs, default=sum_each)
+    own = _sum_rows(r, z_bar, d, near, x, m.mean, m.tail)
     whole = r.sum_members(own)
     # Sums of z_bar x_hat, from the sums of z_bar d.
     own_second, second = ((row[1] - m.tail * row[0]) * inverse for row in (own, whole))
@@ -169,6 +156,27 @@ def _pull_cotangent(r, epsilon, epilogue, wanted, inputs: _Inputs, y_bar) -> Any
     if bias_wanted:
         bias_bar = _sum_replicated(r, x, bias, own[0], whole[0])
     return x_bar, scale_bar, bias_bar, arrays_bar
+
+
+# Under `jit` as `fusion_barrier` is.
+@partial(jax.jit, static_argnums=0)
+def _sum_rows(r: Reduction, z_bar, d, near, x, mean, tail) -> list[jax.Array]:
+    """Return the sums of z_bar, of `z_bar d`, and of z_bar where x is not padding if any is; d is recomputed."""
+
+    def rows(z_bar, d, near):
+        return [z_bar, z_bar * d, *([] if near is None else [zero_masked(near, z_bar)])]
+
+    def sum_each(z_bar, d, near, x, mean, tail):
+        x, mean, tail = fusion_barrier(x, mean, tail)
+        return [r.sum(row) for row in rows(z_bar, _subtract_mean(x, mean, tail, near), near)]
+
+    def sum_pairs(z_bar, d, near, x, mean, tail):
+        return list(jnp.moveaxis(r.sum(jnp.stack(rows(z_bar, d, near), -1)), -1, 0))
+
+    # With two sums, XLA for GPUs writes the activation's derivative to memory, for both to read. On a TPU one sum of
+    # pairs moves more.
+    args = z_bar, d, near, x, mean, tail
+    return lax.platform_dependent(*args, cuda=sum_pairs, rocm=sum_pairs, default=sum_each)
 
 
 def _average_projected(r: Reduction, inputs: _Inputs, first, second) -> list[jax.Array]:

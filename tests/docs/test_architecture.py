@@ -11,7 +11,6 @@ import jaxbn
 ROOT = Path(jaxbn.__file__).parent
 # Each row may import from the rows before it, and within its own packages.
 FLOORS = (
-    ("_primitives",),
     ("_core",),
     ("domains", "whitening", "lstm", "statistics"),
     ("inference", "diagnostics"),

@@ -5,15 +5,13 @@ JAX's transformations hold: forward mode is `forward`, reverse mode is `transpos
 derivatives are JAX's own, of `forward`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir, partial_eval
-
-from jaxbn._primitives.platform import map_members, push_moving
 
 
 def apply_linear(forward: Callable[..., Any], transpose: Callable[..., Any], residuals: Any, operands: Any) -> Any:
@@ -87,7 +85,7 @@ def _differentiate(primals, tangents, *, there, back, n):
         parts.append(linear_p.bind(*primals[:n], *operands, there=there, back=back, n=n))
     if any(type(t) is not ad.Zero for t in tangents[:n]):
         there_of_residuals = lambda *residuals: jaxpr_as_fun(there)(*residuals, *primals[n:])  # noqa: E731
-        parts.append(push_moving(there_of_residuals, primals[:n], tangents[:n]))
+        parts.append(_push_moving(there_of_residuals, primals[:n], tangents[:n]))
     return out, [sum(t[1:], t[0]) for t in zip(*parts, strict=True)]
 
 
@@ -102,15 +100,41 @@ def _batch(axis_data, args, dims, *, there, back, n):
 
     def map_back(*args):
         cotangents = [0 if mapped else None] * (len(args) - n)
-        out = map_members(jaxpr_as_fun(back), axis_data, [*dims[:n], *cotangents])(*args)
+        out = _map_members(jaxpr_as_fun(back), axis_data, [*dims[:n], *cotangents])(*args)
         # The cotangent of an operand that all members share is the sum of theirs.
         return [
             (o.sum(0) if d is None else jnp.moveaxis(o, 0, d)) if mapped else o
             for o, d in zip(out, dims[n:], strict=True)
         ]
 
-    out = _bind(map_members(jaxpr_as_fun(there), axis_data, dims), map_back, args[:n], args[n:])
+    out = _bind(_map_members(jaxpr_as_fun(there), axis_data, dims), map_back, args[:n], args[n:])
     return out, [0 if mapped else None] * len(out)
+
+
+def _push_moving(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+    """Return the tangents of `f(*primals)` where only some arguments have one."""
+    moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+
+    def call_with_moving(*values):
+        args = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            args[i] = value
+        return f(*args)
+
+    return jax.jvp(call_with_moving, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))[1]
+
+
+def _map_members(f: Callable[..., Any], axis_data: Any, dims: Sequence[int | None]) -> Callable[..., Any]:
+    """Return `f` of arrays that are mapped along `dims`, in a batching rule; if none is, that of one member."""
+    options = dict(axis_name=axis_data.name, axis_size=axis_data.size, spmd_axis_name=axis_data.spmd_name)
+    if not all(d is None for d in dims):
+        return jax.vmap(f, in_axes=list(dims), **options)
+
+    def one(*args):  # its collectives over the mapped axis still count all members
+        mapped = jax.vmap(lambda _: f(*args), **options)(jnp.zeros(axis_data.size))
+        return jax.tree.map(lambda v: v[0], mapped)
+
+    return one
 
 
 linear_p.def_impl(_run)
