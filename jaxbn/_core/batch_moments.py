@@ -82,10 +82,11 @@ def _find_moments(r, x, mask, guess):
         if not set(r.names) <= varying_axes(x) - varying_axes(pivot):
             pivot = lax.pmean(pivot, r.names)  # the members may hold different ones
         found = _average_about(r, x, mask, pivot)
-        # Farther than one std away, too many digits cancel, or the square overflows. NaN is far.
+        # Farther than one std away, shift^2 > square - shift^2, too many digits cancel, or the square overflows. NaN is
+        # far, but makes none: no difference of infinities.
         _, _, shift, square = found
-        var = r.sum_components(square - jnp.square(shift))
-        far = _any_device(r, ~((jnp.square(shift) <= var) & jnp.isfinite(var)), x)
+        off, total = jnp.square(shift), r.sum_components(square)
+        far = _any_device(r, ~((off + r.sum_components(off) <= total) & jnp.isfinite(total)), x)
 
         def repeat(carry):
             _, (pivot, _, shift, _) = carry

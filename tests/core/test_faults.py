@@ -159,6 +159,16 @@ def test_one_value_passes_checks_for_nan():
     assert error.get() is None
 
 
+@pytest.mark.parametrize("mean", [1e25, -1e30])
+def test_running_means_whose_square_overflows_pass_checks_for_nan(mean):
+    """The pass about such a mean is repeated; its infinities are no fault."""
+    state = STATE._replace(mean=jnp.full(3, mean))
+    layer = partial(jaxbn.bn_apply, PARAMS, state, train=True)
+    error, (y, _) = checkify.checkify(layer, errors=checkify.float_checks)(x=X)
+    assert error.get() is None
+    np.testing.assert_allclose(y, oracle.training(X).y, atol=2e-6)
+
+
 def test_an_axis_of_vmap_inside_shard_map_is_refused():
     def inner(x):
         return jax.vmap(lambda x: jaxbn.bn_apply(PARAMS, STATE, x, True, axis_name="v")[0], axis_name="v")(x)
@@ -169,6 +179,34 @@ def test_an_axis_of_vmap_inside_shard_map_is_refused():
     y = jax.jit(mapped(check_vma=False))(X.reshape(8, 2, 3))
     wanted = jnp.stack([jaxbn.bn_apply(PARAMS, STATE, x[:, None], True)[0][:, 0] for x in X.reshape(8, 2, 3)])
     assert y.shape == wanted.shape
+
+
+def over_two_meshes(f, check_vma):
+    """Map `f`, which runs on four devices, over two groups of devices."""
+    mesh = mesh_of(AxisType.Auto, (2, 4), ("groups", AXIS))
+    members = jax.shard_map(f, mesh=mesh, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=check_vma)
+    return jax.jit(jax.vmap(members, spmd_axis_name="groups"))
+
+
+def test_shard_map_runs_under_vmap_with_an_axis_of_the_mesh():
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(jaxbn.bn_apply(PARAMS, STATE, x, True, axis_name=AXIS)[0] ** 3))(x)
+
+    dx = over_two_meshes(gradient, check_vma=False)(X.reshape(2, 8, 3))
+    for found, x in zip(dx, X.reshape(2, 8, 3), strict=True):
+        y = oracle.training(x).y
+        np.testing.assert_allclose(found, oracle.gradients(x, 3 * y**2)[0], atol=1e-5)
+
+
+def test_jax_does_not_type_a_choice_by_platform_under_such_a_vmap():
+    """The limit in `docs/devices.md`: no layer of ours, nor a constant; JAX alone."""
+
+    def alone(x):
+        return jax.lax.platform_dependent(x, default=lambda x: x + jnp.mean(x, 0, keepdims=True))
+
+    assert over_two_meshes(alone, check_vma=False)(X.reshape(2, 8, 3)).shape == (2, 8, 3)
+    with pytest.raises(ValueError, match="requires varying manual axes to match"):
+        over_two_meshes(alone, check_vma=True)(X.reshape(2, 8, 3))
 
 
 @pytest.mark.parametrize("activation", [np.tanh, jax.nn.glu, lambda y: y @ jnp.ones((7, 7)), lambda y: y.nothing])
