@@ -44,7 +44,7 @@ PLAIN: dict[str, Any] = {
     "constant": False,
     "ratio": 0.0,
     "fill": "most",
-    "old": False,
+    "old": 0.0,
 }
 # Of the arrays, not of the program.
 VALUES = ("ratio", "fill", "old")
@@ -63,7 +63,7 @@ class Layer(NamedTuple):
         constant: whether the state is compiled in.
         ratio: mean over std.
         fill: how the mask is filled: at random, all True, or without the rows of some members.
-        old: whether the running statistics are far from the batch's.
+        old: how far the running mean is from the batch's, in std.
     """
 
     way: str
@@ -82,7 +82,7 @@ class Layer(NamedTuple):
     constant: bool
     ratio: float
     fill: str
-    old: bool
+    old: float
 
 
 def draw_layer(seed: int) -> Layer:
@@ -113,7 +113,7 @@ def draw_layer(seed: int) -> Layer:
         constant=one(True, False, False),
         ratio=one(0.0, 0.0, 3.0, 1e2, 1e4, rng=of_arrays),
         fill=one("most", "most", "all", "members", rng=of_arrays),
-        old=one(True, False, rng=of_arrays),
+        old=one(0.0, 0.0, 5.0, 1e9, rng=of_arrays),
     )
 
 
@@ -152,10 +152,10 @@ def make_inputs(layer: Layer, seed: int) -> Inputs:
         elif layer.fill == "members":
             mask[np.repeat(rng.random(MEMBERS) < 0.4, 32 // MEMBERS)] = False
         x = np.where(mask, x, np.nan)
-    mean = 5.0 if layer.old else ratio
-    of_state = rng
+    mean, of_state = ratio + layer.old, rng
     if layer.constant:
-        mean, of_state = 0.0, np.random.default_rng((seed // SHARED, 3))
+        of_state = np.random.default_rng((seed // SHARED, 3))
+        mean = of_state.choice([0.0, 5.0, 1e9])
 
     def narrow(v):
         return v.astype(np.float32).astype(np.float64)

@@ -114,6 +114,19 @@ def test_a_running_mean_that_is_a_constant_of_the_program():
     np.testing.assert_allclose(y, oracle.training(x).y, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("size", [1e6, 1e10, 1e15, 1e18])
+@pytest.mark.parametrize("complex_x", [False, True], ids=["real", "complex"])
+def test_one_bad_batch_does_not_spoil_later_ones(size, complex_x):
+    """It leaves a running mean so far off that one step of its own dtype is many std: a second pass is not enough."""
+    x = np.random.default_rng(0).normal(2, 3, (100, 3)).astype(np.complex64 if complex_x else np.float32)
+    apply = jax.jit(partial(jaxbn.bn_apply, train=True, momentum=0.9))
+    params, state = jaxbn.bn_init(3, dtype=x.dtype)
+    _, state = apply(params, state, x * np.float32([size, 1, 0]))
+    y, _ = apply(params, state, x * np.float32([1, 1, 0]))
+    np.testing.assert_allclose(np.asarray(y)[:, :2], oracle.training(x.real[:, :2]).y, atol=2e-6)
+    np.testing.assert_array_equal(np.asarray(y)[:, 2], 0)
+
+
 @pytest.mark.compiler
 def test_members_of_vmap_share_the_second_pass():
     """One is far from its running mean, and all take a second pass: in a loop still, not in all steps."""
