@@ -83,23 +83,24 @@ def _find_moments(r, x, mask, guess):
             pivot = lax.pmean(pivot, r.names)  # the members may hold different ones
         found = _average_about(r, x, mask, pivot)
 
-        def find_far(found, floor):
-            # Farther than one std away, shift^2 > square - shift^2, too many digits cancel, or the square overflows, of
-            # which no difference is taken, as it would be NaN. Another pass does not help an x of NaN.
+        def find_far(found):
+            # Farther than one std away, shift^2 > square - shift^2, too many digits cancel, or the square overflows: no
+            # difference is taken of it, which would be NaN. A constant feature is near once the shift is small, since
+            # epsilon covers the digits that cancel; another pass does not help an x of NaN.
             _, _, shift, square = found
             off, total = jnp.square(shift), r.sum_components(square)
-            near = (off + r.sum_components(off) <= total + floor) & jnp.isfinite(total)
+            near = (off + r.sum_components(off) <= total + jnp.finfo(dtype).eps) & jnp.isfinite(total)
             return _any_device(r, ~near & jnp.isfinite(shift), x)
 
         def repeat(carry):
             _, left, (pivot, _, shift, _) = carry
             found = _average_about(r, x, mask, round_off(pivot + shift))
-            return (left > 1) & find_far(found, float(jnp.finfo(dtype).eps)), left - 1, found
+            return (left > 1) & find_far(found), left - 1, found
 
-        # Not at all, or once; again where the new pivot is of a difference so large that its last digit is many std, or
-        # more than epsilon: each pass takes seven digits off it. As `lax.cond` it would compile several times as long,
-        # and `vmap` would always run it.
-        start = find_far(found, 0.0), jnp.full((), 5, jnp.int32), found
+        # Not at all, or once; again if a bad batch has left a guess so far off that its last digit is many std: each
+        # pass takes seven digits off. As `lax.cond` it would compile several times as long, and `vmap` would
+        # always run it.
+        start = find_far(found), jnp.full((), 5, jnp.int32), found
         return lax.while_loop(lambda carry: carry[0], repeat, start)[2]
 
     # Groups might disagree on the second pass, which has collectives; and moments of an x that members share must not

@@ -32,15 +32,13 @@ def lowered(platform):
 
 @pytest.mark.compiler
 def test_each_platform_gets_its_own_program():
-    """Barriers on a CPU alone; a part of x before the sums, no loop, and one sum of pairs backward on a GPU alone."""
+    """Barriers on a CPU alone; no loop, and one sum of pairs backward, on a GPU alone."""
     text = {platform: lowered(platform) for platform in PLATFORMS}
     barriers = {platform: t.count("stablehlo.optimization_barrier") for platform, t in text.items()}
     assert barriers["cpu"] > 0
     assert barriers["cuda"] == barriers["tpu"] == 0
     loops = {platform: t.count("stablehlo.while") for platform, t in text.items()}
     assert loops == {"cpu": 1, "cuda": 0, "tpu": 1}
-    slices = {platform: len(re.findall(r"stablehlo.slice .*tensor<8x16x16x4", t)) for platform, t in text.items()}
-    assert slices == {"cpu": 0, "cuda": 1, "tpu": 0}
     pairs = {platform: len(re.findall(r"stablehlo.reduce.*tensor<8x16x16x4x2xf32>", t)) for platform, t in text.items()}
     assert pairs == {"cpu": 0, "cuda": 1, "tpu": 0}
 
