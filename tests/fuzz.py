@@ -12,6 +12,7 @@ values, counts, masks, running statistics. A line in each hundred seeds says fro
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -279,13 +280,12 @@ def compute(layer: Layer, given: Inputs, seed: int) -> dict[str, np.ndarray]:
     return back
 
 
-class _Constant(tuple):
+@dataclass(frozen=True)
+class _Constant:
     """A state that is compiled in, equal to that of another seed of the same program."""
 
-    def __new__(cls, program: int, state: Any):
-        made = super().__new__(cls, (program,))
-        made.state = state
-        return made
+    program: int
+    state: Any = field(compare=False)
 
 
 @lru_cache(maxsize=1)

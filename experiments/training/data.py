@@ -97,6 +97,12 @@ def load(name: str) -> Data:
         return mnist(path)
     if files.CIFAR[0] in held:
         return cifar10(path)
+    if {file.removesuffix(".bin") for file in files.CIFAR} & held:
+        raise ValueError(
+            f"`data` must be CIFAR-10's binary version; {name} holds the Python version, whose pickled batches are not "
+            "read: a pickle may run any program. Unpack `cifar-10-binary.tar.gz` of the same page and name its folder "
+            "`cifar-10-batches-bin`."
+        )
     if "x.npy" in held:
         return own(files.npy(path), name)
     if any(p.suffix.lower() in files.PICTURES for p in (path.glob("*/*") if held else ())):

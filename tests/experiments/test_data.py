@@ -77,6 +77,14 @@ def test_mnist_and_cifar_by_path(tmp_path):
     assert {(255 * row).round().astype(np.uint8).tobytes() for row in found.test.images} <= wanted
 
 
+def test_pickled_batches_of_cifar_are_refused(tmp_path):
+    """The Python version, the usual download."""
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        (tmp_path / name).write_bytes(b"\x80\x02}q.")
+    with pytest.raises(ValueError, match=r"Unpack `cifar-10-binary\.tar\.gz`"):
+        data.load(str(tmp_path))
+
+
 # Its own requirements exclude the newest NumPy, so that `make` cannot install it: `pip install --no-deps aeon`.
 needs_aeon = pytest.mark.skipif(importlib.util.find_spec("aeon") is None, reason="aeon is not installed")
 
