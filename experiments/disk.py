@@ -1,4 +1,4 @@
-"""What is written: files that are there in full or not at all, in a folder that one run has to itself.
+"""Files that are there in full or not at all, in a folder that one run has to itself.
 
 Nothing is replaced or deleted that these programs did not write, and nothing at all unless it was asked for.
 """
@@ -25,28 +25,33 @@ class DiskError(OSError, ValueError):
     """A file or a folder that cannot be read, written, or had to oneself; a command line says so in one line."""
 
 
-@contextlib.contextmanager
-def hold(option: str, folder: Path) -> Iterator[None]:
-    """Make `folder` if there is none, and lock it.
-
-    Args:
-        option: of the command line, named in errors.
-        folder: to write to.
+def make_folder(option: str, folder: Path) -> None:
+    """Make `folder` if there is none; `option` of the command line is named in errors.
 
     Raises:
-        DiskError: it is a file, another run has it, or it cannot be made or written to.
+        DiskError: it is a file, or cannot be made or written to.
     """
     if folder.exists() and not folder.is_dir():
         raise DiskError(f"`{option}` must be a folder; {folder} is a file.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The lock is on the folder itself: it leaves no file behind, and goes with the process however that ends.
-        held = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise DiskError(f"`{option}` cannot be made: {folder}: {error.strerror}. Take another folder.") from None
+    if not os.access(folder, os.W_OK):
+        raise DiskError(f"`{option}` must be a folder that can be written to; {folder} cannot. Take another one.")
+
+
+@contextlib.contextmanager
+def hold(option: str, folder: Path) -> Iterator[None]:
+    """Make `folder` if there is none, and lock it; `option` of the command line is named in errors.
+
+    Raises:
+        DiskError: it is a file, another run has it, or it cannot be made or written to.
+    """
+    make_folder(option, folder)
+    # The lock is on the folder itself: it leaves no file, and goes with the process however that ends.
+    held = os.open(folder, os.O_RDONLY)
     try:
-        if not os.access(folder, os.W_OK):
-            raise DiskError(f"`{option}` must be a folder that can be written to; {folder} cannot. Take another one.")
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -98,7 +103,7 @@ def write(path: Path, content: str | bytes) -> None:
         DiskError: it cannot be written; a file of that name is as it was.
     """
     path = Path(os.path.realpath(path))  # a link stays a link
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # nobody else's
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # no other process's
     try:
         with partial.open("xb") as file:
             file.write(content if isinstance(content, bytes) else content.encode())

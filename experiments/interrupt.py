@@ -1,4 +1,4 @@
-"""How a program ends early: by Ctrl-C or SIGTERM, taken as a wish to stop soon, or by an error of one line."""
+"""Early ends of a program: by Ctrl-C or SIGTERM, taken as a wish to stop soon, or by an error of one line."""
 
 import os
 import signal

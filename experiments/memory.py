@@ -50,7 +50,7 @@ def _bytes(tree: Any) -> int:
 
 
 def available() -> int | None:
-    """The bytes that can be had: on a device, or where devices are a CPU's of the machine; None if nobody knows."""
+    """Return the bytes available on a device, or on the machine where devices are its CPU's; None if unknown."""
     if stats := jax.local_devices()[0].memory_stats():
         return stats.get("bytes_limit")
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]

@@ -6,10 +6,9 @@ Libraries that are not installed are named and left out. On a GPU the same comma
 
 How it is built, from the ground up:
 
-* `steady`, `sizes`, `floor`, `clock`: the memory allocator, what is measured and how much of it, the least that it can
-  cost, and how time is taken.
+* `steady`, `sizes`, `clock`: the memory allocator, what is measured and how much of it, and how time is taken.
 * `accuracy`: inputs, the exact results, and distances from them.
-* `fewest`, `least`, `layers`, `torch_layers`, `contenders`: every library on the same arrays, with one signature.
+* `layers`, `torch_layers`, `contenders`: every library on the same arrays, with one signature.
 * `errors`, `times`, `dispatch`: one layer. `passes`, `memory`: one, and many under `lax.scan`. `collectives`: one on 8
   devices.
 * `networks`, `compiling`, `training`: deep networks; how long they compile, and what ResNet-50's training takes.

@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
 
 
 class Exact(NamedTuple):
-    """Return the exact results in float64, of the features that are checked."""
+    """The exact results in float64, of the features that are checked."""
 
     y: np.ndarray
     evaluation: np.ndarray
@@ -38,7 +38,7 @@ class Exact(NamedTuple):
 
 
 def inputs(case: Case, offset: float) -> Inputs:
-    """Random arrays for a case, exact in its dtype; x has standard deviation 1 and mean `offset`."""
+    """Return random arrays for a case, exact in its dtype; x has standard deviation 1 and mean `offset`."""
     rng = np.random.default_rng(0)
 
     def normal(mean: float = 0.0, std: float = 1.0) -> np.ndarray:
@@ -53,7 +53,7 @@ def inputs(case: Case, offset: float) -> Inputs:
 
 
 def exact(case: Case, host: Inputs) -> Exact:
-    """From the definition."""
+    """Return the results by the definition."""
     x, g, scale, bias = (v[..., :FEATURES].astype(np.float64) for v in (host.x, host.g, host.scale, host.bias))
     added = 0.0 if host.residual is None else host.residual[..., :FEATURES].astype(np.float64)
     reduced = tuple(range(x.ndim - 1))
@@ -86,5 +86,5 @@ def relative(got: np.ndarray, wanted: np.ndarray) -> float | str:
 
 
 def _recorded(error: np.floating) -> float | str:
-    """As a number, or in words if it is none: JSON has no NaN."""
+    """Return a number, or words if it is none: JSON has no NaN."""
     return float(error) if math.isfinite(error) else "not finite"

@@ -1,12 +1,11 @@
 """Times that can be compared: all contenders in turn, round after round, in one process.
 
 What disturbs a machine for a while disturbs all contenders of a round alike; so a ratio is taken within each round, and
-the median over the rounds is the result. Before each sample comes an untimed call, so that nobody finds the caches, or
-the cores, as the one before him left them.
+the median over the rounds is the result. Before each sample comes an untimed call, so that no contender finds the
+caches, or the cores, as the one before left them.
 """
 
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -33,33 +32,25 @@ class Call(NamedTuple):
     queued: bool = False
 
 
-class Sampled(NamedTuple):
-    """The samples of one contender: seconds and page faults of a call, in each round."""
-
-    seconds: np.ndarray
-    faults: np.ndarray
-
-
 def quartiles(values: np.ndarray) -> dict[str, float]:
-    """Median and quartiles, for a record."""
+    """Return the median and the quartiles, for a record."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int) -> dict[str, Sampled]:
-    """Time all `calls` by turns; every other round goes backwards."""
+def interleaved(calls: Mapping[str, Call], rounds: int) -> dict[str, np.ndarray]:
+    """Time all `calls` by turns; return the seconds of a call in each round. Every other round goes backwards."""
     names = list(calls)
     times = {name: _times(calls[name]) for name in names}
-    seconds, faults = ({name: np.zeros(rounds) for name in names} for _ in range(2))
+    seconds = {name: np.zeros(rounds) for name in names}
     for i in range(-WARM_UP, rounds):
         for name in names if i % 2 else reversed(names):
             _many(calls[name], 1)
-            faults_before, began = _faults(), time.perf_counter()
+            began = time.perf_counter()
             _many(calls[name], times[name])
-            took, faulted = time.perf_counter() - began, _faults() - faults_before
             if i >= 0:
-                seconds[name][i], faults[name][i] = took / times[name], faulted / times[name]
-    return {name: Sampled(seconds[name], faults[name]) for name in names}
+                seconds[name][i] = (time.perf_counter() - began) / times[name]
+    return seconds
 
 
 def _times(call: Call) -> int:
@@ -77,8 +68,3 @@ def _many(call: Call, times: int) -> None:
         if not call.queued:
             call.wait(out)
     call.wait(out)
-
-
-def _faults() -> int:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_minflt + usage.ru_majflt

@@ -31,13 +31,13 @@ WAYS = ("shard_map", "shard_map, check_vma=False", "pmap", "jit, Auto mesh", "ji
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Return a row for each way and layer; where a layer cannot be run in a way, the reason in place of the value."""
+    """Return a row for each way and layer; where a layer cannot be run in a way, the reason instead of the value."""
     for way in WAYS:
         for name, layer in SYNCED.items():
             row = {"measure": "collectives", "contender": name, "way": way}
             try:
                 yield row | {"value": count(text(layer, way))}
-            except Exception as error:  # whatever it is: a library's failure is a result, not the end of the run
+            except Exception as error:  # of any kind: a library's failure is a result, not the end of the run
                 yield row | {"value": None, "error": str(error).splitlines()[0][:200]}
 
 

@@ -109,7 +109,7 @@ def measure(plan: sizes.Plan, say: Callable[[str], Any]) -> Results:
 
 
 def write(folder: Path, results: Results) -> None:
-    """Return the results as JSON, as tables and as figures."""
+    """Write the results as JSON, as tables and as figures."""
     disk.write_json(folder / RECORD, results)
     disk.write(folder / "table.md", report.tables(results))
     figures.draw(folder, results)
@@ -125,7 +125,7 @@ def spoken(row: dict[str, Any]) -> str:
     """Return a line of the log."""
     what = f"{row['size']:>14} {row['dtype']:8} {row['epilogue']:13} {row['program']:16} {row['contender']:20}"
     time, ratio = 1e3 * row["seconds"]["median"], row["ours_to_theirs"]["median"]
-    return f"{what} {time:8.3f} ms, ours/theirs {ratio:.2f}, floor/time {row['floor_to_time']['median']:.2f}"
+    return f"{what} {time:8.3f} ms, ours/theirs {ratio:.2f}"
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from experiments.benchmark import torch_layers
 from experiments.benchmark.accuracy import Inputs
 from experiments.benchmark.clock import Call
 from experiments.benchmark.layers import LAYERS, PROGRAMS, arguments, program
-from experiments.benchmark.sizes import Case
+from experiments.benchmark.sizes import TORCH, Case
 
 
 class Contender(NamedTuple):
@@ -29,8 +29,8 @@ class Contender(NamedTuple):
 
 def contender(name: str, case: Case, host: Inputs) -> Contender:
     """Return the library `name` on the arrays `host`."""
-    if name.startswith("torch"):
-        return _torch(case, host, channels_last=name.endswith("channels_last"))
+    if name == TORCH:
+        return _torch(case, host)
     layer = LAYERS[name](case.shape[-1])
     args = arguments(layer, host)
     queued = jax.default_backend() != "cpu"
@@ -52,18 +52,8 @@ def compiled(name: str, features: int, kind: str, relu: bool) -> Any:
     return jax.jit(program(LAYERS[name](features), kind, relu))
 
 
-def copying(host: Inputs) -> Call:
-    """As many bytes as x has, read and written: what the floor is made of, by the runtime of the JAX contenders.
-
-    As integers: on a CPU arithmetic in bfloat16 would take longer than the way to memory. And inverted, since a mere
-    copy might be done by one core, or not at all.
-    """
-    run = partial(jax.jit(jnp.invert), jnp.asarray(host.x.view(np.uint32)))
-    return Call(run, jax.block_until_ready, jax.default_backend() != "cpu")
-
-
-def _torch(case: Case, host: Inputs, channels_last: bool) -> Contender:
-    programs = torch_layers.programs(host, case.dtype, case.relu, channels_last)
+def _torch(case: Case, host: Inputs) -> Contender:
+    programs = torch_layers.programs(host, case.dtype, case.relu)
     queued = torch_layers.on_gpu()
     wait = torch_layers.wait if queued else (lambda out: None)
     return Contender(

@@ -10,25 +10,24 @@ from experiments.benchmark import accuracy
 from experiments.benchmark.clock import Call, interleaved, quartiles
 from experiments.benchmark.contenders import contender
 from experiments.benchmark.layers import LAYERS, arguments
-from experiments.benchmark.sizes import Case
+from experiments.benchmark.sizes import TORCH, Case
 
 TINY = Case((8, 4), "float32", "relu")
 
 
 def rows(names: list[str], rounds: int) -> Iterator[dict[str, Any]]:
-    """Seconds of a call."""
+    """Return the seconds of a call of each library."""
     host = accuracy.inputs(TINY, accuracy.NEAR)
     jitted = {n: contender(n, TINY, host).calls["forward"] for n in names}
-    # `flax.nnx` is left out: our eager calls would make its layer anew each time. PyTorch's are eager either way.
-    eager = {n: _eager(n, host) for n in (*jitted, "jaxbn.linen") if n != "flax.nnx"}
+    eager = {n: _eager(n, host) for n in (*jitted, "jaxbn.linen")}
     for kind, calls in (("jitted", jitted), ("eager", eager)):
         for name, sampled in interleaved(calls, rounds).items():
-            seconds = quartiles(sampled.seconds)
+            seconds = quartiles(sampled)
             yield {"measure": "dispatch", "contender": name, "call": kind, "value": seconds["median"], **seconds}
 
 
 def _eager(name: str, host: accuracy.Inputs) -> Call:
-    if name.startswith("torch"):
+    if name == TORCH:
         return contender(name, TINY, host).calls["forward"]
     layer = LAYERS[name](TINY.shape[-1])
     params, state, x, residual, _ = arguments(layer, host)

@@ -23,7 +23,7 @@ MASKED: dict[str, Callable[..., nn.Module]] = {
 
 
 def errors(name: str, case: Case, host: accuracy.Inputs) -> dict[str, dict[str, float | str]]:
-    """By program: of y the largest error, of dx the relative one."""
+    """Return by program the largest error of y, and the relative one of dx."""
     it, wanted, found = contender(name, case, host), accuracy.exact(case, host), {}
     for kind in PROGRAMS:
         out = it.calls[kind].run()

@@ -10,12 +10,11 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from experiments import disk
 from experiments.benchmark.bars import Results
-from experiments.benchmark.sizes import CONTENDERS, LEAST, OURS
+from experiments.benchmark.sizes import CONTENDERS, OURS
 
 # The palette of Okabe and Ito; the markers differ as well.
-COLORS = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#999999", "#D55E00", "#E69F00")
-DRAWN = [name for name in CONTENDERS if name != LEAST]
-STYLES = {name: (color, marker) for name, color, marker in zip(DRAWN, COLORS, "os^vDP.X*", strict=True)}
+COLORS = ("#000000", "#0072B2", "#56B4E9", "#CC79A7", "#F0E442", "#E69F00")
+STYLES = {name: (color, marker) for name, color, marker in zip(CONTENDERS, COLORS, "os^DP*", strict=True)}
 
 
 def draw(folder: Path, results: Results) -> None:

@@ -13,14 +13,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 import jaxbn
 import jaxbn.linen
-import jaxbn.nnx
-from experiments.benchmark import fewest, least
 from experiments.benchmark.accuracy import Inputs
-from experiments.benchmark.sizes import FEWEST, LEAST
 
 PROGRAMS = ("forward", "forward+backward", "evaluation")
 Tree = Any
@@ -47,7 +43,7 @@ def followed(y: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
 
 
 def functions(features: int, **options: Any) -> Layer:
-    """`jaxbn.bn_apply`."""
+    """Return `jaxbn.bn_apply`."""
 
     def start(mean, var):
         return jaxbn.bn_init(features, mean=mean, var=var)[1]
@@ -74,26 +70,8 @@ def linen(layer: Callable[..., nn.Module], epilogue_inside: bool = False, **opti
     return lambda features: Layer(lambda mean, var: {"mean": mean, "var": var}, apply)
 
 
-def stateful(layer: Callable[..., nnx.Module], epilogue_inside: bool = False) -> Callable[[int], Layer]:
-    """Return a Flax nnx module, made anew in each program from the variables that the program is given."""
-
-    def make(features: int) -> Layer:
-        def apply(params, state, x, residual, train, relu):
-            inside = {"activation": jax.nn.relu} if epilogue_inside and relu else {}
-            module: Any = layer(features, use_running_average=not train, dtype=x.dtype, rngs=nnx.Rngs(0), **inside)
-            module.scale, module.bias = nnx.Param(params["scale"]), nnx.Param(params["bias"])
-            module.mean, module.var = nnx.BatchStat(state["mean"]), nnx.BatchStat(state["var"])
-            y = module(x, **({"residual": residual} if epilogue_inside else {}))
-            new = {"mean": module.mean[...], "var": module.var[...]}
-            return y if epilogue_inside else followed(y, residual, relu), new
-
-        return Layer(lambda mean, var: {"mean": mean, "var": var}, apply)
-
-    return make
-
-
 def haiku(features: int) -> Layer:
-    """`haiku.BatchNorm`."""
+    """Return `haiku.BatchNorm`."""
     hk = import_module("haiku")
     network = hk.transform_with_state(lambda x, train: hk.BatchNorm(True, True, 0.99)(x, train))
     key = jax.random.key(0)
@@ -118,7 +96,7 @@ def haiku(features: int) -> Layer:
 
 
 def equinox(features: int) -> Layer:
-    """`equinox.nn.BatchNorm`, channels first, `mode="batch"` as its authors advise."""
+    """Return `equinox.nn.BatchNorm`, channels first, `mode="batch"` as its authors advise."""
     eqx = import_module("equinox")
     module, fresh = eqx.nn.make_with_state(eqx.nn.BatchNorm)(features, axis_name="batch", mode="batch")
 
@@ -139,27 +117,21 @@ def equinox(features: int) -> Layer:
 LAYERS: dict[str, Callable[[int], Layer]] = {
     "jaxbn": functions,
     "jaxbn.linen": linen(jaxbn.linen.BatchNorm, epilogue_inside=True),
-    "jaxbn.nnx": stateful(jaxbn.nnx.BatchNorm, epilogue_inside=True),
     "flax": linen(nn.BatchNorm),
     "flax, stable": linen(nn.BatchNorm, use_fast_variance=False),
-    "flax.nnx": stateful(nnx.BatchNorm),
     "haiku": haiku,
     "equinox": equinox,
-    FEWEST: lambda features: Layer(fewest.start, fewest.apply),
-    LEAST: lambda features: Layer(fewest.start, least.apply),
-    # What a network costs whatever its layers are.
-    "no layer": lambda features: Layer(fewest.start, lambda params, state, x, residual, train, relu: (x, state)),
 }
 ABSENT = [name for name in ("haiku", "equinox", "torch") if find_spec(name) is None]
 
 
 def present(names: tuple[str, ...]) -> list[str]:
-    """Those of `names` whose library is installed."""
+    """Return those of `names` whose library is installed."""
     return [name for name in names if name.split(",")[0] not in ABSENT]
 
 
 def arguments(layer: Layer, host: Inputs) -> tuple[Any, ...]:
-    """`(params, state, x, residual, gradient of y)` on the device, for the programs below."""
+    """Return `(params, state, x, residual, gradient of y)` on the device, for the programs below."""
 
     def placed(v):
         v = None if v is None else jnp.asarray(v)

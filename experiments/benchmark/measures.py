@@ -4,13 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
-from experiments.benchmark import compiling, dispatch, errors, folding, memory, training, whole_networks
-from experiments.benchmark.clock import interleaved, quartiles
+from experiments.benchmark import compiling, dispatch, errors, memory, training, whole_networks
 from experiments.benchmark.layers import LAYERS, present
 from experiments.benchmark.networks import NORMS
-from experiments.benchmark.sizes import EPILOGUES, NOBODYS, OURS, Case, Plan
+from experiments.benchmark.sizes import EPILOGUES, OURS, Case, Plan
 
 Row = dict[str, Any]
 ROWS = 65536  # of the inputs whose errors are measured
@@ -20,14 +18,11 @@ SCANNED = (8, 16, 16, 32)
 
 def rows(plan: Plan) -> Iterator[Row]:
     """Row after row; each part takes some seconds, the ResNet some minutes."""
-    # In two dimensions features are last anyway: there PyTorch has one layout. And what is nobody's is only timed.
-    flat = [name for name in present(plan.contenders) if name not in ("torch", *NOBODYS)]
-    yield from errors.by_offset(flat, ROWS)
+    names = present(plan.contenders)
+    yield from errors.by_offset(names, ROWS)
     yield from errors.masked()
-    yield from _memory(plan, flat)
-    yield from dispatch.rows(flat, plan.rounds)
-    for dtype in plan.dtypes:
-        yield from folding.rows(dtype, plan.rounds)
+    yield from _memory(plan, names)
+    yield from dispatch.rows(names, plan.rounds)
     yield from _compile_times(plan)
     yield from _training(plan)
     problem = whole_networks.RESNET_20 if plan.name == "full" else whole_networks.SMALLEST
@@ -41,12 +36,10 @@ def _memory(plan: Plan, names: list[str]) -> Iterator[Row]:
             labels = {"dtype": dtype, "epilogue": epilogue}
             for name in names:
                 yield {"measure": "kept", "contender": name, **labels, "value": memory.kept(name, case)}
-            for name in (*names, *NOBODYS) if epilogue in plan.epilogues else ():
+            for name in names if epilogue in plan.epilogues else ():
                 if name in LAYERS:
                     step = memory.one_layer(name, case)
-                    shown = ", ".join(f"{o.reads} → {o.writes}" for o in step.operations)
-                    found = {"temporary, layer": step.temporary, "arrays moved": step.moved, "operations": shown}
-                    for measure, value in found.items():
+                    for measure, value in (("temporary, layer", step.temporary), ("arrays moved", step.moved)):
                         yield {"measure": measure, "contender": name, **labels, "value": value}
         for name in (OURS, "flax", "flax, stable"):
             for measure, rematerialized in (("temporary, scan", False), ("temporary, scan, rematerialized", True)):
@@ -55,11 +48,9 @@ def _memory(plan: Plan, names: list[str]) -> Iterator[Row]:
 
 
 def _compile_times(plan: Plan) -> Iterator[Row]:
-    seconds = compiling.seconds(plan.deep, plan.compilations)
-    for name, parts in seconds.items():
-        for part, values in (*parts.items(), ("trace + compile", parts["trace"] + parts["compile"])):
-            labels = {"contender": name, "part": part, "layers": plan.deep}
-            yield {"measure": "compile time", **labels, "value": float(np.median(values)), **quartiles(values)}
+    for name, parts in compiling.seconds(plan.deep, plan.compilations).items():
+        labels = {"layers": plan.deep}
+        yield from training.compile_rows("compile time", name, parts["trace"], parts["compile"], labels)
 
 
 def _training(plan: Plan) -> Iterator[Row]:
@@ -69,8 +60,4 @@ def _training(plan: Plan) -> Iterator[Row]:
     steps = {name: training.training_step(name, problem) for name in NORMS}
     for name, step in steps.items():
         yield {"measure": "temporary, ResNet", "contender": name, **labels, "value": step.temporary_bytes}
-    sampled = interleaved({name: training.call(step) for name, step in steps.items()}, plan.steps)
-    for name, own in sampled.items():
-        row = {"measure": "step time, ResNet", "contender": name, **labels, **quartiles(own.seconds)}
-        ratio = quartiles(sampled[OURS].seconds / own.seconds)
-        yield row | {"value": row["median"], "ours_to_theirs": ratio}
+    yield from training.step_rows("step time, ResNet", steps, plan.steps, labels)

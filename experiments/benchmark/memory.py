@@ -10,14 +10,14 @@ import numpy as np
 import jaxbn
 from experiments.benchmark import accuracy, passes, torch_layers
 from experiments.benchmark.layers import LAYERS, arguments, program
-from experiments.benchmark.sizes import OURS, Case
+from experiments.benchmark.sizes import OURS, TORCH, Case
 
 
 def kept(name: str, case: Case) -> float:
-    """Bytes that the backward pass of one layer holds, per element of x; each array once."""
+    """Return the bytes that the backward pass of one layer holds, per element of x; each array once."""
     host = accuracy.inputs(case, 0.0)
-    if name.startswith("torch"):
-        saved = torch_layers.kept(host, case.dtype, case.relu, channels_last=name.endswith("channels_last"))
+    if name == TORCH:
+        saved = torch_layers.kept(host, case.dtype, case.relu)
     else:
         layer = LAYERS[name](case.shape[-1])
         params, state, x, residual, _ = arguments(layer, host)
@@ -31,16 +31,11 @@ class Step(NamedTuple):
 
     Attributes:
         temporary: bytes per element of x.
-        operations: those that read or write arrays of x's size.
+        moved: how many arrays of x's size its operations read and write.
     """
 
     temporary: float
-    operations: list[passes.Operation]
-
-    @property
-    def moved(self) -> int:
-        """Return the number of such arrays that all of them read and write."""
-        return sum(map(sum, self.operations))
+    moved: int
 
 
 def one_layer(name: str, case: Case) -> Step:
@@ -49,11 +44,11 @@ def one_layer(name: str, case: Case) -> Step:
     step = jax.jit(program(layer, "forward+backward", case.relu))
     compiled = step.lower(*arguments(layer, accuracy.inputs(case, 0.0))).compile()
     size = math.prod(case.shape)
-    return Step(_temporary(compiled) / size, passes.operations(compiled.as_text() or "", size))
+    return Step(temporary_bytes(compiled) / size, passes.moved(compiled.as_text() or "", size))
 
 
 def scanned(name: str, case: Case, layers: int, rematerialized: bool = False) -> float:
-    """Temporary bytes of the gradient of `layers` 3x3 convolutions, each with its layer, under `lax.scan`.
+    """Return the temporary bytes of the gradient of `layers` 3x3 convolutions, each with its layer, under `lax.scan`.
 
     Per element of x and layer. A loop keeps what it carries: rematerialized, it carries the layer's input, and the rest
     is computed again.
@@ -81,14 +76,10 @@ def scanned(name: str, case: Case, layers: int, rematerialized: bool = False) ->
         y, new = jax.lax.scan(body, x, (trained, states))
         return jnp.mean(jnp.square(y.astype(jnp.float32))), new
 
-    step = jax.grad(loss, has_aux=True)
-    return temporary(step, (stacked[0], kernels), stacked[1], x) / layers / np.prod(case.shape)
+    step = jax.jit(jax.grad(loss, has_aux=True)).lower((stacked[0], kernels), stacked[1], x)
+    return temporary_bytes(step.compile()) / layers / np.prod(case.shape)
 
 
-def temporary(f: Any, *args: Any) -> int:
-    """Bytes of temporary memory of the compiled `f`."""
-    return _temporary(jax.jit(f).lower(*args).compile())
-
-
-def _temporary(compiled: Any) -> int:
+def temporary_bytes(compiled: Any) -> int:
+    """Return the temporary memory of a compiled program."""
     return compiled.memory_analysis().temp_size_in_bytes

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.benchmark.bars import Results, geometric_mean, ratios, resnet, value
 from experiments.benchmark.layers import PROGRAMS
-from experiments.benchmark.sizes import EPILOGUES, NOBODYS, OURS
+from experiments.benchmark.sizes import OURS, TORCH
 from experiments.tables import markdown, put
 
 MARKS = ("<!-- measured -->", "<!-- /measured -->")
@@ -14,20 +14,17 @@ NOT_MEASURED = "not measured"
 COLUMNS = {
     "flax": "flax",
     "flax, stable": "flax, `use_fast_variance=False`",
-    "torch, channels_last": "torch, channels_last",
+    TORCH: TORCH,
     OURS: "jaxbn",
 }
 
 
 def tables(results: Results) -> str:
-    """All results as Markdown."""
+    """Return all results as Markdown."""
     parts = [
         f"# Benchmark\n\n{described(results)}",
         "## Bars",
         bars_table(results),
-        "## What bounds the time",
-        f"{BOUNDS.strip()}\n\n{bounds_table(results)}",
-        PASSES.strip() + "\n\n" + passes_table(results),
         "## Overview",
         readme_table(results),
     ]
@@ -39,25 +36,10 @@ def tables(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-# The peer that is fastest where it is at hand; its own kernels, not XLA's.
-FASTEST = "torch, channels_last"
-BOUNDS = """
-Over the time of PyTorch, channels_last, the geometric mean over the sizes: our time; that of `fewest passes`, which
-takes two sums in each direction with the fewest reads of memory that we know how to ask XLA for
-(`experiments/benchmark/fewest.py`); that of `one sum each way`, which computes less than a layer must
-(`experiments/benchmark/least.py`); and the floor, the time in which this machine copies as many bytes as must be read
-and written. The floor is a yardstick and no strict bound: reading is faster than copying, and so is what a cache holds
-from one pass to the next.
-"""
-PASSES = """
-The operations of the optimized program of a training step, in its order: how many arrays of x's size each reads, and
-how many it writes. What writes none is a sum.
-"""
 LEGEND = """
 Milliseconds, the median over the rounds, and in parentheses our time over theirs, the median over the rounds of the
 ratio within each. Beside them the largest error of y at mean/std 1 and 1000 and, where there is a backward pass, the
-relative error of dx at mean/std 1. The last column is the floor, the least time that memory allows, and
-in parentheses its share of ours.
+relative error of dx at mean/std 1.
 """
 
 
@@ -75,45 +57,12 @@ def described(results: Results) -> str:
 
 
 def bars_table(results: Results) -> str:
-    """Each bar with its verdict."""
+    """Return each bar with its verdict."""
     body = []
     for row in results["bars"]:
         shown = "" if row["value"] is None else f"{row['value']:.2f}"
         body.append([row["bar"], row["limit"], shown, row["where"], row["verdict"]])
     return markdown(["bar", "limit", "measured", "worst at", "verdict"], body)
-
-
-def bounds_table(results: Results) -> str:
-    """Return for each program our time, the two bounds and the floor, over the time of the fastest peer."""
-    body = []
-    for program in PROGRAMS:
-        peer = ratios(results, program, FASTEST)
-        bounds = [ratios(results, program, name) for name in NOBODYS]
-        share = ratios(results, program, FASTEST, "floor_to_time")
-        rows = [(f"{dtype}, {epilogue}", [(dtype, epilogue)]) for dtype, epilogue in peer]
-        for label, groups in [*rows, ("all", list(peer))]:
-            sizes = [(group, size) for group in groups for size in peer[group]]
-            if not sizes or not all(bound.get(group) for bound in bounds for group in groups):
-                continue
-            values = (
-                geometric_mean(peer[g][size] for g, size in sizes),
-                *(geometric_mean(peer[g][size] / bound[g][size] for g, size in sizes) for bound in bounds),
-                geometric_mean(share[g][size] for g, size in sizes),
-            )
-            body.append([program, label, *(f"{v:.2f}" for v in values)])
-    return markdown(["program", "dtype, epilogue", OURS, *NOBODYS, "floor"], body)
-
-
-def passes_table(results: Results) -> str:
-    """Return the passes over memory of each layer's training step."""
-    dtypes = results["plan"]["dtypes"]
-    body = []
-    for epilogue in EPILOGUES:
-        for name in (OURS, *NOBODYS, "flax", "flax, stable"):
-            found = [value(results, "operations", name, dtype=d, epilogue=epilogue) for d in dtypes]
-            if all(found):
-                body.append([epilogue, name, *map(str, found)])
-    return markdown(["epilogue", "layer", *dtypes], body)
 
 
 def written(v: float | int | str, form: str = ".0e") -> str:
@@ -128,10 +77,8 @@ def _times(results: Results, program: str, dtype: str, epilogue: str) -> str:
     body = []
     for size in dict.fromkeys(r["size"] for r in rows):
         here = {r["contender"]: r for r in rows if r["size"] == size}
-        least = here[OURS]["floor_seconds"]["median"]
-        floor = f"{1e3 * least:.3g} ({here[OURS]['floor_to_time']['median']:.2f})"
-        body.append([size, *(_cell(here[n]) if n in here else "" for n in names), floor])
-    return markdown(["size", *names, "floor"], body)
+        body.append([size, *(_cell(here[n]) if n in here else "" for n in names)])
+    return markdown(["size", *names], body)
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -195,20 +142,9 @@ def readme_table(results: Results) -> str:
     row("time to compile ResNet-20's training step", ".2f", relative(of("compile time, ResNet-20", part=part)))
     row(f"temporary memory of {network}'s training step", ".2f", relative(of("temporary, ResNet")))
     if platform == "gpu":
-        row(
-            "GPU: the floor's share of the time of forward+backward, bfloat16 + ReLU",
-            ".2f",
-            lambda n: _share(results, n),
-        )
         row(f"GPU: time of {network}'s training step", ".2f", relative(of("step time, ResNet")))
         row(f"GPU: peak memory of {network}'s training step", ".2f", relative(of("peak, ResNet")))
     return markdown(["", *COLUMNS.values()], body)
-
-
-def _share(results: Results, name: str) -> float | None:
-    """Return the least time that memory allows over the library's, the geometric mean over the sizes."""
-    found = ratios(results, "forward+backward", name, "floor_to_time").get(("bfloat16", "relu"))
-    return None if found is None else geometric_mean(found.values())
 
 
 def _slower(results: Results, program: str, dtype: str, name: str) -> float | None:

@@ -21,13 +21,12 @@ def on_gpu() -> bool:
     return jax.default_backend() == "gpu" and import_module("torch").cuda.is_available()
 
 
-def tensor(v: np.ndarray, channels_last: bool, dtype: Any) -> Any:
-    """`v`, features last, as a tensor whose features come second; the memory stays as it is if `channels_last`."""
+def tensor(v: np.ndarray, dtype: Any) -> Any:
+    """Return `v`, features last, as a tensor whose features come second; the memory stays as it is."""
     torch = import_module("torch")
     t = torch.from_numpy(np.ascontiguousarray(v.astype(np.float32))).to(dtype)
     if t.ndim == 4:
-        t = t.permute(0, 3, 1, 2)
-        t = t.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        t = t.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     return t.to("cuda" if on_gpu() else "cpu")
 
 
@@ -37,13 +36,13 @@ def array(t: Any) -> np.ndarray:
     return np.moveaxis(v, 1, -1) if v.ndim == 4 else v
 
 
-def programs(host: Inputs, dtype_name: str, relu: bool, channels_last: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+def programs(host: Inputs, dtype_name: str, relu: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return the three programs on the arrays `host`, by name; see `layers.program`."""
     torch = import_module("torch")
     torch.set_num_threads(cores())
     dtype = getattr(torch, dtype_name)
-    x, g = (tensor(v, channels_last, dtype) for v in (host.x, host.g))
-    residual = None if host.residual is None else tensor(host.residual, channels_last, dtype)
+    x, g = (tensor(v, dtype) for v in (host.x, host.g))
+    residual = None if host.residual is None else tensor(host.residual, dtype)
     kind = torch.nn.BatchNorm2d if x.ndim == 4 else torch.nn.BatchNorm1d
 
     def module():
@@ -80,8 +79,8 @@ def programs(host: Inputs, dtype_name: str, relu: bool, channels_last: bool) -> 
     return {"forward": forward, "forward+backward": both, "evaluation": evaluation}
 
 
-def kept(host: Inputs, dtype_name: str, relu: bool, channels_last: bool) -> int:
-    """Bytes that autograd keeps for the backward pass of one layer, each piece of memory once."""
+def kept(host: Inputs, dtype_name: str, relu: bool) -> int:
+    """Return the bytes that autograd keeps for the backward pass of one layer, each piece of memory once."""
     torch = import_module("torch")
     pieces = {}
 
@@ -89,12 +88,12 @@ def kept(host: Inputs, dtype_name: str, relu: bool, channels_last: bool) -> int:
         pieces[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
-    run = programs(host, dtype_name, relu, channels_last)["forward"]
+    run = programs(host, dtype_name, relu)["forward"]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         run()
     return sum(pieces.values())
 
 
 def wait(_: Any) -> None:
-    """Until the GPU is done."""
+    """Wait until the GPU is done."""
     import_module("torch").cuda.synchronize()

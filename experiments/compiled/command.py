@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,13 +11,13 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import tables
+from experiments import disk, tables
 from experiments.compiled import bars, report
 from experiments.compiled.cases import Case, list_cases
 from experiments.compiled.measure import Record, hash_sources, keep_valid, measure_case, measure_missing, read_records
 from experiments.compiled.targets import PACKAGES, TARGETS, name_versions, set_environment
+from experiments.interrupt import INTERRUPTED, refuse
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 RUNS, DOCS = Path("runs/compiled"), Path("docs/compiled")
 
 
@@ -63,8 +62,7 @@ def main(arguments: list[str]) -> int:
     try:
         return measure(command) if isinstance(command, Measure) else write(command)
     except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
     except KeyboardInterrupt:
         print(f"Interrupted: what was measured is in {command.records}; the same command goes on.", file=sys.stderr)
         return INTERRUPTED
@@ -78,7 +76,7 @@ def measure(command: Measure) -> int:
     """
     chosen = choose_cases(command)
     versions = name_versions(command.kind, find_versions(command.kind))
-    open_folder("--records", command.records)
+    disk.make_folder("--records", command.records)
     set_environment(command.kind)
     failed, console = 0, Console(soft_wrap=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("programs"), TimeElapsedColumn(), TimeRemainingColumn())
@@ -119,22 +117,6 @@ def find_versions(kind: str) -> dict[str, str | None]:
     return found
 
 
-def open_folder(option: str, folder: Path) -> None:
-    """Make a folder that can be written to.
-
-    Raises:
-        ValueError: it is a file, or cannot be made or written to.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`{option}` must be a folder; {folder} is a file.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"`{option}` cannot be made: {error}.") from None
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"`{option}` must be writable; {folder} is not.")
-
-
 def write(command: Report) -> int:
     """Write the tables; return 0 if all bars are met, else 1.
 
@@ -144,16 +126,17 @@ def write(command: Report) -> int:
     if not command.records.is_dir():
         raise ValueError(f"`--records` must be the folder of a run of `measure`; there is none at {command.records}.")
     folder = command.output or (command.records if command.small else DOCS)
-    open_folder("--output", folder)
+    disk.make_folder("--output", folder)
     wanted, hashes = list_cases(small=command.small), hash_sources()
     found: bars.Records = {}
     for kind in PACKAGES:
-        found |= keep_current(read_records(command.records / f"{kind}.jsonl"), hashes)
-    found = {case: found[case] for case in wanted if case in found}
+        found |= read_records(command.records / f"{kind}.jsonl")
+    # Those that were made from the sources as they are, failures too.
+    found = {c: found[c] for c in wanted if c in found and found[c]["sources"] == hashes[c.ours]}
     verdicts = bars.judge(keep_valid(found, hashes), wanted)
     results = {"bars": [v._asdict() for v in verdicts], "records": list(found.values())}
-    replace(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    replace(folder / "table.md", report.write_page(found, wanted, verdicts))
+    disk.write(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    disk.write(folder / "table.md", report.write_page(found, wanted, verdicts))
     if folder == DOCS:
         tables.put(Path("docs/speed.md"), report.write_summary(found), ("<!-- compiled -->", "<!-- /compiled -->"))
         tables.put(Path("docs/devices.md"), report.write_sent(found), ("<!-- sent -->", "<!-- /sent -->"))
@@ -168,11 +151,6 @@ def write(command: Report) -> int:
     return 0 if len(found) == len(wanted) and all(v.verdict == bars.MET for v in verdicts) else 1
 
 
-def keep_current(found: dict[Case, Record], hashes: dict[bool, str]) -> dict[Case, Record]:
-    """Return the records that were made from the sources as they are, failures too."""
-    return {case: record for case, record in found.items() if record["sources"] == hashes[case.ours]}
-
-
 def describe(case: Case, record: Record) -> str:
     """Return a line of the log."""
     if "error" in record:
@@ -184,10 +162,3 @@ def describe(case: Case, record: Record) -> str:
     kept = f"temporary {record['temporary_bytes'] / x:.2f} x"
     moved = f"moved {record['moved_bytes'] / x:.2f} x{taken}"
     return f"{case.title}, {case.contender}: {moved}, {kept}, {sent or 'no collectives'}; {record['seconds']} s"
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file that is there in full or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -91,7 +91,7 @@ class Checkpoints:
 
     def _refusal(self, number: int, what: str) -> ValueError:
         before = [n for n in numbers(self._folder.parent) if n < number]
-        remedy = f"Pass `--resume --checkpoint {before[-1]}` to go on from the one before" if before else "Start anew"
+        remedy = f"Pass `--resume --checkpoint {before[-1]}` to go on from the one before" if before else "Start again"
         return ValueError(f"checkpoint {self._folder / str(number)} {what}. {remedy}.")
 
 

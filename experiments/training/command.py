@@ -29,7 +29,7 @@ class Command:
         config: a file of `configs/`.
         settings: each overrides the config.
         out: the folder to write to, new or empty; `runs/NAME` by default.
-        replace: replace the files of a former run that is there. Whatever else is there stays.
+        replace: replace the files of a former run that is there. All else there stays.
         resume: go on from the last checkpoint of the run in the folder, on as many devices as you like where
             statistics are global.
         checkpoint: which one to resume from, by its number; later ones are set aside.
@@ -103,19 +103,19 @@ def _prepare(folder: Path, config: Config, command: Command) -> None:
     there, wanted = numbers(folder), command.checkpoint
     if not there or wanted not in (None, *there):
         got = f"no {wanted}, but {', '.join(map(str, there))}" if there else "none"
-        raise ValueError(f"`--resume` needs a checkpoint; {folder} holds {got}. Take one of these, or start anew.")
+        raise ValueError(f"`--resume` needs a checkpoint; {folder} holds {got}. Take one of these, or start again.")
     record.check_same(folder, config.settings)
     if wanted is not None:
         record.set_aside(folder, [n for n in there if n > wanted])
 
 
 def folder_of(command: Command, config: Config) -> Path:
-    """The folder that a command line writes to."""
+    """Return the folder that a command line writes to."""
     return command.out or Path("runs") / config.name
 
 
 def parse(arguments: list[str]) -> tuple[Config, Command]:
-    """The config that `arguments` name, changed as they say, and the rest of what they say.
+    """Return the config that `arguments` name, changed as they say, and the rest of what they say.
 
     Raises:
         ValueError, TypeError: something is wrong with the file or the settings.

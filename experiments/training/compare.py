@@ -7,7 +7,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 
 from experiments import disk, tables
@@ -33,7 +32,7 @@ class Command:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the folder of a run holds."""
+    """The contents of the folder of a run."""
 
     name: str
     settings: dict[str, Any]
@@ -74,39 +73,32 @@ def read(folder: Path) -> Run:
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """The names of the settings that the runs do not share."""
+    """Return the names of the settings that the runs do not share."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     return [n for n in names if any(run.settings.get(n) != runs[0].settings.get(n) for run in runs)]
 
 
 def lines(runs: list[Run]) -> list[figure.Line]:
-    """A color for each run, dashes for each of its arms."""
-    drawn = []
-    for at, run in enumerate(runs):
-        for line in figure.lines(run.rows):
-            arms = list(dict.fromkeys(r["arm"] for r in run.rows))
-            look = {"color": COLORS[at % len(COLORS)], "dashes": DASHES[arms.index(line.arm) % len(DASHES)]}
-            drawn.append(line._replace(label=f"{run.name}: {line.label}", **look))
-    return drawn
+    """Return the lines to draw: a color for each run, dashes for each of its arms."""
+    return [
+        line._replace(label=f"{run.name}: {line.label}", color=COLORS[i % len(COLORS)], dashes=DASHES[j % len(DASHES)])
+        for i, run in enumerate(runs)
+        for j, line in enumerate(figure.lines(run.rows))
+    ]
 
 
 def table(runs: list[Run]) -> str:
-    """A row for each arm of each run: what differs, and what came out."""
+    """Return a row for each arm of each run: what differs, and what came out."""
     names = [n for n in differing(runs) if n != "arms"]
     head = ["run", *names, "arm", "rate", "n", "steps", "validation accuracy, %", "test accuracy, %"]
     body = []
     for run in runs:
+        given = [str(run.settings.get(n)) for n in names]
         for arm in dict.fromkeys(r["arm"] for r in run.rows):
             rate = summary.best_rate(run.rows, arm)
             logged = summary.curves(run.rows, arm, rate, "val_accuracy")
             tested = run.arms.get(arm, {}).get("test_accuracy")
-            given = [str(run.settings.get(n)) for n in names]
-            shown = [str(len(logged.values)), f"{logged.steps[-1]:.0f}", _percent(logged.values[:, -1])]
-            body.append(
-                [run.name, *given, summary.NAMES[arm], f"{rate:g}", *shown, _percent(tested) if tested else "-"]
-            )
+            came = [str(len(logged.values)), f"{logged.steps[-1]:.0f}", summary.percent(logged.values[:, -1])]
+            came.append(summary.percent(tested) if tested else "-")
+            body.append([run.name, *given, summary.NAMES[arm], f"{rate:g}", *came])
     return tables.markdown(head, body)
-
-
-def _percent(values: Any) -> str:
-    return summary.spread(summary.quartiles(np.array(values, float)), lambda v: f"{100 * v:.1f}")

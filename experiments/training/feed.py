@@ -43,7 +43,7 @@ def make(settings: Settings, split: Split, first: int, sharding: NamedSharding) 
 
 
 def order(settings: Settings, examples: int, first: int) -> np.ndarray:
-    """The indices of the examples of each seed and step, `[seeds, steps, batch]`; -1 where a batch is padded.
+    """Return the indices of the examples of each seed and step, `[seeds, steps, batch]`; -1 where a batch is padded.
 
     They are those of `data.batches`; with `last_batch = "pad"` an epoch has the short last batch too.
     """

@@ -1,12 +1,11 @@
-"""Readers of files: MNIST's, CIFAR-10's, arrays and folders of images. Pixels stay the bytes that they are."""
+"""Readers of files: MNIST's, CIFAR-10's, arrays and folders of images. Pixels stay bytes."""
 
+import contextlib
 import gzip
 import importlib.util
-import math
-import struct
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +22,15 @@ class Part(NamedTuple):
     labels: np.ndarray
 
 
+@contextlib.contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Name the file, and say what it must be, where it cannot be read."""
+    try:
+        yield
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise ValueError(f"{path}: must be {kind}; {error}. Make or download it again.") from None
+
+
 def mnist(folder: Path) -> tuple[Part, Part]:
     """Read the training and the test images from the four IDX files in `folder`, each as it is or with `.gz`.
 
@@ -33,66 +41,61 @@ def mnist(folder: Path) -> tuple[Part, Part]:
     return Part(images, labels), Part(test_images, test_labels)
 
 
+def _idx(path: Path) -> np.ndarray:
+    with _reading(path, "IDX, unsigned bytes of as many as its header says"):
+        raw = _bytes(path)
+        shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+
+
 def cifar10(folder: Path) -> tuple[Part, Part]:
     """Read the training and the test images from the six files of CIFAR-10's binary version in `folder`.
 
     Raises:
         ValueError: a file is missing, or does not hold whole records.
     """
-    parts = []
-    for path in [_find(folder, name) for name in CIFAR]:
-        raw = np.frombuffer(_bytes(path), np.uint8)
-        if not raw.size or raw.size % (1 + COLOURS * SIDE**2):
-            raise ValueError(f"{path}: must hold whole records of 3,073 bytes; got {raw.size}. Download it again.")
-        rows = raw.reshape(-1, 1 + COLOURS * SIDE**2)
-        planes = rows[:, 1:].reshape(-1, COLOURS, SIDE, SIDE)
-        parts.append(Part(planes.transpose(0, 2, 3, 1), rows[:, 0].astype(np.int32)))
-    *train, test = parts
+    *train, test = [_records(_find(folder, name)) for name in CIFAR]
     return Part(*(np.concatenate(arrays) for arrays in zip(*train, strict=True))), test
+
+
+def _records(path: Path) -> Part:
+    with _reading(path, "whole records of 3,073 bytes"):
+        rows = np.frombuffer(_bytes(path), np.uint8).reshape(-1, 1 + COLOURS * SIDE**2)
+    planes = rows[:, 1:].reshape(-1, COLOURS, SIDE, SIDE)
+    return Part(planes.transpose(0, 2, 3, 1), rows[:, 0].astype(np.int32))
 
 
 def npz(path: Path) -> Part:
     """Read `x` and `y` from an `.npz` file."""
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            if missing := {"x", "y"} - set(held.files):
-                raise ValueError(
-                    f"it has no `{'` and `'.join(sorted(missing))}`, but {', '.join(held.files) or 'nothing'}"
-                )
-            return Part(held["x"], held["y"])
-    except Exception as error:  # a damaged archive raises errors of many kinds
-        raise ValueError(f"{path}: must be an `.npz` of arrays `x` and `y`; {error}.") from None
+    with _reading(path, "an `.npz` of arrays `x` and `y`"), np.load(path, allow_pickle=False) as held:
+        return Part(held["x"], held["y"])
 
 
 def npy(folder: Path) -> Part:
     """Map `x.npy` into memory, of which only the rows that are asked for are read, and read `y.npy`."""
-    arrays = []
-    for name in ("x.npy", "y.npy"):
-        try:
-            arrays.append(np.load(_find(folder, name), mmap_mode="r", allow_pickle=False))
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"{folder / name}: must be an array in NumPy's format; {error}.") from None
-    return Part(arrays[0], np.asarray(arrays[1]))
+    x, y = (_map(_find(folder, name)) for name in ("x.npy", "y.npy"))
+    return Part(x, np.asarray(y))
+
+
+def _map(path: Path) -> np.ndarray:
+    with _reading(path, "an array in NumPy's format"):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def pictures(folder: Path) -> Part:
     """Read a folder of images, with a folder for each class; all of one size, grey or in colours."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     classes = sorted(p for p in folder.iterdir() if p.is_dir())
     paths = [(p, k) for k, c in enumerate(classes) for p in sorted(c.iterdir()) if p.suffix.lower() in PICTURES]
-    images, first = [], None
+    images = []
     for path, _ in paths:
-        try:
-            with Image.open(path) as opened:
-                kind = "L" if opened.mode in ("1", "L", "I", "I;16") else "RGB"
-                images.append(np.asarray(opened.convert(kind)).reshape(opened.height, opened.width, -1))
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"{path}: must be an image that Pillow reads; {error}.") from None
-        first = first or (path, images[0].shape)
-        if images[-1].shape != first[1]:
+        with _reading(path, "an image that Pillow reads"), Image.open(path) as opened:
+            kind = "L" if opened.mode in ("1", "L", "I", "I;16") else "RGB"
+            images.append(np.asarray(opened.convert(kind)).reshape(opened.height, opened.width, -1))
+        if images[-1].shape != images[0].shape:
             raise ValueError(
-                f"{path}: all images must have the size and colours of {first[0].name}, {first[1]}; got "
+                f"{path}: all images must have the size and colours of {paths[0][0].name}, {images[0].shape}; got "
                 f"{images[-1].shape}. Resize them first."
             )
     return Part(np.stack(images), np.array([k for _, k in paths], np.int32))
@@ -120,7 +123,7 @@ def japanese_vowels() -> tuple[Part, Part]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """The file `name`, or with `.gz`."""
+    """Return the path of the file `name`, or with `.gz`."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
@@ -128,21 +131,4 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: must be a file that can be read; {error}.") from None
-
-
-def _idx(path: Path) -> np.ndarray:
-    """Read a file of unsigned bytes in the IDX format."""
-    raw = _bytes(path)
-    dimensions = raw[3] if len(raw) > 3 and raw[:3] == b"\0\0\x08" else 0
-    start = 4 + 4 * dimensions
-    shape: tuple[Any, ...] = struct.unpack(f">{dimensions}I", raw[4:start]) if len(raw) >= start else ()
-    if not dimensions or not shape or len(raw) != start + math.prod(shape):
-        raise ValueError(
-            f"{path}: must be IDX, unsigned bytes of as many as its header says; got {len(raw)} bytes that begin with "
-            f"{raw[:4].hex(' ')}. Download it again."
-        )
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -1,4 +1,4 @@
-"""What stands between two linear maps: a norm with its activation, or the activation alone."""
+"""The layers between two linear maps: a norm with its activation, or the activation alone."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ OWN = 0.1  # the share of an example's own statistics, where it has a say in the
 
 
 class Pass(NamedTuple):
-    """How the network is run this time.
+    """The conditions of one pass through a network.
 
     Attributes:
         train: whether it learns.
@@ -31,7 +31,7 @@ class Pass(NamedTuple):
     mask: Array | None = None
 
     def over(self, x: Array) -> dict[str, Any]:
-        """The axes and the mask, as a norm of `x` takes them."""
+        """Return the axes and the mask, as a norm of `x` takes them."""
         given: dict[str, Any] = {"axis_name": self.axis_name}
         if self.mask is not None:
             given["mask"] = jnp.reshape(self.mask, (-1,) + (1,) * (x.ndim - 1))
@@ -49,7 +49,7 @@ class Layer(NamedTuple):
 
 
 def plain(activation: Callable[[Array], Array]) -> Layer:
-    """A bias and the activation."""
+    """Make a bias with the activation."""
 
     def apply(bias: Tree, state: None, x: Array, run: Pass) -> tuple[Array, None]:
         return activation(x + jnp.reshape(bias, (1,) * (x.ndim - 1) + (-1,))), state
@@ -120,7 +120,7 @@ def domains(**options: Any) -> Layer:
 
 
 def of(settings: Settings, arm: str) -> Layer:
-    """The layer of the arm that `settings` describe."""
+    """Make the layer of the arm that `settings` describe."""
     activation, momentum = ACTIVATIONS[settings.activation], settings.bn_momentum
     match arm:
         case "none":
@@ -138,7 +138,7 @@ def of(settings: Settings, arm: str) -> Layer:
 
 
 def options(settings: Settings, arm: str) -> dict[str, Any]:
-    """What the norms batch, ghost and renorm are given, as a function or as a module; or weighed, a module.
+    """Return the options of the norms batch, ghost and renorm, as a function or as a module; or weighed, a module.
 
     The last is batch in which, in evaluation, each example has a say in the statistics that normalize it.
     """

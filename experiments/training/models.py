@@ -33,7 +33,7 @@ class Model(NamedTuple):
 
 
 def gaussian(scale: float, *, he: bool) -> Callable[..., Array]:
-    """An initializer with standard deviation `scale`, times that of He et al. 2015 if `he`."""
+    """Make an initializer with standard deviation `scale`, times that of He et al. 2015 if `he`."""
 
     def init(key, shape, dtype=jnp.float32):
         factor = math.sqrt(2 / math.prod(shape[:-1])) if he else 1.0
@@ -95,7 +95,7 @@ def mlp(
 
 
 def inverted(model: Model) -> Model:
-    """The same network, that sees every other image of a batch as a negative."""
+    """Make the same network, that sees every other image of a batch as a negative."""
 
     def apply(params: Tree, state: Tree, x: Images, *run: Any, **key: Any) -> tuple[Logits, Tree]:
         x = jnp.where(jnp.arange(x.shape[0])[:, None] % 2 == 0, x, 1 - x)

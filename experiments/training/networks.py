@@ -39,7 +39,7 @@ def build(settings: Settings, arm: str, pixels: int = 64, shape: tuple[int, ...]
 
 
 def weights(settings: Settings) -> Callable[..., Array]:
-    """An initializer of kernels `[..., inputs, outputs]`, where all axes but the last count as fan-in."""
+    """Make an initializer of kernels `[..., inputs, outputs]`, where all axes but the last count as fan-in."""
     return gaussian(settings.init_scale, he=settings.init == "he")
 
 
@@ -70,7 +70,7 @@ class ConvNet(nn.Module):
 
 
 def cnn(settings: Settings, arm: str, shape: tuple[int, ...], classes: int) -> Model:
-    """A small convolutional network in Flax, with `jaxbn.linen.BatchNorm`."""
+    """Make a small convolutional network in Flax, with `jaxbn.linen.BatchNorm`."""
     net = ConvNet(settings, arm, shape, classes)
 
     def init(key: Array) -> tuple[Tree, Tree]:

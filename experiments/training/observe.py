@@ -1,4 +1,4 @@
-"""What is observed while a run trains: speed, memory, and how far each norm's statistics are apart.
+"""Measurements while a run trains: speed, memory, and how far each norm's statistics are apart.
 
 `performance.jsonl` holds a line for each chunk; the gaps go into the log; all of it to TensorBoard on request.
 """
@@ -31,7 +31,7 @@ class Observer:
     """A context manager, which writes to the folder of a run; only the first process writes."""
 
     def __init__(self, folder: Path, settings: Settings, data: Data, *, tensorboard: bool):
-        """Of a run on `data`."""
+        """Observe a run on `data`."""
         self._path, self._settings, self._data = folder / SPEED, settings, data
         self._writes, self._board = processes.first(), None
         if tensorboard and self._writes:

@@ -23,7 +23,7 @@ GROUP, DATA = "group", "data"  # the axes of a mesh: rows of devices, and the de
 
 
 class Way(NamedTuple):
-    """How a step sees its batch. Functions of one device's part, or of all of it where the compiler divides it.
+    """The batch as a step sees it. Functions are of one device's part, or of all of it where the compiler divides it.
 
     Attributes:
         mesh: the devices.
@@ -94,7 +94,7 @@ def _devices_of(process: int) -> list[Any]:
 def _by_compiler(
     mesh: jax.sharding.Mesh, axes: tuple[str, ...], parts: int, of_parts: tuple[str, ...], explicit: bool
 ) -> Way:
-    """The program is that of one device; arrays are sharded, and the compiler adds the communication."""
+    """Make the program of one device; arrays are sharded, and the compiler adds the communication."""
     within = tuple(axis for axis in axes if axis not in of_parts) or None
 
     def place(x, spec):
@@ -130,7 +130,7 @@ def _by_compiler(
 
 
 def _by_name(mesh: jax.sharding.Mesh, axes: tuple[str, ...], parts: int, of_parts: tuple[str, ...], pmap: bool) -> Way:
-    """The program is that of each device on its part, and says what is communicated."""
+    """Make the program of each device on its part, which says what is communicated."""
     over = tuple(axis for axis in axes if axis not in of_parts)
     named: Any = over if len(over) != 1 else over[0]
     named = named or None
@@ -199,14 +199,14 @@ def _given(mask: Any) -> dict[str, Any]:
 
 
 def replicated_state(way: Way, state: Tree) -> Tree:
-    """A fresh model state as this way keeps it: as it is, or once for each part of the batch."""
+    """Return a fresh model state as this way keeps it: as it is, or once for each part of the batch."""
     if not way.of_parts:
         return state
     return jax.tree.map(lambda s: jnp.broadcast_to(s[None], (way.parts, *s.shape)), state)
 
 
 def pooled_state(way: Way, state: Tree) -> Tree:
-    """The state to evaluate with: of one record for each part, those of the union of what they saw.
+    """Return the state to evaluate with: of one record for each part, those of the union of what they saw.
 
     The parts saw equally many values, so each counts as one: the pooled variance is the mean of the variances plus
     the variance of the means.

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one folder.
+"""The folder of a run.
 
 `config.json` says what ran, with what and on what; `metrics.jsonl` holds one line for each arm, seed, learning rate
 and logged step, `performance.jsonl` one for each chunk of steps; `checkpoints` is what to resume from; `summary.json`
@@ -44,7 +44,7 @@ def begin(folder: Path, config: Config) -> None:
 
 
 def identity(folder: Path) -> str:
-    """The identity of the run in `folder`, which its checkpoints bear."""
+    """Return the identity of the run in `folder`, which its checkpoints bear."""
     return disk.read_json(folder / FILES[0])["run"]
 
 
@@ -60,7 +60,7 @@ def check_same(folder: Path, settings: Settings) -> None:
     if others:
         key = others[0]
         raise ValueError(
-            f"`--resume` goes on with the settings that {folder} began with; {key} was {former.get(key)}, and is "
+            f"`--resume` needs the settings that {folder} began with; {key} was {former.get(key)}, and is "
             f"{own[key]}. Take the former {', '.join(others)}, or another folder."
         )
 
@@ -77,7 +77,7 @@ def rewrite(path: Path, lines: list[Row]) -> None:
 
 
 def revision() -> str | None:
-    """The git revision of the program, and whether files differ from it; None where there is none."""
+    """Return the git revision of the program, and whether files differ from it; None where there is none."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -88,12 +88,12 @@ def revision() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what the numbers depend on."""
+    """Return the versions of Python and of the packages that numbers depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def hardware() -> dict[str, Any]:
-    """What the run is on."""
+    """Describe the devices and the machine."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -106,7 +106,7 @@ def hardware() -> dict[str, Any]:
 
 
 def rows(arm: str, rates: tuple[float, ...], step: int, metrics: Metrics) -> list[Row]:
-    """The lines of the log for one chunk of one arm; what is not finite is None, since JSON has no NaN."""
+    """Return the lines of the log for one chunk of one arm; JSON has no NaN, so that a number not finite is None."""
     runs = np.ndindex(*np.shape(metrics.train_loss))
     return [
         {"arm": arm, "seed": seed, "learning_rate": rates[rate], "step": step}
@@ -121,7 +121,7 @@ def append(path: Path, lines: list[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """The lines of a JSONL file."""
+    """Read the lines of a JSONL file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -130,5 +130,5 @@ def _text(lines: list[Row]) -> str:
 
 
 def _number(value: np.float32) -> float | None:
-    """A float that prints with the digits of float32, or None if it is not finite."""
+    """Return a float that prints with the digits of float32, or None if it is not finite."""
     return float(str(value)) if math.isfinite(value) else None

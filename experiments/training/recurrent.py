@@ -13,14 +13,14 @@ from experiments.training.shapes import Images, Logits, Tree
 
 
 class Recurrence(NamedTuple):
-    """How an LSTM is normalized.
+    """The normalization of an LSTM.
 
     Attributes:
         norm: `batch`, with statistics for each step or shared by all; `input`, batch norm of the inputs' share of the
             gates alone, over all steps at once (Laurent et al. 2016); `layer` (Ba et al. 2016); or `none`.
         scale: where the scales start; 0.1 for `batch` by Cooijmans et al., 1 for others.
         shared: whether all steps of `batch` share one record of running statistics.
-        noise: standard deviation of what `batch` starts from in training, in the place of zeros.
+        noise: standard deviation of what `batch` starts from in training, instead of zeros.
         momentum: of the running statistics.
     """
 
@@ -90,7 +90,7 @@ def lstm(
 
 
 def _at(hs: Array, steps: Array) -> Array:
-    """The output of each sequence at its own step."""
+    """Return the output of each sequence at its own step."""
     return jnp.take_along_axis(hs, steps[None, :, None], 0)[0]
 
 
@@ -101,7 +101,7 @@ def pieces(x: Images, steps: int, order: Any = None) -> Array:
 
 
 def outputs(how: Recurrence, params: Tree, state: Tree, xs: Array, added: Array) -> Array:
-    """The outputs of all steps in training, `added` to the one that each step gets: to differentiate by."""
+    """Return the outputs of all steps in training, `added` to the one that each step gets: to differentiate by."""
     cell = params["cell"]
     carry = jaxbn.lstm.lstm_carry(cell, xs.shape[1])
     if how.norm != "batch":
@@ -116,7 +116,7 @@ def outputs(how: Recurrence, params: Tree, state: Tree, xs: Array, added: Array)
 
 
 def _project(how: Recurrence, cell: Any, state: Any, xs: Array, train: bool, options: Any) -> tuple[Array, Any]:
-    """The inputs' share of the gates at all steps, normalized or not, and the new state."""
+    """Return the inputs' share of the gates at all steps, normalized or not, and the new state."""
     inputs = xs @ cell.input_kernel
     if how.norm == "input":
         return jaxbn.bn_apply(cell.input_norm, state, inputs, train, **options)
@@ -124,7 +124,7 @@ def _project(how: Recurrence, cell: Any, state: Any, xs: Array, train: bool, opt
 
 
 def _recur(how: Recurrence, cell: Any, carry: Any, inputs: Array, added: Array | None = None) -> Array:
-    """The outputs of all steps of an LSTM without norms across examples; `added` to the one that each step gets."""
+    """Return the outputs of all steps of an LSTM without norms across examples, with `added` to each step's input."""
 
     def norm(params: Any, v: Array) -> Array:
         if how.norm != "layer":
@@ -142,7 +142,7 @@ def _recur(how: Recurrence, cell: Any, carry: Any, inputs: Array, added: Array |
         h = jax.nn.sigmoid(o) * jnp.tanh(norm(cell.cell_norm, c))
         return (c, h), h
 
-    # As many zeros as x has devices: a loop must start on those that it goes on with.
+    # As many zeros as x has devices: a loop must start on the devices of its later steps.
     start = jax.tree.map(lambda v: v + 0 * jnp.sum(inputs[0], -1, keepdims=True), (carry.c, carry.h))
     none = jnp.zeros((inputs.shape[0], 1, 1), inputs.dtype)
     return jax.lax.scan(step, start, (inputs, none if added is None else added))[1]

@@ -17,7 +17,7 @@ from experiments.training.saved import numbers
 
 
 class Saving(NamedTuple):
-    """What a command line says of checkpoints and logs.
+    """The options of a command line for checkpoints and logs.
 
     Attributes:
         resume: whether to go on from a checkpoint.
@@ -38,7 +38,7 @@ class Run:
     """A run under way: its config, where it writes, and how far it has come."""
 
     def __init__(self, config: Config, folder: Path, saving: Saving, images: data.Data, interrupt: Interrupt):
-        """Of a validated command line, into a prepared folder."""
+        """Prepare a run of a validated command line, into a prepared folder."""
         self.config, self.settings, self.saving, self.data = config, config.settings, saving, images
         self.folder, self.interrupt = folder, interrupt
         self.writes = processes.first()
@@ -89,7 +89,7 @@ class Run:
         if self.writes:
             record.rewrite(self.folder / record.LOG, self.rows)
         done = s.arms.index(known["arm"]) * s.steps + known["step"]
-        return done, carry if known["step"] < s.steps else None  # the next arm starts anew
+        return done, carry if known["step"] < s.steps else None  # the next arm starts from its own weights
 
     def _train(
         self,
@@ -125,7 +125,7 @@ class Run:
             save(trained.steps, trained.carry)
 
     def _finish(self, norm: str, arm: train.Arm, trained: train.Trained) -> dict[str, Any]:
-        """The results of an arm at its best learning rate by validation."""
+        """Return the results of an arm at its best learning rate by validation."""
         rate = summary.best_rate(self.rows, norm)
         at = self.settings.learning_rates.index(rate)
         chosen = jax.jit(lambda carry: jax.tree.map(lambda v: v[:, at : at + 1], carry))(trained.carry)
@@ -161,14 +161,14 @@ class Run:
 
 
 def expectation(config: Config) -> str:
-    """What the config expects; nothing where the run is another than the config's."""
+    """Return the config's expectation; which settings differ where the run is not the config's."""
     if config.overridden:
         return f"What the config expects is of its own settings; this run has others: {', '.join(config.overridden)}."
     return f"What the config expects: {' '.join(config.claim.expected.split())}"
 
 
 def described(s: Settings) -> str:
-    """The settings that a reader of a figure wants to know."""
+    """Name the settings that a reader of a figure wants to know."""
     scope = f"{s.statistics.replace('_', '-')} statistics"
     over = f" over {s.devices} devices by {s.way}, {scope}" if s.devices > 1 else ""
     network = f"{s.activation} {s.model.upper()} {'-'.join(map(str, s.widths))}"

@@ -1,4 +1,4 @@
-"""Which checkpoints are there; asked by programs that have not loaded JAX."""
+"""The numbers of the checkpoints there are, for programs that have not loaded JAX."""
 
 from pathlib import Path
 

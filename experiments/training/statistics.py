@@ -84,7 +84,7 @@ def _folded(params: Tree, state: Tree) -> Tree:
 
 
 def _adapted(settings: Settings, batches: Any, source_weight: float | int, params: Tree, state: Tree) -> Tree:
-    """The states of all layers, from what they get when `batches` pass."""
+    """Return the states of all layers, from the moments of `batches`."""
     model = networks.build(dataclasses.replace(settings, bn_momentum=0.0), "batch")
 
     def moments_of(images: Array) -> list[jaxbn.Moments]:
@@ -96,7 +96,7 @@ def _adapted(settings: Settings, batches: Any, source_weight: float | int, param
 
 
 def _ill(settings: Settings, carry: Carry, split: Split) -> list[float]:
-    """The share of each seed's layers that the health report finds fault with, given the training images."""
+    """Return the share of each seed's layers that the health report finds fault with, given the training images."""
     model = networks.build(settings, "batch")
     assert model.hidden is not None
     shares = []

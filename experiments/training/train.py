@@ -28,7 +28,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 class Carry(NamedTuple):
-    """What training changes; every array has leading axes `[seeds, rates]`."""
+    """The state of training; every array has leading axes `[seeds, rates]`."""
 
     params: Any
     state: Any
@@ -36,7 +36,7 @@ class Carry(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a chunk of steps reports: the mean training loss over it, and validation after it."""
+    """The report of a chunk of steps: the mean training loss over it, and validation after it."""
 
     train_loss: PerRun
     val_loss: PerRun
@@ -66,7 +66,7 @@ class Arm(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """Where an arm stands after its last chunk."""
+    """The state of an arm after its last chunk."""
 
     carry: Carry
     steps: int
@@ -92,7 +92,7 @@ def train(
         digits: the data.
         log: called after each chunk with the number of steps done, the metrics, and where training stands.
         stopped: whether to end here.
-        start: where to begin, in the place of what `arm.start` gives.
+        start: where to begin, instead of `arm.start()`.
         first: how many steps `start` has had.
 
     Returns:
@@ -114,7 +114,7 @@ def train(
 def compile_arm(
     settings: Settings, model: models.Model, optimizer: Callable[[Any], optax.GradientTransformation] | None = None
 ) -> Arm:
-    """The compiled parts of training `model`; compiled when first called.
+    """Build the compiled parts of training `model`; compiled when first called.
 
     Args:
         settings: of the run. Of the network only `model` counts, which `models.build` makes of the settings.
@@ -167,7 +167,7 @@ def compile_arm(
         return _over_runs(one, (0, 0), (0, 0))(carry.params, carry.state)
 
     def within(f: Callable[..., Any]) -> Any:
-        """An Explicit mesh has to be set around what is compiled for it."""
+        """Set an Explicit mesh around what is compiled for it."""
         if settings.way != "explicit":
             return f
 
@@ -188,7 +188,7 @@ def compile_arm(
 
 
 def _abstract(shapes: Carry, placed: Carry) -> Carry:
-    """The shape, dtype and sharding of every array of a carry."""
+    """Return the shape, dtype and sharding of every array of a carry."""
 
     def one(sharding: NamedSharding, part: Any) -> Any:
         return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding), part)
@@ -221,7 +221,7 @@ def _step(
 
 
 def losses_of(logits: Logits, labels: Labels) -> PerExample:
-    """The cross-entropy of each example."""
+    """Return the cross-entropy of each example."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -238,7 +238,7 @@ def loss_of(outputs: Logits, labels: Labels) -> Scalar:
 
 
 def accuracy_of(outputs: Logits, labels: Labels) -> Scalar:
-    """The share of right classes; of real labels the share of their variance that is explained."""
+    """Return the share of right classes; of real labels the share of their variance that is explained."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
         return 1 - loss_of(outputs, labels) / jnp.mean(jnp.sum(jnp.asarray(labels) ** 2, -1))
     return jnp.mean(hits_of(outputs, labels))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.benchmark import memory, passes
-from experiments.benchmark.sizes import FEWEST, LEAST, OURS, Case
+from experiments.benchmark.layers import Layer
+from experiments.benchmark.sizes import OURS, Case
 
 pytestmark = [pytest.mark.usefixtures("ordinary_promotion"), pytest.mark.compiler]
 
@@ -26,11 +27,8 @@ COUNTS = {
 @pytest.mark.parametrize(("dtype", "epilogue"), COUNTS)
 def test_arrays_moved(dtype, epilogue):
     case = Case((16, 64, 64, 16), dtype, epilogue)
-    moved = {name: memory.one_layer(name, case).moved for name in (OURS, "flax", "flax, stable", FEWEST, LEAST)}
+    moved = {name: memory.one_layer(name, case).moved for name in (OURS, "flax", "flax, stable")}
     assert moved[OURS] == COUNTS[dtype, epilogue]
-    # Nothing is read more than by the inexact layer, if no gradient is widened.
-    assert moved[OURS] == moved[FEWEST] if dtype == "float32" else 0 <= moved[OURS] - moved[FEWEST] <= 2
-    assert moved[FEWEST] - moved[LEAST] == 2  # a sum over x, and one over the gradient
     assert moved[OURS] <= moved["flax"] - 5
     assert moved[OURS] <= moved["flax, stable"] - 8
 
@@ -64,14 +62,16 @@ def test_the_instrument_sees_each_pass():
 
 
 @pytest.mark.parametrize(("dtype", "share"), [("float32", 0.5), ("bfloat16", 0.35)])
-def test_temporary_memory_of_a_loop_over_layers(dtype, share):
+def test_temporary_memory_of_a_loop_over_layers(dtype, share, monkeypatch):
     """Sixteen convolutions under `lax.scan`: XLA's memory with `save_inputs`, against flax's as it is written."""
     case = Case((8, 16, 16, 16), dtype, "relu")
     own, flax = memory.scanned(OURS, case, 16, rematerialized=True), memory.scanned("flax", case, 16)
     if dtype == "bfloat16" and jax.__version_info__ < (0, 12):
         # XLA for CPU of JAX 0.10 makes the whole stack of bfloat16 float32 before its backward loop, even where there
         # is no layer at all: the loop of convolutions alone takes as much.
-        bare = memory.scanned("no layer", case, 16, rematerialized=True)
+        none = Layer(lambda mean, var: mean, lambda params, state, x, residual, train, relu: (x, state))
+        monkeypatch.setitem(memory.LAYERS, "none", lambda features: none)
+        bare = memory.scanned("none", case, 16, rematerialized=True)
         assert bare > share * flax
         assert own <= 1.01 * bare
     else:

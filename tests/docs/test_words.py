@@ -10,8 +10,9 @@ import pytest
 
 import jaxbn
 
-ROOT = Path(jaxbn.__file__).parent
-FILES = sorted(ROOT.rglob("*.py"))
+ROOT = Path(jaxbn.__file__).parents[1]
+FOLDERS = ("jaxbn", "experiments/benchmark", "experiments/compiled", "experiments/training")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 DENIED = {
     "behind": "after",

@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmark.whole_networks import CONTENDERS, SMALLEST, compile_step, rows
+from experiments.benchmark.whole_networks import CONTENDERS, SMALLEST, rows, training_step
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
 
 def test_the_contenders_train_the_same_network():
-    ours, *others = (step.run(step.start) for step in (compile_step(norm, SMALLEST) for norm in CONTENDERS.values()))
+    ours, *others = (step.run(step.start()) for step in (training_step(norm, SMALLEST) for norm in CONTENDERS.values()))
     for other in others:
         assert jax.tree.structure(other) == jax.tree.structure(ours)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, ours)

@@ -98,7 +98,7 @@ def test_cases_are_distinct_and_whole():
 
 
 def made_up(case: Case, **changes):
-    """A record that meets every bar."""
+    """Return a record that meets every bar."""
     record = {
         "case": case._asdict(),
         "sources": "now",
@@ -167,7 +167,7 @@ def test_what_was_not_measured_is_not_met(contender):
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """Returns made-up records; it knows what it was asked for, and which cases fail."""
+    """Return made-up records; it knows what it was asked for, and which cases fail."""
     monkeypatch.setattr(measure, "hash_sources", lambda: {True: "now", False: "now"})
 
     class Compiler:
@@ -238,7 +238,7 @@ def test_failures_are_in_the_tables():
 
 
 def refused(capsys, *arguments):
-    """The one line on stderr."""
+    """Return the one line on stderr."""
     assert command.main([str(a) for a in arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
@@ -256,7 +256,7 @@ def test_refusals(tmp_path, monkeypatch, capsys):
     assert "there is none at" in refused(capsys, "report", "--records", tmp_path / "absent")
     assert "is a file" in refused(capsys, "report", "--records", tmp_path, "--output", tmp_path / "file")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "must be writable" in refused(capsys, "measure", "tpu", "--records", tmp_path)
+    assert "can be written to" in refused(capsys, "measure", "tpu", "--records", tmp_path)
     installed["libtpu"] = None
     assert "libtpu, not installed here" in refused(capsys, "measure", "tpu", "--records", tmp_path)
 

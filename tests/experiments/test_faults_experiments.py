@@ -13,7 +13,7 @@ from pathlib import Path
 import chex
 import pytest
 from matplotlib.figure import Figure
-from test_experiments import QUICKSTART, ROUNDING, TINY, same, tiny, trajectory
+from training_runs import QUICKSTART, ROUNDING, TINY, same, tiny, trajectory
 
 from experiments import disk, memory, tables
 from experiments.benchmark import command as benchmark
@@ -34,7 +34,7 @@ def tree(folder):
 
 
 def stopped():
-    """An interrupt that ends a run before its first step."""
+    """Return an interrupt that ends a run before its first step."""
     interrupt = Interrupt()
     interrupt.requested = True
     return interrupt
@@ -52,7 +52,7 @@ WRITERS = {
 
 @pytest.fixture
 def unmeasured(monkeypatch):
-    """A benchmark that is interrupted at once."""
+    """Interrupt the benchmark at once."""
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(writer, tmp_path, monkey
 
 @pytest.fixture
 def full(monkeypatch):
-    """A disk that is full as soon as it is asked for: half of what is written still fits."""
+    """Make the disk full as soon as it is asked for: half of what is written still fits."""
     opened = Path.open
 
     class Full(io.FileIO):
@@ -413,8 +413,8 @@ def test_an_expectation_is_that_of_the_configs_own_run():
     "more",
     [
         ["--widths", "3000000", "3000000"],
-        ["--widths", "3000000", "--model", "lstm"],
-        ["--widths", "3000000", "3000000", "--model", "cnn"],
+        pytest.param(["--widths", "3000000", "--model", "lstm"], marks=pytest.mark.slow),
+        pytest.param(["--widths", "3000000", "3000000", "--model", "cnn"], marks=pytest.mark.slow),
         ["--seeds", "1000000000"],
         ["--steps", "100000000", "--log-every", "100000000"],
     ],

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import digits, tiny
-from training_runs import SMALL
+from training_runs import SMALL, digits, tiny
 
 from experiments.interrupt import Interrupt
 from experiments.training import command, compare, networks, observe, record, train

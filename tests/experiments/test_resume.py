@@ -24,7 +24,7 @@ def run(folder, *more):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a whole run of 20 steps on two devices."""
+    """Return the folder of a whole run of 20 steps on two devices."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert run(folder) == 0
     return folder
@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """A copy of it, in which the last checkpoint is that of step 10."""
+    """Copy it, so that the last checkpoint is that of step 10."""
     shutil.copytree(finished, tmp_path / "run")
     for number in (15, 20):
         shutil.rmtree(tmp_path / "run" / "checkpoints" / str(number))
@@ -71,7 +71,13 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(kills, steps, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", [("--devices", "1", "--way", "jit"), ("--devices", "4"), ("--devices", "8", "--groups", "2")], ids=" ".join
+    "more",
+    [
+        ("--devices", "1", "--way", "jit"),
+        pytest.param(("--devices", "4"), marks=pytest.mark.slow),
+        pytest.param(("--devices", "8", "--groups", "2"), marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
 )
 def test_a_run_goes_on_with_other_devices(more, copied, finished):
     """As it would have on its own, to rounding."""
@@ -88,7 +94,7 @@ def test_the_last_checkpoints_are_kept(finished):
 
 # Of an array that cannot be read, the reader leaves the reads of others to the garbage collector, which warns.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", ["half", "flip", "gone"])
+@pytest.mark.parametrize("damage", ["flip", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("half", "gone"))])
 def test_a_damaged_checkpoint_is_refused_by_name_or_restored_exactly(damage, finished, tmp_path):
     """Each file of it; the one before is offered."""
     shutil.copytree(finished, tmp_path / "run")
@@ -139,10 +145,14 @@ def test_the_one_before_goes_on_and_what_is_later_is_set_aside(copied, finished,
     assert [p.name for p in (copied / "set_aside").iterdir()] == ["15"]
 
 
-def test_a_checkpoint_of_another_run_is_refused(copied, tmp_path, capsys):
-    assert run(tmp_path / "other") == 0
-    shutil.copytree(tmp_path / "other" / "checkpoints" / "15", copied / "checkpoints" / "15")
-    capsys.readouterr()
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_checkpoint_of_another_run_is_refused(finished, copied, capsys):
+    shutil.copytree(finished / "checkpoints" / "15", copied / "checkpoints" / "15")
+    edit_config(copied, run="another")
     assert run(copied, "--resume") == 2
     said = capsys.readouterr().err
     assert "is of another run" in said
@@ -152,7 +162,7 @@ def test_a_checkpoint_of_another_run_is_refused(copied, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--resume", "--batch-size", "32"), "goes on with the settings that"),
+        (("--resume", "--batch-size", "32"), "needs the settings that"),
         (("--resume", "--checkpoint", "7"), "holds no 7, but 10"),
         (("--resume", "--replace"), "exclude each other"),
         (("--checkpoint", "5"), "pass `--resume`, too"),
@@ -176,11 +186,10 @@ def test_nothing_is_resumed_where_nothing_is(tmp_path, capsys):
     assert "needs a checkpoint" in capsys.readouterr().err
 
 
-def test_a_run_with_statistics_for_each_device_keeps_its_devices(tmp_path, capsys):
-    given = ("--statistics", "per_device")
-    assert run(tmp_path / "run", *given) == 0
-    capsys.readouterr()
-    assert run(tmp_path / "run", *given, "--resume", "--devices", "4") == 2
+def test_a_run_with_statistics_for_each_device_keeps_its_devices(copied, capsys):
+    settings = json.loads((copied / "config.json").read_text())["settings"]
+    edit_config(copied, settings=settings | {"statistics": "per_device"})
+    assert run(copied, "--statistics", "per_device", "--resume", "--devices", "4") == 2
     assert "devices was 2, and is 4" in capsys.readouterr().err
 
 

@@ -34,7 +34,7 @@ def together(folder, n, *more):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The folder of a run by one process with four devices."""
+    """Return the folder of a run by one process with four devices."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     printed, codes = finish(start(folder, *GIVEN))
     assert codes == [0], printed
@@ -88,7 +88,7 @@ def test_a_cluster_says_who_takes_part(cluster, tmp_path):
 
 
 def workers(started):
-    """The process that computes of each that was started."""
+    """Return the process that computes, of each that was started."""
     found = []
     for p in started:
         listed = subprocess.run(

@@ -147,7 +147,7 @@ def test_settings_that_do_not_fit_are_refused(name, changes, words):
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    """The page and the record in a folder of their own, and the list of the configs that ran, all made up."""
+    """Return the page and the record in a folder of their own, and the list of the configs that ran, all made up."""
     ran, page, record = [], tmp_path / "page.md", tmp_path / "record.json"
     page.write_text("\n".join(variants.MARKS))
     monkeypatch.setattr(variants, "PAGE", page)
@@ -159,7 +159,7 @@ def table(tmp_path, monkeypatch):
 
 def test_configs_that_are_named_run_again_and_the_record_keeps_the_others(table, capsys):
     page, record, ran = table
-    known = list(dict.fromkeys(v.config for v in variants.VARIANTS))
+    known = variants.names()
     record.write_text(json.dumps({name: {"old": [0.5]} for name in known if name != "weigh"}))
     assert variants.main(["adapt"], Interrupt()) == 0
     assert ran == ["adapt", "weigh"]  # what the record lacks runs too
@@ -171,7 +171,7 @@ def test_configs_that_are_named_run_again_and_the_record_keeps_the_others(table,
     assert variants.main([], Interrupt()) == 0
     assert ran == known
     assert variants.main(["adapt", "adpat"], Interrupt()) == 2
-    assert "must be one of ghost, " in (said := capsys.readouterr().err)
+    assert "must be one of adapt, " in (said := capsys.readouterr().err)
     assert "got adpat" in said
 
 
