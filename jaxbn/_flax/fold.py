@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxbn._core import check
 from jaxbn._core.fetch import fetch_array
 from jaxbn._core.layout import to_layout
 from jaxbn._flax.view import Call, Fold, View, read_params, read_state
@@ -35,6 +36,7 @@ class Record(NamedTuple):
 
 def fold_model(view: V, x: Any, pairs: Mapping[str, str] | None, tolerance: float, drop: bool = False) -> V:
     """Return the model with each normalization of `pairs`, by default all that can be, folded into its layer."""
+    check.number("tolerance", tolerance, 0)
     record = record_calls(view, x)
     left: dict[str, str] = {}
     automatic = pairs is None
@@ -42,6 +44,8 @@ def fold_model(view: V, x: Any, pairs: Mapping[str, str] | None, tolerance: floa
     states = {norm: read_state(partial(view.read, norm)) for norm in pairs.values()}
     probed = view.replace({norm: perturb_statistics(state, seed) for seed, (norm, state) in enumerate(states.items())})
     before = [(v, v.run(x)) for v in (view, probed)]
+    if not any(np.size(y) for y in jax.tree.leaves(before[0][1])):
+        raise ValueError("`x` must hold an example, on which the folded model is compared; the output has no values.")
 
     def difference(chosen: Mapping[str, str]) -> float:
         gaps = [compare_outputs(y, fold_pairs(v, record, chosen, False).run(x)) for v, y in before]
@@ -84,8 +88,8 @@ def record_calls(view: View, x: Any) -> Record:
         if call.kind == "batch":
             if not (isinstance(call.evaluate, Tracer) or bool(call.evaluate)):  # a traced choice shows in the outputs
                 raise ValueError(
-                    f"`apply` must call the model in evaluation, but {call.path or 'the layer'!r} normalizes by the "
-                    "batch: pass its flag, `lambda variables, x: model.apply(variables, x, train=False)`."
+                    f"`apply`, or `call`, must use the model in evaluation; {call.path or 'the layer'!r} normalizes "
+                    "by the batch: pass its flag, `lambda ..., x: model...(x, train=False)`."
                 )
             record.norms.setdefault(call.path, call)
             record.sources.setdefault(call.path, set()).add(outputs.get(id(call.x), (None,))[0])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxbn._core import check
 from jaxbn._core.fetch import fetch_array
 from jaxbn._core.state import BatchNormState
 from jaxbn._flax.dtypes import widen_input
@@ -21,6 +22,7 @@ from jaxbn.lstm._state import LSTMState
 
 def check_model(view: View, x: Any, epsilon: float = 1e-5) -> Health:
     """Return the records of all normalizations, in the order of the calls; without `x` from their arrays alone."""
+    epsilon = check.epsilon(epsilon, jnp.float32)
     batches: dict[str, list[Batch | None]] = {}
     epsilons: dict[str, float] = {}
 
@@ -30,6 +32,7 @@ def check_model(view: View, x: Any, epsilon: float = 1e-5) -> Health:
         seen = batches.setdefault(call.path, [])
         return compare_call(call, seen) if call.kind == "batch" else call.proceed()
 
+    require_concrete(*jax.tree.leaves(x), *(view.read(path, "mean") for path in view.kinds))
     if x is not None:
         view.run(x, observe)
         jax.effects_barrier()  # for the reports of mapped layers

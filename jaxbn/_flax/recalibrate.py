@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -28,11 +29,23 @@ def recalibrate_states(
     rows_of = view.compile_rows(measure_moments)
 
     def moments_of(states, evaluate, batch):
+        check_batch(batch)
         rows = rows_of(states, evaluate, batch)
         return {path: Moments(*np.moveaxis(fetch_array(row), -1, 0)) for path, row in rows.items()}
 
     states = recalibrate_layers(moments_of, states, batches, source_weight, layer_by_layer, progress)
     return {path: select_held(view, path, state) for path, state in states.items()}
+
+
+def check_batch(batch: Any) -> None:
+    """Check that a batch is a tree of arrays."""
+    for leaf in jax.tree.leaves(batch):
+        fits = isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex))
+        if not fits or (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU"):
+            raise TypeError(
+                f"`batches` must hold trees of arrays; got a {type(leaf).__name__} in one. A single batch goes into a "
+                "list, `[batch]`; make arrays of other libraries' tensors by `np.asarray`."
+            )
 
 
 def measure_moments(call: Call) -> Any:

@@ -155,6 +155,23 @@ def make_row(state: Any) -> jax.Array:
     return jnp.zeros((*state.var.shape, len(Moments._fields)), check.accumulation_dtype(state.var.dtype))
 
 
+def check_array(path: str, name: str, value: Any) -> Any:
+    """Return `value` if it is an array or None, as a layer's are."""
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic, int, float, type(None))):
+        raise TypeError(
+            f"The model must hold arrays; {name!r} of {path or 'the layer'!r} is a {type(value).__name__}. Initialize "
+            "or restore it first."
+        )
+    return value
+
+
+def check_function(name: str, value: Any, module: type, example: str) -> Any:
+    """Return `value` if it is a function, and not the model itself."""
+    if not callable(value) or isinstance(value, module):
+        raise TypeError(f"`{name}` must be a function that calls the model, `{example}`; got a {type(value).__name__}.")
+    return value
+
+
 def unwrap_compiled(call: Callable[..., Any]) -> Callable[..., Any]:
     """Return the plain function of a compiled one: a compiled function runs without its observers."""
     while hasattr(call, "lower") and hasattr(call, "__wrapped__"):

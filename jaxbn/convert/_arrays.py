@@ -126,7 +126,12 @@ def find_bad_statistics(ours: str, value: Any) -> str | None:
     value = fetch_array(value)
     if np.any(np.isnan(value)):
         return "which has NaN: training had diverged"
-    return "which is negative somewhere" if ours == "var" and np.any(value < 0) else None
+    if ours == "var" and np.any(value < 0):
+        return "which is negative somewhere"
+    kept = jax.dtypes.canonicalize_dtype(value.dtype)
+    with np.errstate(over="ignore"):
+        lost = np.any(np.isinf(value.astype(kept)) & np.isfinite(value))
+    return f"which {kept} does not hold" if lost else None
 
 
 def select_prefix(

@@ -101,10 +101,10 @@ def to_haiku(
     Source: as `from_haiku`.
     """
     values = check_layer(params, state)
-    axes = check.axes(axis, ndim)
+    axes = check.axes(axis, check.positive("ndim", ndim))
     if len(axes) != state.mean.ndim:
         raise ValueError(f"`axis` must place features {state.mean.shape} among {ndim} dimensions; got {axis!r}.")
-    if not 0 <= decay_rate < 1:
+    if check.number("decay_rate", decay_rate, 0) >= 1:
         raise ValueError(f"`decay_rate` must be in [0, 1); got {decay_rate!r}.")
 
     def add_singletons(value):

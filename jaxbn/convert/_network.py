@@ -131,6 +131,8 @@ def _convert_network(dialect: Dialect, target: Any, source: Mapping[str, Any], n
         if prefix is None or name not in dialect.leaves:
             unmatched.append(_name_leaf(path) + ("" if prefix is None else f" (no rule for {name!r})"))
             continue
+        if not isinstance(prefix, str):
+            raise TypeError(f"`names` must give layers' names, or None; got {prefix!r} for {layer!r}.")
         start = prefix.removesuffix(dialect.separator) + dialect.separator if prefix else ""
         # PyTorch's number of updates is known, and has no place in most targets.
         used |= {start + theirs for theirs in dialect.leaves.get("count", ())}

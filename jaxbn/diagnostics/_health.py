@@ -63,7 +63,7 @@ def health(
         if not all(hasattr(given, name) for name in names):
             raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
     require_concrete(x, mask, params.scale, params.bias, state.mean, state.var, state.count)
-    batch = None
+    batch, epsilon = None, check.epsilon(epsilon, np.float32)
     if x is not None:
         modes = run_modes(params, state, check.floating("x", x), axis=axis, epsilon=epsilon, mask=mask)
         batch = compare_batch(modes, axis, epsilon, mask)
@@ -86,7 +86,7 @@ def judge_layer(path: str, params: Any, state: Any, epsilon: float, batches: Seq
     updates = None if state.count is None else int(np.min(fetch_array(state.count)))
     size = np.abs(scale)
     small = 1e-3 * np.median(size, axis=-1, keepdims=True) if size.size else 0.0
-    seen = [batch for batch in batches if batch is not None]
+    seen = [batch for batch in batches if batch is not None and batch.examples]
     layer = LayerHealth(
         path=path,
         channels=var.size,

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxbn._flax.fold import fold_model
 from jaxbn.linen._model import V
-from jaxbn.linen._view import LinenView
+from jaxbn.linen._view import LinenView, check_apply
 
 
 def fold(
@@ -64,5 +64,5 @@ def fold(
 
     Source: as `jaxbn.inference.fold`. The comparison is on one input: give one like those to come.
     """
-    view = fold_model(LinenView(apply, variables), x, pairs, tolerance, drop)
+    view = fold_model(LinenView(check_apply(apply), variables), x, pairs, tolerance, drop)
     return view.variables  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxbn._flax.health import check_model
 from jaxbn.diagnostics._report import Health
-from jaxbn.linen._view import LinenView
+from jaxbn.linen._view import LinenView, check_apply
 
 
 def health(
@@ -54,7 +54,7 @@ def health(
     """
     if (apply is None) != (x is None):
         raise ValueError("`apply` and `x` go together: the function is called with the batch.")
-    view = LinenView(apply, variables)
+    view = LinenView(apply and check_apply(apply), variables)
     if not view.kinds:
         raise ValueError("`variables` must hold `batch_stats` with mean and var; it has none. Pass all collections.")
     return check_model(view, x, epsilon)

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from flax.core import FrozenDict, freeze, meta
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxbn.linen._lstm import is_of_cell
@@ -35,7 +37,7 @@ def convert(variables: V, *, count: ArrayLike | None = None) -> V:
         New nested dicts that hold the same arrays, frozen where `variables` are.
 
     Raises:
-        ValueError: there are no `batch_stats`.
+        TypeError, ValueError: there are no `batch_stats`, or `count` is no number of updates.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen, jaxbn
@@ -50,7 +52,8 @@ def convert(variables: V, *, count: ArrayLike | None = None) -> V:
     layers = [layer for layer in _layers(flat) if not is_of_cell(flat, layer)]
     flat = {path: value for path, value in flat.items() if not (path[:-1] in layers and path[-1] == "count")}
     if count is not None:
-        flat |= {(*layer, "count"): jnp.asarray(count, jnp.int32) for layer in layers}
+        count = _check_count(count)
+        flat |= {(*layer, "count"): count for layer in layers}
     return unflatten_variables(flat, variables)
 
 
@@ -100,6 +103,19 @@ def unflatten_variables(flat: Mapping[tuple[str, ...], Any], like: Mapping[str, 
     if isinstance(like, FrozenDict):
         return freeze(nested)
     return {kind: freeze(v) if isinstance(like.get(kind), FrozenDict) else v for kind, v in nested.items()}
+
+
+def _check_count(count: ArrayLike) -> jax.Array:
+    """Return a number of updates, or several, in int32."""
+    try:
+        value = count if isinstance(count, jax.Array) else np.asarray(count)
+    except (TypeError, ValueError):
+        raise TypeError(f"`count` must be a number of updates, or one for each layer; got {count!r}.") from None
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(f"`count` must be an integer, or integers; got {count!r}.")
+    if not isinstance(value, Tracer) and np.any(np.asarray(value) < 0):
+        raise ValueError(f"`count` must be at least 0; got {count!r}.")
+    return jnp.asarray(value, jnp.int32)
 
 
 def _layers(flat: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ...]]:

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from jaxbn._flax.recalibrate import recalibrate_states
 from jaxbn.linen._model import V
-from jaxbn.linen._view import LinenView
+from jaxbn.linen._view import LinenView, check_apply
 
 
 def recalibrate(
@@ -75,5 +75,7 @@ def recalibrate(
     for practical domain adaptation"; Schneider et al. 2020, "Improving robustness against common corruptions by
     covariate shift adaptation".
     """
-    view = LinenView(apply, variables)
+    view = LinenView(check_apply(apply), variables)
+    if not view.kinds:
+        raise ValueError("`variables` must hold `batch_stats` with mean and var; it has none. Pass all collections.")
     return view.replace(recalibrate_states(view, batches, source_weight, layer_by_layer, progress)).variables  # type: ignore[return-value]

@@ -15,7 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jaxbn._flax.view import Call, Fold, Kind, make_call, make_row, select_held, unwrap_compiled
+from jaxbn._flax.view import (
+    Call,
+    Fold,
+    Kind,
+    check_array,
+    check_function,
+    make_call,
+    make_row,
+    select_held,
+    unwrap_compiled,
+)
 from jaxbn.linen._batch_norm import BatchNorm
 from jaxbn.linen._iter_norm import IterNorm
 from jaxbn.linen._lstm import BatchNormLSTMCell, is_of_cell
@@ -47,7 +57,7 @@ class LinenView:
 
     def read(self, path: str, name: str) -> Any:
         """Return an array of a layer, or None; see `View`."""
-        return nn.meta.unbox(self._flat.get(_key(path, name)))
+        return check_array(path, name, nn.meta.unbox(self._flat.get(_key(path, name))))
 
     def replace(self, arrays: Mapping[str, Mapping[str, Any]]) -> "LinenView":
         """Return the model with other arrays, boxed as the old ones; see `View`."""
@@ -124,6 +134,11 @@ class LinenView:
             return rows
 
         return rows_of
+
+
+def check_apply(apply: Any) -> Any:
+    """Return `apply` if it is a function of variables and an input."""
+    return check_function("apply", apply, nn.Module, "lambda variables, x: model.apply(variables, x)")
 
 
 def _key(path: str, name: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
@@ -55,7 +56,7 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
         A model of the same structure.
 
     Raises:
-        TypeError: an attribute that the class does not have.
+        TypeError: another class than the two, or an attribute that it does not have.
         ValueError: going back would lose something that flax has no name for.
 
     Example:
@@ -66,13 +67,17 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
         >>> type(model.layers[1]).__module__.split(".")[0], model.layers[1].momentum
         ('jaxbn', 0.9)
     """
+    kinds = (BatchNorm, nnx.BatchNorm)
+    if not (isinstance(to, type) and issubclass(to, kinds)):
+        raise TypeError(f"`to` must be `jaxbn.nnx.BatchNorm` or `flax.nnx.BatchNorm`; got {to!r}.")
+    if model is None or isinstance(model, (type, nnx.State, nnx.GraphDef)):
+        raise TypeError(f"`model` must be an nnx module or a graph of them; got {type(model).__name__}.")
     known = set(inspect.signature(to.__init__).parameters) - _CONSTRUCTOR_ONLY
     known = {name for name in known if not name.endswith(("_init", "_metadata"))}
     unknown = set(changes) - known
     if unknown:
         raise TypeError(f"`{to.__name__}` has no attribute {sorted(unknown)}; it has {sorted(known)}.")
 
-    kinds = (BatchNorm, nnx.BatchNorm)
     return replace_modules(model, lambda _, node: _convert_layer(to, node, changes) if type(node) in kinds else None)
 
 
@@ -114,9 +119,9 @@ def _convert_layer(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
     for name in ("scale", "bias", "mean", "var", "count"):
         if getattr(layer, name, None) is not None and getattr(new, name, None) is not None:
             setattr(new, name, getattr(layer, name))
-    stats = [(new.mean[...], 0), (new.var[...], 1)]
+    stats = [(new.mean.get_value(), 0), (new.var.get_value(), 1)]
     uncounted = getattr(new, "count", None) is not None and getattr(layer, "count", None) is None
-    concrete = not any(isinstance(v, Tracer) or not v.is_fully_addressable for v, _ in stats)
+    concrete = not any(isinstance(v, (Tracer, jax.ShapeDtypeStruct)) or not v.is_fully_addressable for v, _ in stats)
     if uncounted and concrete and any(np.any(np.asarray(v) != start) for v, start in stats):
         warnings.warn(
             "The statistics of a layer now follow a schedule and have no count of their updates: its first step may "

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from flax import nnx
 
-from jaxbn._flax.view import Call, Fold, Kind, make_call, make_row, unwrap_compiled
+from jaxbn._flax.view import Call, Fold, Kind, check_array, check_function, make_call, make_row, unwrap_compiled
 from jaxbn.lstm._state import LSTMState
 from jaxbn.nnx._batch_norm import BatchNorm
 from jaxbn.nnx._folded import Folded
@@ -32,7 +32,8 @@ class NnxView(Generic[M]):
             model = nnx.clone(model, graph=True)
             for module in iter_layers(model).values():
                 module.eval()
-        self.model, self._call = model, call
+        self.model = model
+        self._call = check_function("call", call, nnx.Module, "lambda model, x: model(x)")
         self._layers = iter_layers(model)
         self.kernels = [path for path, layer in self._layers.items() if _has_kernel(layer)]
         self.kinds: dict[str, Kind] = {}
@@ -43,10 +44,11 @@ class NnxView(Generic[M]):
                     at = "/".join(filter(None, (path, name)))
                     self._layers[at] = getattr(layer, name) if name else layer
                     self.kinds[at], self.epsilons[at] = kind, layer.epsilon
+                    self.read(at, "mean")  # refuses a model without numbers before it is called
 
     def read(self, path: str, name: str) -> Any:
         """Return an array of a layer, or None; see `View`."""
-        return _read_array(self._layers[path], name)
+        return _read_array(self._layers[path], name, path)
 
     def replace(self, arrays: Mapping[str, Mapping[str, Any]]) -> "NnxView[M]":
         """Return a copy with other arrays; see `View`."""
@@ -147,6 +149,6 @@ def _has_kernel(layer: Any) -> bool:
     return isinstance(getattr(layer, "kernel", None), nnx.Variable)
 
 
-def _read_array(layer: Any, name: str) -> Any:
+def _read_array(layer: Any, name: str, path: str = "") -> Any:
     variable = getattr(layer, name, None)
-    return None if variable is None else variable[...]
+    return None if variable is None else check_array(path, name, variable.get_value())
