@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow fuzz check bench claims compiled docs package clean
+.PHONY: demo test test-experiments slow fuzz check bench claims compiled docs package clean
 
 demo: $(VENV)/experiments
 	$(BIN)/python -m experiments configs/quickstart.toml --replace
 
+# The library and its pages, and of the experiments those tests that train nothing.
+QUICK := $(filter-out tests/experiments/ tests/__pycache__/,$(wildcard tests/*/)) tests/experiments/test_configs.py
 test: $(VENV)/tests
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(or $(TESTS),$(QUICK))
+
+test-experiments: $(VENV)/tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/experiments
 
 slow: $(VENV)/tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow $(TESTS)

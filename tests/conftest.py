@@ -1,6 +1,8 @@
 """The environment is hostile on purpose: what passes here passes in a careful user's program."""
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 import jax
@@ -17,6 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache" / jax.__version__))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+MEMORY = 2 << 30  # bytes of a process, beyond which it forgets compiled programs between files
 
 
 def pytest_sessionstart():
@@ -34,6 +37,7 @@ def ordinary_promotion():
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_programs():
-    """Each file's programs go with it: all of them together would fill several gigabytes."""
+    """Forget the programs of earlier files once they fill memory: all of them together would take several gigabytes."""
     yield
-    jax.clear_caches()
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) > MEMORY:
+        jax.clear_caches()

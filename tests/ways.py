@@ -16,6 +16,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from params import param
 
 MEMBERS = 8
 AXIS = "members"
@@ -113,12 +114,14 @@ NAMED = [shard_map_way(True), shard_map_way(False), _pmap_way(), vmap_way()]
 SHARDED = [_jit_way(AxisType.Auto), _jit_way(AxisType.Explicit)]
 WAYS = NAMED + SHARDED
 
-# What a variant adds is the same in all ways: two of them in `make test`, the others with what is slow. The layer
-# itself is tested in all of them always.
-QUICK = ("shard_map-vma", "jit-explicit")
-each_way = pytest.mark.parametrize(
-    "way",
-    [pytest.param(way, marks=() if way.name in QUICK else pytest.mark.slow, id=way.name) for way in WAYS],
+# What is asked of the layer is asked in two ways of `make test`, and in the others with what is slow; the layer itself,
+# plain and masked, is tested in all of them always (`core/test_devices.py`).
+QUICK, QUICK_NAMED = ("shard_map-vma", "jit-explicit"), ("shard_map-vma", "vmap")
+
+
+each_way = pytest.mark.parametrize("way", [param(way, quick=way.name in QUICK, id=way.name) for way in WAYS])
+each_named_way = pytest.mark.parametrize(
+    "way", [param(way, quick=way.name in QUICK_NAMED, id=way.name) for way in NAMED]
 )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from jax.test_util import check_grads
+from params import param
 
 import jaxbn
 
@@ -21,6 +22,8 @@ CASES = {
     "bfloat16": {"dtype": jnp.bfloat16},
     "without scale and bias": {"scale": None, "bias": None},
 }
+
+SLOW = ("channels first", "masked", "float16")
 
 
 def case(axis=-1, mask=False, dtype=jnp.float32, **affine):
@@ -40,7 +43,7 @@ def compose(params, state, x, axis=-1, mask=None, **options):
     return jaxbn.normalize(params, m, x, axis=axis, mask=mask), jaxbn.update_state(state, m, **options)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [param(n, quick=n not in SLOW, id=n) for n in CASES])
 def test_training_equals_bn_apply_and_float64(name):
     x, dy, mask, params, state = case(**CASES[name])
     axis = CASES[name].get("axis", -1)
@@ -91,7 +94,7 @@ def test_float64_equals_bn_apply():
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [*CASES, "complex"])
+@pytest.mark.parametrize("name", [param(n, quick=n not in SLOW, id=n) for n in (*CASES, "complex")])
 def test_running_statistics_give_evaluation(name):
     x, _, mask, params, state = case(**CASES.get(name, {}))
     if name == "complex":

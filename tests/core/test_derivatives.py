@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from jax import lax
+from params import param
 
 import jaxbn
 from jaxbn import BatchNormParams, BatchNormState
@@ -53,6 +54,8 @@ CASES = {
     "traced training": Case(given=("scale", "bias", "mean", "var"), train="traced on"),
     "traced evaluation": Case(given=("scale", "bias", "mean", "var"), train="traced off"),
 }
+# All options occur in the quick ones; the others have one or two at a time.
+QUICK = ("train", "masked", "prelu", "everything", "evaluation, everything", "traced evaluation")
 SHAPES = {"x": (ROWS, FEATURES), "residual": (ROWS, FEATURES), "slope": ()}
 
 
@@ -138,7 +141,7 @@ def assert_same(got, want):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [param(name, quick=name in QUICK, id=name) for name in CASES])
 def test_derivatives(name):
     case = CASES[name]
     given, direction = inputs_of(case), inputs_of(case, seed=1)
@@ -152,7 +155,9 @@ def test_derivatives(name):
         assert not nonzero & unused
 
 
-@pytest.mark.parametrize("name", ["masked", "prelu", "evaluation"])
+@pytest.mark.parametrize(
+    "name", [param(name, quick=name == "prelu", id=name) for name in ("masked", "prelu", "evaluation")]
+)
 def test_eager_derivatives(name):
     case = CASES[name]
     given = inputs_of(case)
@@ -172,7 +177,9 @@ def test_closed_form_gradients_are_those_of_the_plain_formula():
         np.testing.assert_allclose(got[name], exact, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["masked", "traced training"])
+@pytest.mark.parametrize(
+    "name", [param(name, quick=name == "masked", id=name) for name in ("masked", "traced training")]
+)
 def test_jacobians(name):
     case = CASES[name]
     given = inputs_of(case)
@@ -191,14 +198,12 @@ def test_vmap():
     case = CASES["activation"]
     members = [inputs_of(case, seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *v: jnp.stack(v), *members)
+    reference = jax.jit(jax.grad(partial(loss, plain, case)))
     for per_member in ({"x"}, {"scale", "bias"}, {"x", "scale", "bias"}):
         axes = {name: 0 if name in per_member else None for name in stacked}
         given = {name: stacked[name] if name in per_member else members[0][name] for name in stacked}
         got = jax.jit(jax.vmap(jax.grad(partial(loss, ours, case)), in_axes=(axes,)))(given)
-        want = [
-            jax.grad(partial(loss, plain, case))({k: v[i] if k in per_member else v for k, v in given.items()})
-            for i in range(3)
-        ]
+        want = [reference({k: v[i] if k in per_member else v for k, v in given.items()}) for i in range(3)]
         assert_same(got, jax.tree.map(lambda *v: jnp.stack(v), *want))
 
 

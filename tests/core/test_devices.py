@@ -11,7 +11,23 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ways import AXIS, MEMBERS, NAMED, ONE, WAYS, Way, assert_close, assert_replicated, mesh_of, shard_map_way, vmap_way
+from params import param
+from ways import (
+    AXIS,
+    MEMBERS,
+    NAMED,
+    ONE,
+    QUICK,
+    WAYS,
+    Way,
+    assert_close,
+    assert_replicated,
+    each_named_way,
+    each_way,
+    mesh_of,
+    shard_map_way,
+    vmap_way,
+)
 
 import jaxbn
 
@@ -19,9 +35,6 @@ ROWS, FEATURES = 32, 3
 LOCAL = ROWS // MEMBERS
 # How many of its rows each member counts: none, all, and different numbers between.
 COUNTED = np.arange(LOCAL)[None, :] < np.array([0, 1, 4, 2, 3, 1, 4, 2])[:, None]
-NAMED_IDS = [way.name for way in NAMED]
-each_way = pytest.mark.parametrize("way", WAYS, ids=[way.name for way in WAYS])
-each_named_way = pytest.mark.parametrize("way", NAMED, ids=NAMED_IDS)
 each_check = pytest.mark.parametrize("check_vma", [True, False])
 
 
@@ -102,6 +115,9 @@ def step(way: Way, train: bool = True, **options):
     return member
 
 
+STEP = jax.jit(step(ONE))
+
+
 @cache
 def on_one_device(name: str) -> tuple[Any, Any]:
     """Return the answer on the whole batch, with `train` a Python bool."""
@@ -116,8 +132,15 @@ def counted(parts: Any, mask: np.ndarray | None) -> Any:
     return parts if mask is None else jax.tree.map(lambda v: np.where(mask, v, np.zeros((), v.dtype)), parts)
 
 
-@each_way
-@pytest.mark.parametrize("name", CASES)
+# Two cases in every way, every case in two ways; the rest is slow.
+CASES_AND_WAYS = [
+    param(name, way, quick=way.name in QUICK or name in ("plain", "mask-nan"), id=f"{name}-{way.name}")
+    for name in CASES
+    for way in WAYS
+]
+
+
+@pytest.mark.parametrize(("name", "way"), CASES_AND_WAYS)
 def test_equals_one_device(name, way):
     """Value, state and gradients are those of one device on the whole batch; the state is replicated."""
     case = CASES[name]
@@ -245,7 +268,7 @@ def compare_groups(way: Way, groups, case: Case, rtol: float = 0.0) -> None:
 
     got, d_params = way.run(member, whole, parts)
     split = {name: v.reshape(way.members, -1, *v.shape[1:]) for name, v in parts.items()}
-    total, one_device = jax.tree.map(jnp.zeros_like, whole["params"]), jax.jit(step(ONE))
+    total, one_device = jax.tree.map(jnp.zeros_like, whole["params"]), STEP
     for group in groups:
         mine = {name: v[group].reshape(-1, *v.shape[2:]) for name, v in split.items()}
         wanted, shared = one_device(whole, mine)
@@ -259,12 +282,24 @@ def compare_groups(way: Way, groups, case: Case, rtol: float = 0.0) -> None:
     assert_close(d_params, total)
 
 
-@each_named_way
-@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
-@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "mask-nan"])
+GROUPS_AND_WAYS = [
+    param(
+        case,
+        groups,
+        way,
+        quick=case == "mask-nan" and (groups == "uneven" or way.name in QUICK),
+        id=f"{case}-{groups}-{way.name}",
+    )
+    for case in ("plain", "mask-nan")
+    for groups in GROUPS
+    for way in NAMED
+]
+
+
+@pytest.mark.parametrize(("name", "groups", "way"), GROUPS_AND_WAYS)
 def test_groups(name, groups, way):
     """`axis_index_groups`, of equal and unequal sizes, with and without unequal masks."""
-    compare_groups(way, groups, CASES[name])
+    compare_groups(way, GROUPS[groups], CASES[name])
 
 
 @pytest.mark.slow
@@ -296,8 +331,12 @@ def train_step(axis_name, params, state, x, mask=None, **options):
     return y, new, d_params, d_x
 
 
-@each_check
-@pytest.mark.parametrize("names", [("rows", "columns"), ["columns", "rows"]], ids=["tuple", "list"])
+PLAIN = jax.jit(partial(train_step, None))
+
+
+@pytest.mark.parametrize(
+    ("names", "check_vma"), [(("rows", "columns"), True), (["columns", "rows"], False)], ids=["tuple", "list"]
+)
 def test_two_axes(names, check_vma):
     """One layer over the product of two mesh axes, with groups and without; a list of names is as good as a tuple."""
     whole, parts = arguments(CASES["mask-nan"])
@@ -314,7 +353,7 @@ def test_two_axes(names, check_vma):
     )
     got = jax.jit(run)(*args)
     assert_replicated(got[1])
-    assert_close(got, jax.jit(partial(train_step, None))(*args))
+    assert_close(got, PLAIN(*args))
 
     def grouped(params, state, x, mask):
         groups = [[0, 1, 2], [3, 4, 5, 6, 7]]
@@ -351,20 +390,29 @@ def test_one_axis_of_two(over, check_vma):
     ins, outs = (vector, old_spec, spec), (spec, old_spec if split else P("model"), vector, spec)
     run = jax.shard_map(member, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=check_vma)
     got = jax.jit(run)(params, state, x)
-    plain = jax.jit(partial(train_step, None))
     if split:
-        assert_close(got, plain(params, state, x))
+        assert_close(got, PLAIN(params, state, x))
         return
-    halves = [plain(params, state, half) for half in (x[: ROWS // 2], x[ROWS // 2 :])]
+    halves = [PLAIN(params, state, half) for half in (x[: ROWS // 2], x[ROWS // 2 :])]
     wanted = [jax.tree.map(lambda *v: np.concatenate(v), *(half[i] for half in halves)) for i in (0, 3)]
     states = jax.tree.map(lambda *v: jnp.stack(v), *(half[1] for half in halves))
     total = jax.tree.map(jnp.add, *(half[2] for half in halves))
     assert_close((got[0], got[1], got[2], got[3]), (wanted[0], states, total, wanted[1]))
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("spec", [P("data", "model"), P("data")], ids=["x-too", "x-not"])
-@pytest.mark.parametrize("over", [P("model"), P()], ids=["params", "params-not"])
+# Quick are all pairs: each of two things in two states, four of the eight.
+SHARDINGS = [
+    param(over, spec, kind, quick=(over == P(), spec == P("data"), kind is AxisType.Auto).count(True) % 2 == 1, id=id)
+    for id, over, spec, kind in (
+        (f"{p}-{x}-{kind.name}", over, spec, kind)
+        for p, over in (("params", P("model")), ("params-not", P()))
+        for x, spec in (("x-too", P("data", "model")), ("x-not", P("data")))
+        for kind in (AxisType.Auto, AxisType.Explicit)
+    )
+]
+
+
+@pytest.mark.parametrize(("over", "spec", "kind"), SHARDINGS)
 @pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "mask-nan"])
 def test_sharded_features(name, over, spec, kind):
     """Under `jit`, x or parameters or both sharded over a model axis: the state comes back sharded as it went in."""
@@ -379,8 +427,8 @@ def test_sharded_features(name, over, spec, kind):
         state = jax.device_put(whole["state"], jaxbn.BatchNormState(vector, vector, NamedSharding(mesh, P())))  # type: ignore[arg-type]
         shared = [jax.device_put(plain[2], NamedSharding(mesh, spec))]
         shared += [jax.device_put(m, NamedSharding(mesh, P("data"))) for m in plain[3:]]
-        got = jax.jit(partial(train_step, None))(params, state, *shared)
-    wanted = jax.jit(partial(train_step, None))(*plain)
+        got = PLAIN(params, state, *shared)
+    wanted = PLAIN(*plain)
     # Under Auto the compiler chooses where the program does not say: where neither is sharded by features, or both.
     for new, old in ((got[1], state), (got[2], params)) if kind is AxisType.Explicit or over != P() else ():
         for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True):
@@ -561,7 +609,10 @@ def test_derivatives(way):
         assert_close(got, wanted, atol=1e-9)
 
 
-@pytest.mark.parametrize("check_vma", [True, False, None], ids=["vma", "unchecked", "vmap"])
+@pytest.mark.parametrize(
+    "check_vma",
+    [param(True, quick=True, id="vma"), param(False, quick=False, id="unchecked"), param(None, quick=False, id="vmap")],
+)
 def test_jacobians(check_vma):
     """Differentiated from outside, forward and reverse mode give the plain formula's Jacobian, to 1e-9.
 

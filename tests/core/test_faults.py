@@ -10,6 +10,7 @@ import pytest
 from jax.experimental import checkify
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from params import named, pairs
 from programs import count_collectives
 from ways import AXIS, mesh_of
 
@@ -58,8 +59,7 @@ def test_whitening_stores_no_moments_beyond_the_state_dtype():
     jax.tree.map(np.testing.assert_array_equal, new, in_half(state))
 
 
-@pytest.mark.parametrize("std", [1.0, 1e6, 1e13])
-@pytest.mark.parametrize("ratio", [0.0, 1e2, 1e6])
+@pairs("ratio, std", named(0.0, 1e2, 1e6), named(1.0, 1e6, 1e13))
 def test_complex_derivatives_are_exact(std, ratio):
     parts = RNG.normal(size=(2, 64, 2)) + ratio
     z = ((parts[0] + 1j * parts[1]) * std).astype(np.complex64)

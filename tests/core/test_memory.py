@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from params import WRAPS, named, pairs
 
 import jaxbn
 import jaxbn.linen
@@ -17,9 +18,6 @@ ROWS, FEATURES = 1024, 32
 SIZE = ROWS * FEATURES
 # Statistics, scale and bias, in float32: at most this many vectors, and a handful of scalars.
 SLACK = (12 * FEATURES * 4 + 64) / SIZE
-
-
-SLOW, MORE = pytest.mark.slow, (jax.nn.gelu, jnp.tanh)
 
 
 def saved_bytes(f, *args) -> float:
@@ -32,10 +30,10 @@ def inputs(dtype):
     return (*jaxbn.bn_init(FEATURES), x)
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("activation", [None, jax.nn.relu, *(pytest.param(f, marks=SLOW) for f in MORE)])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=SLOW)])
-@pytest.mark.parametrize("train", [True, "traced"])
+ACTIVATIONS = {"none": None, "relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh}
+
+
+@pairs("activation, dtype, train, wrap", ACTIVATIONS, named(jnp.float32, jnp.bfloat16), named(True, "traced"), WRAPS)
 def test_only_x_is_kept(wrap, activation, dtype, train):
     params, state, x = inputs(dtype)
     train = jnp.array(True) if train == "traced" else train

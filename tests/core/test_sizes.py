@@ -2,8 +2,8 @@
 
 import jax
 import numpy as np
-import pytest
 from oracle import training
+from params import named, pairs
 
 import jaxbn
 
@@ -11,8 +11,7 @@ RATIOS = np.array([0, 1e2, 1e4, 1e6, -3e5])
 TRAIN = jax.jit(lambda x, mask: jaxbn.bn_apply(*jaxbn.bn_init(len(RATIOS)), x, True, mask=mask)[0])
 
 
-@pytest.mark.parametrize("rows", [2, 3, 7, 39, 100, 999, 4097, 50001])
-@pytest.mark.parametrize("masked", [False, True])
+@pairs("rows, masked", named(2, 3, 7, 39, 100, 999, 4097, 50001), named(False, True))
 def test_output_is_exact(rows, masked):
     rng = np.random.default_rng(rows)
     x = (rng.standard_normal((rows, len(RATIOS))) + RATIOS).astype(np.float32)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from params import WRAPS, named, pairs
 
 import jaxbn
 
@@ -27,9 +28,7 @@ def grads(x, mask=None, weight=None, **options):
     return y, state, d_params, d_x
 
 
-@JITTED
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
-@pytest.mark.parametrize("rows", [1, ROWS])
+@pairs("bad, rows, wrap", named(np.nan, np.inf, -np.inf, 3e38), named(1, ROWS), WRAPS)
 def test_a_bad_value_never_enters_the_state(wrap, bad, rows):
     """The feature that it hits keeps its statistics; the others move; the count grows."""
     x = X[:rows].copy()
@@ -93,9 +92,7 @@ def test_one_value_has_no_unbiased_variance():
     chex.assert_trees_all_equal(state, STATE)
 
 
-@JITTED
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf, 3e38, -3e38])
+@pairs("hidden, train, wrap", named(np.nan, np.inf, -np.inf, 3e38, -3e38), named(True, False), WRAPS)
 def test_masked_values_affect_nothing_else(wrap, hidden, train):
     """Neither other outputs, nor the state, nor any gradient of a loss over the values that count."""
     mask = np.random.default_rng(2).random((ROWS, FEATURES)) < 0.6

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from params import named, pairs
 
 import jaxbn
 
@@ -14,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 # Statistics of some hundred values; gradients add as many terms again.
 TOLERANCE = {np.float32: {"rtol": 2e-5, "atol": 2e-5}, np.float64: {"rtol": 1e-10, "atol": 1e-10}}
-SHAPES = [(16, 3), (8, 3, 5), (6, 3, 4, 5)]
+SHAPES, DTYPES = [(16, 3), (8, 3, 5), (6, 3, 4, 5)], named(np.float32, np.float64)
 
 
 def layer(shape, dtype, **options):
@@ -34,10 +35,7 @@ def batches(shape, dtype, n):
     return [(rng.standard_normal(shape) * 3 + 2).astype(dtype) for _ in range(n)]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("momentum", [0.1, 0.5, None])
-@pytest.mark.parametrize("affine", [True, False])
+@pairs("shape, momentum, dtype, affine", named(*SHAPES), named(0.1, None), DTYPES, named(True, False))
 def test_training_and_evaluation(shape, dtype, momentum, affine):
     with jax.enable_x64(dtype is np.float64):
         module, (params, state) = layer(shape, dtype, momentum=momentum, affine=affine)
@@ -59,9 +57,7 @@ def test_training_and_evaluation(shape, dtype, momentum, affine):
         np.testing.assert_allclose(y, module(torch.from_numpy(x)).detach().numpy(), **TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("train", [True, False])
+@pairs("shape, dtype, train", named(*SHAPES), DTYPES, named(True, False))
 def test_gradients(shape, dtype, train):
     with jax.enable_x64(dtype is np.float64):
         module, (params, state) = layer(shape, dtype)

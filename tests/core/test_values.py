@@ -1,7 +1,6 @@
 """The output and the first gradients, against the float64 reference, jitted and eager alike."""
 
 from functools import cache, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from params import named, pairs
 
 import jaxbn
 from jaxbn import BatchNormParams, BatchNormState
@@ -192,9 +192,12 @@ def test_float32_gradients_are_exact_at_a_mean_of_100(jit, rows):
         assert error <= 5e-6, (name, error)
 
 
-@pytest.mark.parametrize("train", [True, False, "traced"])
-@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pairs(
+    "dtype, train, jit",
+    named(jnp.bfloat16, jnp.float16, jnp.float32),
+    named(True, False, "traced"),
+    {"eager": False, "jit": True},
+)
 def test_dtypes(dtype, jit, train):
     x = jnp.asarray(np.random.default_rng(2).normal(3, 2, (128, 3)), dtype)
     params, state = jaxbn.bn_init(3, dtype=dtype, scale=1.5, bias=-0.25)
@@ -337,139 +340,3 @@ def test_running_statistics(momentum, keep, unbiased):
     np.testing.assert_allclose(state.mean, oracle.running(start, [b.mean for b in exact], kept), rtol=1e-5)
     var = [b.var * (b.count / (b.count - 1) if unbiased else 1) for b in exact]
     np.testing.assert_allclose(state.var, oracle.running(start**2, var, kept), rtol=1e-5)
-
-
-# What batch normalization is known to satisfy exactly, for eight rows of three features in float64.
-
-ROWS, FEATURES, EPSILON = 8, 3, 0.1  # an epsilon that is seen
-RNG = np.random.default_rng(0)
-X, DY = RNG.normal(1, 2, (2, ROWS, FEATURES))
-SCALE, BIAS = RNG.normal(1, 0.5, (2, FEATURES))
-TIGHT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-11}
-
-
-@pytest.fixture
-def float64():
-    """Float64 in JAX."""
-    with jax.enable_x64(True):
-        yield
-
-
-def bn(x, scale=SCALE, bias=BIAS, epsilon=EPSILON, train=True, state=None):
-    """Return the layer's output in training, or in evaluation by `state`."""
-    params, fresh = jaxbn.bn_init(x.shape[-1], dtype=jnp.float64, scale=scale, bias=bias)
-    return jaxbn.bn_apply(params, state or fresh, jnp.asarray(x), train, epsilon=epsilon)[0]
-
-
-def pulled(x, dy, epsilon=EPSILON):
-    """`(dx, dscale, dbias)`."""
-    return jax.vjp(lambda x, s, b: bn(x, s, b, epsilon), x, SCALE, BIAS)[1](jnp.asarray(dy))
-
-
-def unit_and_std(x, epsilon=EPSILON):
-    """Return x_hat and sqrt(var + epsilon), by NumPy."""
-    std = np.sqrt(x.var(0) + epsilon)
-    return (x - x.mean(0)) / std, std
-
-
-@pytest.mark.usefixtures("float64")
-def test_gradient_is_the_closed_form():
-    """dx = scale / (m s) (m dy - db - x_hat dg), and what follows from it."""
-    (dx, dg, db), (unit, std) = pulled(X, DY), unit_and_std(X)
-    np.testing.assert_allclose(dx, SCALE / (ROWS * std) * (ROWS * DY - np.asarray(db) - unit * np.asarray(dg)), **TIGHT)
-    for got, want in zip((dx, dg, db), oracle.gradients(X, DY, SCALE, epsilon=EPSILON), strict=True):
-        np.testing.assert_allclose(got, want, **TIGHT)
-    np.testing.assert_allclose(dx.sum(0), 0, atol=1e-12)
-    np.testing.assert_allclose((dx * unit).sum(0), SCALE / std * dg * EPSILON / std**2, **TIGHT)
-
-
-@pytest.mark.usefixtures("float64")
-def test_gradient_norm_without_epsilon():
-    """|dx|^2 = (scale / s)^2 (|dy|^2 - db^2 / m - dg^2 / m): the layer removes two directions of dy."""
-    dx, dg, db = pulled(X, DY, epsilon=1e-300)
-    std = X.std(0)
-    want = (SCALE / std) ** 2 * ((DY**2).sum(0) - (np.asarray(db) ** 2 + np.asarray(dg) ** 2) / ROWS)
-    np.testing.assert_allclose((dx**2).sum(0), want, **TIGHT)
-
-
-@pytest.mark.usefixtures("float64")
-def test_unit_output_has_known_moments():
-    unit = bn(X, None, None)
-    np.testing.assert_allclose(unit.sum(0), 0, atol=1e-12)
-    np.testing.assert_allclose((unit**2).sum(0), ROWS * X.var(0) / (X.var(0) + EPSILON), **TIGHT)
-
-
-@pytest.mark.usefixtures("float64")
-def test_weight_gradient_is_nearly_orthogonal_to_the_weight():
-    """w . dL/dw = scale dg epsilon / (var + epsilon) for each output of a linear layer before."""
-    weight, inputs = RNG.normal(size=(4, FEATURES)), RNG.normal(size=(ROWS, 4))
-    grad = jax.grad(lambda w: jnp.sum(DY * bn(inputs @ w)))(jnp.asarray(weight))
-    h = inputs @ weight
-    _, dg, _ = pulled(h, DY)
-    np.testing.assert_allclose((weight * grad).sum(0), SCALE * dg * EPSILON / (h.var(0) + EPSILON), **TIGHT)
-
-
-@pytest.mark.usefixtures("float64")
-def test_jacobian_is_symmetric_with_known_eigenvalues():
-    """Scale / s (m - 2 times), 0, and (scale / s) epsilon / (var + epsilon)."""
-    jacobian = jax.jacrev(lambda x: bn(x))(jnp.asarray(X))
-    for c in range(FEATURES):
-        block = np.asarray(jacobian[:, c, :, c])
-        np.testing.assert_allclose(block, block.T, **TIGHT)
-        std = np.sqrt(X[:, c].var() + EPSILON)
-        expected = SCALE[c] / std * np.array([1.0] * (ROWS - 2) + [0.0, EPSILON / std**2])
-        np.testing.assert_allclose(np.linalg.eigvalsh(block), np.sort(expected), **TIGHT)
-        assert not np.any(jacobian[:, c, :, np.arange(FEATURES) != c]), "features do not mix"
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("factor", [1e-3, 3.0, 1e4])
-def test_scale_and_shift_invariance(factor):
-    y = bn(X)
-    np.testing.assert_allclose(bn(factor * X, epsilon=factor**2 * EPSILON), y, **TIGHT)
-    np.testing.assert_allclose(bn(-X), bn(X, scale=-SCALE), **TIGHT)
-    np.testing.assert_allclose(bn(X + factor), y, rtol=1e-9, atol=1e-9)
-    dx = pulled(factor * X, DY, factor**2 * EPSILON)[0]
-    np.testing.assert_allclose(factor * dx, pulled(X, DY)[0], **TIGHT)
-
-
-@pytest.mark.usefixtures("float64")
-def test_a_bias_before_the_layer_has_no_gradient():
-    grad = jax.grad(lambda b: jnp.sum(DY * bn(X + b[None])))(jnp.zeros(FEATURES))
-    np.testing.assert_allclose(grad, 0, atol=1e-12)
-
-
-@pytest.mark.usefixtures("float64")
-def test_one_row_and_two():
-    """One row: the bias. Two rows, no epsilon: plus and minus one, for any values; no gradient."""
-    np.testing.assert_allclose(bn(X[:1]), BIAS[None], **TIGHT)
-    np.testing.assert_allclose(pulled(X[:1], DY[:1])[0], 0, atol=1e-12)
-    np.testing.assert_allclose(np.abs(bn(X[:2], None, None, 1e-300)), 1, **TIGHT)
-    np.testing.assert_allclose(pulled(X[:2], DY[:2], 1e-300)[0], 0, atol=1e-12)
-
-
-@pytest.mark.usefixtures("float64")
-def test_rows_are_exchangeable_and_in_evaluation_independent():
-    order = RNG.permutation(ROWS)
-    np.testing.assert_allclose(bn(X[order]), bn(X)[order], **TIGHT)
-    companions = X.copy()
-    companions[1:] = 1e6
-    np.testing.assert_array_equal(bn(X, train=False)[0], bn(companions, train=False)[0])
-    assert np.abs(bn(X)[0] - bn(companions)[0]).max() > 0.1, "in training they are not"
-
-
-@pytest.mark.usefixtures("float64")
-def test_evaluation_folds_into_the_layer_before():
-    _, state = jaxbn.bn_init(FEATURES, dtype=jnp.float64, mean=RNG.normal(size=FEATURES), var=np.full(FEATURES, 2.0))
-    weight, inputs, before = RNG.normal(size=(4, FEATURES)), RNG.normal(size=(ROWS, 4)), RNG.normal(size=FEATURES)
-    gain = SCALE / np.sqrt(np.asarray(state.var) + EPSILON)
-    folded = inputs @ (weight * gain) + ((before - np.asarray(state.mean)) * gain + BIAS)
-    np.testing.assert_allclose(bn(inputs @ weight + before, train=False, state=state), folded, **TIGHT)
-
-
-@pytest.mark.usefixtures("float64")
-def test_identity_and_idempotence():
-    undone = bn(X, np.sqrt(X.var(0) + EPSILON), X.mean(0))
-    np.testing.assert_allclose(undone, X, **TIGHT)
-    once = bn(X, None, None, 1e-300)
-    np.testing.assert_allclose(bn(once, None, None, 1e-300), once, **TIGHT)

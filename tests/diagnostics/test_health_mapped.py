@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from params import named, pairs
 
 import jaxbn
 import jaxbn.convert
@@ -39,9 +40,10 @@ def compare(x, mean, var, scale):
     return batch
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm, jaxbn.linen.BatchNorm])
-@pytest.mark.parametrize("mapped", ["params", "batch_stats", "both"])
-@pytest.mark.parametrize("dense", [False, True], ids=["raw", "dense"])
+NORMS = {"flax": nn.BatchNorm, "ours": jaxbn.linen.BatchNorm}
+
+
+@pairs("mapped, dense, norm", named("params", "batch_stats", "both"), {"raw": False, "dense": True}, NORMS)
 def test_health_of_mapped_layers(norm, mapped, dense):
     """A twin critic, whose normalization gets the raw input or that of a mapped layer: the worst member is shown."""
     axes: Any = {"params": 0 if mapped != "batch_stats" else None, "batch_stats": 0 if mapped != "params" else None}

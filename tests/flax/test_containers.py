@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.core import FrozenDict, freeze
+from params import named, pairs
 
 import jaxbn
 import jaxbn.convert
@@ -131,8 +132,7 @@ THROUGH = {
 }
 
 
-@pytest.mark.parametrize("name", THROUGH)
-@pytest.mark.parametrize("frozen", ["all", "params", "none"])
+@pairs("name, frozen", named(*THROUGH), named("all", "params", "none"))
 def test_trees_keep_their_type(name, frozen):
     variables: Any = Net().init(KEY, X)
     if frozen != "none":

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from params import named, pairs
 
 import jaxbn
 import jaxbn.convert
@@ -51,8 +52,7 @@ def begun(run, lengths):
     return jaxbn.nnx.BatchNormLSTMCell(3, 5, 4, rngs=rngs()).initialize_carry((8, 3), lengths=lengths)
 
 
-@pytest.mark.parametrize("run", [run_linen, run_nnx])
-@pytest.mark.parametrize("how", ["plain", "compiled", "reversed"])
+@pairs("how, run", named("plain", "compiled", "reversed"), named(run_linen, run_nnx))
 def test_flax_s_lengths_keep_padding_out(run, how):
     """As lengths in the carry do; NaN in the padding is nowhere."""
     real = (np.arange(4) < LENGTHS[:, None])[..., None]

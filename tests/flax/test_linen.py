@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import serialization
 from flax.errors import ModifyScopeVariableError
+from params import named, pairs
 
 import jaxbn
 import jaxbn.linen
@@ -83,11 +84,10 @@ def test_checkpoints_load_both_ways(norm):
     close(other(use_running_average=True).apply(loaded, X), norm(use_running_average=True).apply(variables, X))
 
 
-@pytest.mark.parametrize("x_dtype", [jnp.bfloat16, jnp.float32, jnp.int32])
-@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
-@pytest.mark.parametrize(
-    "fields", [{}, {"param_dtype": jnp.bfloat16, "force_float32_reductions": False}], ids=["wide", "narrow"]
-)
+FIELDS = {"wide": {}, "narrow": {"param_dtype": jnp.bfloat16, "force_float32_reductions": False}}
+
+
+@pairs("x_dtype, dtype, fields", named(jnp.bfloat16, jnp.float32, jnp.int32), named(None, jnp.bfloat16), FIELDS)
 def test_dtypes_are_flax_s(x_dtype, dtype, fields):
     x = (4 * X).astype(x_dtype)
     kwargs: dict[str, Any] = {"use_running_average": False, "dtype": dtype, **fields}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from params import named, pairs
 
 import jaxbn
 import jaxbn.linen
@@ -86,9 +87,12 @@ def test_variables_output_and_update_are_flax_s(name):
     close(ours(X, use_running_average=True), theirs(X, use_running_average=True), tolerance)
 
 
-@pytest.mark.parametrize("x_dtype", [jnp.bfloat16, jnp.float32, jnp.int32])
-@pytest.mark.parametrize("param_dtype", [jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pairs(
+    "x_dtype, param_dtype, dtype",
+    named(jnp.bfloat16, jnp.float32, jnp.int32),
+    named(jnp.bfloat16, jnp.float32),
+    named(None, jnp.bfloat16),
+)
 def test_dtypes_are_flax_s(x_dtype, param_dtype, dtype):
     x = (4 * X).astype(x_dtype)
     theirs, ours = pair(dtype=dtype, param_dtype=param_dtype)

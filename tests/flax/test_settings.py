@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from params import named, pairs
 
 import jaxbn
 import jaxbn.convert
@@ -94,8 +95,7 @@ def test_every_option_of_the_function_is_in_both_modules():
 UPDATES = {"no": False, "traced no": jnp.array(False), "yes": True, "traced yes": jnp.array(True)}
 
 
-@pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("kind", ["BatchNorm", "IterNorm", "domains"])
+@pairs("update, kind", named(*UPDATES), named("BatchNorm", "IterNorm", "domains"))
 def test_update_at_the_call(kind, update):
     call: dict[str, Any] = {"domain": 1} if kind == "domains" else {}
     options: dict[str, Any] = {"num_domains": 2} if kind == "domains" else {}

@@ -9,6 +9,7 @@ from folding import dense, exact, far, layer, normalized, plus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from params import named, pairs
 
 from jaxbn.inference._fold import fold, fold_into_next
 
@@ -59,11 +60,10 @@ NEXT = {
     "window of 1": (partial(conv, strides=2), (2, 5, 5, 3), (1, 1, 3, 4), "SAME", 1),
     "circular": (partial(conv, padding="CIRCULAR"), (2, 6, 5, 3), (3, 2, 3, 4), "CIRCULAR", 1),
 }
-PRESENT = pytest.mark.parametrize("present", [(True, True), (False, True), (True, False), (False, False)])
+PRESENT = named((True, True), (False, True), (True, False), (False, False))
 
 
-@PRESENT
-@pytest.mark.parametrize("name", LAYERS)
+@pairs("name, present", named(*LAYERS), PRESENT)
 def test_into_the_layer_before(name, present):
     """To 1e-5: sums of at most 27 products of float32, some roundings of 6e-8 each, before they cancel some digits."""
     linear, shape, kernel_shape, axis = LAYERS[name]
@@ -80,8 +80,7 @@ def test_into_the_layer_before(name, present):
         assert far(plus(linear(x, new_kernel), new_bias), wanted) < 1e-5
 
 
-@PRESENT
-@pytest.mark.parametrize("name", NEXT)
+@pairs("name, present", named(*NEXT), PRESENT)
 def test_into_the_layer_after(name, present):
     """To 1e-5, as above."""
     linear, shape, kernel_shape, padding, groups = NEXT[name]

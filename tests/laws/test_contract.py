@@ -1,9 +1,8 @@
 """The contract of all variants: one table of variants, one list of properties.
 
-What needs a test of its own kind is in the variant's own file: that eight devices with unequal masks give what one
-gives, the modules of whitening, which have another name, weighing, which has no state, and the LSTM, which has another
-shape. `COVERED`, at the end, says where. What works on finished statistics (`adapt`, `fold`, `health`) has no batch to
-mask or to spread, and is not in it.
+Tests of their own kind are in the variant's own file: that eight devices with unequal masks give what one gives, the
+modules of whitening, which have another name, weighing, which has no state, and the LSTM, which has another shape.
+Functions of finished statistics (`adapt`, `fold`, `health`) have no batch to mask or to spread, and are not here.
 """
 
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from params import param
 from ways import assert_close
 
 import jaxbn
@@ -82,7 +82,9 @@ VARIANTS = {
     "whiten": Variant(whiten_start, jaxbn.whitening.whiten_apply),
     "domains": Variant(domain_start, domain_apply, {"num_domains": 2}, {"domain": 1}),
 }
-each = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+# Of two options that have been seen alone.
+SLOW = ("renorm-schedule", "ghost-renorm")
+each = pytest.mark.parametrize("variant", [param(v, quick=n not in SLOW, id=n) for n, v in VARIANTS.items()])
 
 
 def gradients(variant, train=True, **options):
@@ -96,7 +98,9 @@ def gradients(variant, train=True, **options):
 
 
 @each
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, *(pytest.param(d, marks=pytest.mark.slow) for d in (jnp.float32, jnp.float16))]
+)
 def test_shapes_and_dtypes_stay(variant, dtype):
     params, state = variant.start(dtype)
     x = jnp.asarray(X, dtype)
@@ -168,7 +172,7 @@ def test_update_may_be_cancelled(variant):
     assert_close(y, variant.apply(params, state, X, True)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", [v for name, v in VARIANTS.items() if name != "whiten"])
+@pytest.mark.parametrize("variant", [param(v, quick=n not in SLOW, id=n) for n, v in VARIANTS.items() if n != "whiten"])
 def test_both_modules_are_the_function(variant):
     """Three steps of training and one of evaluation."""
     params, state = variant.start()

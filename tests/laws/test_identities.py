@@ -1,7 +1,4 @@
-"""What batch normalization satisfies exactly: laws in float64 for any data, scale and epsilon, in value and gradient.
-
-`test_values` has some of them at one point, as formulas to read; here they must hold wherever they are asked for.
-"""
+"""Exact laws of batch normalization, in float64 for any data, scale and epsilon, in value and gradient."""
 
 import itertools
 from functools import partial
@@ -335,8 +332,7 @@ def constant(rate):
     return np.broadcast_to(np.asarray(rate), (STEPS, UNITS))
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("a", [0.1, -3.0])
+@pytest.mark.parametrize(("a", "momentum"), [(0.1, 0.0), (-3.0, 0.9)])
 def test_scaled_training_is_the_same(a, momentum):
     """From a W, with rate a^2, a^2 epsilon and decay / a^2: a W at every step, and the same function in both modes."""
     net, data = start(0)
@@ -640,8 +636,7 @@ def gradient_norms(x, weights, dy, depth, relu):
     return jax.vmap(squares)(x, weights, dy)
 
 
-@pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("rows", [8, 32])
+@pytest.mark.parametrize(("relu", "rows"), [(True, 8), (False, 32)])
 def test_gradients_grow_backwards(rows, relu):
     """From the output down, |gradient|^2 grows at each layer by a factor that depends on the batch size alone.
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import EPSILON, evaluation
+from params import named, pairs
 from ways import ONE, SHARDED, assert_close
 
 import jaxbn
@@ -124,8 +125,10 @@ def exact(x, params, state, weight, axis=-1):
     return np.moveaxis(y.reshape(wide.shape), -1, axis)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("params", [PARAMS, BatchNormParams(None, None), PARAMS._replace(bias=None)])
+GIVEN = {"both": PARAMS, "none": BatchNormParams(None, None), "scale": PARAMS._replace(bias=None)}
+
+
+@pairs("weight, params", named(0.0, 0.1, 0.5, 1.0), GIVEN)
 def test_formula(weight, params):
     y = apply_with_example_weight(params, STATE, IMAGES, weight)
     # Outputs of size 5 and a few roundings.
