@@ -47,14 +47,15 @@ class Arm(NamedTuple):
     """One arm, compiled: what is done to all its runs.
 
     Attributes:
-        start: `() -> carry`.
+        start: `(first_seed=0) -> carry`, of the seeds from that one on.
         feed: `(first_step, data) -> feed`, the examples of a chunk of `log_every` steps.
         step: `(carry, first_step, feed, validation) -> (carry, metrics)`, by that chunk.
-        evaluate: `(carry, split) -> (loss, accuracy)` under running statistics, each `[seeds, rates]`.
+        evaluate: `(carry, split) -> (loss, accuracy)` under running statistics, each `[seeds, rates]`; arrays of the
+            split may have an axis of seeds in front.
         shapes: `() -> carry`, of shapes, dtypes and shardings, without computing anything.
     """
 
-    start: Callable[[], Carry]
+    start: Callable[..., Carry]
     feed: Callable[[int, Data], Feed]
     step: jax.stages.Wrapped
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
@@ -129,12 +130,12 @@ def compile_arm(
     seeds = np.arange(settings.seeds, dtype=np.int32)
     rates = np.asarray(settings.learning_rates, np.float32)
 
-    def start() -> Carry:
+    def start(first_seed: Count = 0) -> Carry:
         def one(seed, rate):
             params, state = model.init(jax.random.fold_in(jax.random.key(seed), 0))
             return Carry(params, parallel.replicated_state(way, state), optimizer(rate).init(params))
 
-        return _over_runs(one, (0, None), (None, 0))(seeds, rates)
+        return _over_runs(one, (0, None), (None, 0))(seeds + first_seed, rates)
 
     def step(carry: Carry, first: Count, chunk: Feed, validation: Split) -> tuple[Carry, Metrics]:
         def keys(seed):
@@ -150,6 +151,13 @@ def compile_arm(
         return carry, Metrics(jnp.mean(losses, axis=-1), *evaluate(carry, validation))
 
     def evaluate(carry: Carry, split: Split) -> tuple[PerRun, PerRun]:
+        if np.ndim(split.images) == 3:  # each seed has examples of its own
+
+            def of_seed(carry: Carry, own: Split) -> tuple[PerRun, PerRun]:
+                return evaluate(jax.tree.map(lambda v: v[None], carry), own)
+
+            loss, accuracy = jax.vmap(of_seed)(carry._replace(optimizer=None), split)
+            return loss[:, 0], accuracy[:, 0]
         # Where the devices do not divide the examples, copies of the first are added, and weigh nothing.
         n = len(split.labels)
         more = -n % way.mesh.size

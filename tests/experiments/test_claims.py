@@ -65,6 +65,20 @@ def test_arms_share_weights_and_batches(tiny):
     assert entered["none"] == entered["batch"]
 
 
+def test_each_seed_may_have_a_split_of_its_own(tiny):
+    """All at once the same numbers as one after the other, up to rounding in another order."""
+    here, s = tiny
+    splits = [data.digits(0), data.digits(1)]
+    both = here.fit(s, network("batch"), data=splits)
+    trained = here.learned(both, splits)
+    for at, split in enumerate(splits):
+        alone = here.fit(s, network("batch"), data=split)
+        for name in ("train_loss", "val_loss", "val_accuracy", "test_accuracy"):
+            found, expected = (getattr(done.log, name)[at] for done in (both, alone))
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(trained[at], here.learned(alone, split)[at], atol=1e-6)
+
+
 def test_a_rate_is_chosen_by_validation_and_tested_at_its_best_step():
     flat = np.zeros((2, 3, 2))
     accuracy, loss = flat.copy(), flat.copy()
@@ -194,8 +208,11 @@ class Fake(study.Study):
 
     def part(self, name, asked, measure):
         s, arm = asked["settings"], asked["arm"]
-        scores = np.array([[self.score(arm, r, s.steps) + 0.001 * seed for r in s.learning_rates] for seed in range(2)])
-        return dict.fromkeys(("validation", "test", "train", "late"), scores)
+        full, half = (
+            np.array([[self.score(arm, r, steps) + 0.001 * seed for r in s.learning_rates] for seed in range(2)])
+            for steps in (s.steps, s.steps // 2)
+        )
+        return {"validation": full, "test": full, "validation_half": half, "test_half": half}
 
 
 def untrained(s, arm):
@@ -212,7 +229,7 @@ def test_a_grid_is_widened_until_both_arms_are_inside():
     s = dataclasses.replace(study.BASE, learning_rates=(0.1, 0.3))
     scores = {"none": peak(0.003), "batch": peak(3.0)}
     here = Fake(lambda arm, rate, steps: scores[arm](rate))
-    found = search.widened(here, "part", s, ("none", "batch"), untrained, asked={})
+    found = search.widened(here, "part", s, ("none", "batch"), untrained)
     assert found["grid"][0] < 0.003 < 3.0 < found["grid"][-1]
     for arm, best in (("none", 0.003), ("batch", 3.0)):
         at, _ = search.at_best(found[arm])
@@ -224,18 +241,59 @@ def test_a_grid_is_widened_until_both_arms_are_inside():
 
 def test_a_grid_ends_at_its_limits():
     s = dataclasses.replace(study.BASE, learning_rates=(0.1, 0.3))
-    found = search.widened(Fake(lambda arm, rate, steps: -rate), "part", s, ("none",), untrained, asked={})
+    found = search.widened(Fake(lambda arm, rate, steps: -rate), "part", s, ("none",), untrained)
     assert search.LOWEST <= found["grid"][0] < search.LOWEST * search.FACTOR
 
 
 def test_a_budget_is_doubled_until_the_plain_arm_rests():
-    """0.5 and 0.8 of the way, then at rest: the third doubling moves it by less than its interval."""
-    by_steps = {1000: 0.5, 2000: 0.8, 4000: 0.9, 8000: 0.9}
+    """0.5, 0.8 and 0.9 of the way, then at rest: the second half of 8,000 steps moves it by less than its interval."""
+    by_steps = {500: 0.1, 1000: 0.5, 2000: 0.8, 4000: 0.9, 8000: 0.9}
     s = dataclasses.replace(study.BASE, learning_rates=(0.01, 0.1, 1.0))
     here = Fake(lambda arm, rate, steps: peak(0.1, by_steps[steps])(rate))
-    found = search.search(here, "part", s, ("none", "batch"), untrained, asked={})
+    found = search.search(here, "part", s, ("none", "batch"), untrained)
     assert found["steps"] == 8000
-    np.testing.assert_allclose(found["moved"], [30, 10, 0], atol=1e-9)
+    np.testing.assert_allclose(found["moved"], [40, 30, 10, 0], atol=1e-9)
+
+
+def test_each_seed_has_weights_and_a_split_of_its_own(tiny):
+    """A seed's results are those of its split alone, trained from its weights."""
+    here, s = tiny
+    here = dataclasses.replace(here, split=data.digits)
+    ends = []
+
+    def read(done):
+        ends.append(jax.device_get(done.carry.params["kernels"][0]))
+        return {"end": ends[-1]}
+
+    found = search.results(here, s, lambda one: network("none"), read=read)
+    assert found["test"].shape == found["validation_half"].shape == (2, 2)
+    assert np.max(np.abs(ends[0][0, 0] - ends[1][0, 0])) > 0.1  # at a rate that moves nothing: the initial weights
+    one = dataclasses.replace(s, seeds=1)
+    alone = here.fit(one, network("none"), data=data.digits(1), first_seed=1)
+    np.testing.assert_array_equal(found["end"][1], alone.carry.params["kernels"][0][0])
+    np.testing.assert_array_equal(found["train"][1], here.learned(alone, data.digits(1))[0])
+    both = here.fit(s, network("none"))
+    np.testing.assert_array_equal(both.carry.params["kernels"][0][1, 0], alone.carry.params["kernels"][0][0, 0])
+
+
+@pytest.mark.parametrize(("vary", "rates", "steps"), [("grid", (0.1, 0.3, 1.0, 3.0), 8), ("steps", (0.3, 1.0), 16)])
+def test_a_check_departs_from_the_config(vary, rates, steps, tmp_path):
+    here = study.Study(data.digits(), smoke=False, folder=tmp_path, vary=vary)
+    s = here.settings(study.BASE, learning_rates=(0.3, 1.0), steps=8, log_every=4)
+    assert s.learning_rates == pytest.approx(rates)
+    assert s.steps == steps
+
+
+def test_a_check_compares_answers(capsys):
+    """A record agrees with itself; where a case is answered otherwise, it is said and the exit code is 1."""
+    records = report.read(CLAIMS, CONFIGS)
+    assert command.compare(CONFIGS[:1], CONFIGS, records, records) == 0
+    assert "answered alike" in capsys.readouterr().out
+    first = CONFIGS[0]
+    other = records[0] | {"measured": json.loads(json.dumps(records[0]["measured"]))}
+    other["measured"]["batch"]["all"] = (0.01 * np.array(other["measured"]["batch"]["all"])).tolist()
+    assert command.compare([first], CONFIGS, [other, *records[1:]], records) == 1
+    assert f"{first.criteria[0].scope}: fails before, holds in the check" in capsys.readouterr().out
 
 
 # Other images
@@ -270,7 +328,8 @@ def cifar(tmp_path_factory):
 
 def test_files_become_three_parts(mnist):
     """A fifth of small files to validate and to test with, in the classes' proportions; nothing in two parts."""
-    name, images = command.source(command.Command(mnist=mnist))
+    name, images, split = command.source(command.Command(mnist=mnist))
+    assert split is None
     assert name == "mnist"
     assert [len(part.labels) for part in images] == [480, 120, 40]
     for part in images:

@@ -25,13 +25,12 @@ def test_coverage_at_eight_seeds(statistic, law):
 
 
 @pytest.mark.parametrize(
-    ("offsets", "own"), [((0.0, 0.5, -0.5), 0.1), ((0.0, 0.5, 0.45), 0.3)], ids=["one clearly", "two nearly"]
+    ("offsets", "own"),
+    [((0.0, 0.5, -0.5), 0.1), ((0.0, 0.5, 0.45), 0.3), ((0.0, 0.0, 0.0), 1.0)],
+    ids=["one clearly", "two nearly", "none"],
 )
 def test_coverage_with_a_choice_of_rate(offsets, own, monkeypatch):
-    """Of a difference at the best of three rates; a seed is good at all rates or bad.
-
-    Where each rate has a noise of its own the interval is wider: 97% of one half shared and one half own noise.
-    """
+    """Of a difference at the best of three rates, where a seed is good at all rates or bad, or each has noise."""
     monkeypatch.setattr(intervals, "RESAMPLES", 600)
     rng = np.random.default_rng(0)
     covered = []
@@ -42,6 +41,17 @@ def test_coverage_with_a_choice_of_rate(offsets, own, monkeypatch):
         e = intervals.tuned(scores, values, lambda a, b: a - b)
         covered.append(e.low <= 0 <= e.high)
     assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_a_ratio_at_chosen_rates():
+    """The geometric mean at the fastest rate of each arm; the median where one of them never gets there."""
+    steps = np.array([[400.0, 200.0], [200.0, 100.0], [math.inf, 100.0]])
+    ours = steps / 2
+    e = intervals.tuned([-steps, -ours], [steps, ours], np.divide, log=True)
+    assert (e.value, e.n) == (pytest.approx(2.0), 3)
+    assert e.low == pytest.approx(2.0)
+    never = np.full((3, 2), math.inf)
+    assert intervals.tuned([-never, -ours], [never, ours], np.divide, log=True).value == math.inf
 
 
 def test_coverage_over_splits():
@@ -69,7 +79,12 @@ def test_what_was_never_reached_is_larger_than_all_others():
     steps = intervals.first_step([10, 20, 30], [[0.1, 0.5, 0.9], [0.6, 0.2, 0.7], [0.1, 0.2, 0.3]], 0.5)
     assert steps == [20.0, 10.0, math.inf]
     assert intervals.first_step([10, 20], [[0.1, 0.5], [0.1, 0.5]], [0.1, 0.6]) == [10.0, math.inf]
-    assert intervals.ratio([20, math.inf, 10, math.inf], [10, 10, math.inf, math.inf]) == [2.0, math.inf, 0.0, 1.0]
+    assert intervals.ratio([20, math.inf, 10, math.inf], [10, 10, math.inf, math.inf]).tolist() == [
+        2.0,
+        math.inf,
+        0.0,
+        1.0,
+    ]
     assert intervals.median([1.0, math.inf, math.inf]).value == math.inf
     assert intervals.median([1.0, 2.0, 3.0, math.inf, math.inf]).value == 3.0
     late = intervals.median([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, math.inf])

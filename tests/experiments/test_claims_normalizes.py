@@ -1,8 +1,16 @@
 """Correlations and deviations from a normalized unit, against NumPy and closed forms."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.claims.normalizes.measure import EPSILON, correlations, deviations, pairs
+from experiments.claims._lib import study
+from experiments.claims.normalizes.measure import EPSILON, _through, correlations, deviations, pairs
+from experiments.training import layers, networks
+from experiments.training.data import Split
+from experiments.training.models import mlp
 
 RNG = np.random.default_rng(0)
 
@@ -39,3 +47,22 @@ def test_deviations():
     v = x[0, :, 1].var()
     np.testing.assert_allclose(mean, 0.25, atol=1e-12)
     np.testing.assert_allclose(var, 3 * v / (v + EPSILON), atol=1e-12)
+
+
+def test_the_share_of_a_gradient_through_the_statistics():
+    """Against the formula of the gradient with constant statistics: of a linear layer `x^T dy / std`."""
+    s = dataclasses.replace(study.BASE, widths=(4,), activation="sigmoid")
+    model = mlp([layers.batch_norm(activation=jax.nn.sigmoid)], (4,), networks.weights(s), 5)
+    params, state = jax.tree.map(lambda v: v[None], model.init(jax.random.key(0)))
+    x, labels = np.float32(RNG.normal(size=(20, 5))), np.int32(RNG.integers(0, 10, 20))
+    found = _through(s, model, params, state, Split(jnp.asarray(x), jnp.asarray(labels)))
+    kernels, last = (np.float64(k[0]) for k in params["kernels"])
+    entering = x @ kernels
+    std = np.sqrt(entering.var(0) + EPSILON)
+    normal = (entering - entering.mean(0)) / std
+    hidden = 1 / (1 + np.exp(-normal))
+    scores = np.exp(hidden @ last)
+    upstream = ((scores / scores.sum(1, keepdims=True) - np.eye(10)[labels]) / 20 @ last.T) * hidden * (1 - hidden)
+    without = x.T @ (upstream / std)
+    whole = x.T @ ((upstream - upstream.mean(0) - normal * (upstream * normal).mean(0)) / std)
+    np.testing.assert_allclose(found, [np.linalg.norm(whole - without) / np.linalg.norm(without)], rtol=1e-3)

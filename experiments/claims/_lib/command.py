@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -19,6 +20,7 @@ from experiments.training import data, record
 CLAIMS, PAGES = study.ROOT / "experiments" / "claims", study.ROOT / "docs" / "claims"
 README = study.ROOT / "README.md"
 PROGRAM, RECORD = "python -m experiments.claims", "claims.json"
+OTHERS = 100  # a check of the splits takes those from this number on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Command:
         cifar: the folder of CIFAR-10's batches, binary or for Python.
         out: the folder to write to, new, empty or of a former run, which goes on; `runs/claims...` by default.
         publish: keep the records in `experiments/claims/`, and write the report to `pages` and to `table`.
+        check: measure again with a `grid` wider by a factor of 3 at both ends, twice the `steps` or other `split`s, and
+            compare the answers with the kept ones.
         report: measure nothing; judge the kept records again, and make figures and pages anew.
         pages: the folder of the published report.
         table: the page that gets the table of answers; the README by default, if it has the marks for it.
@@ -43,6 +47,7 @@ class Command:
     cifar: Path | None = None
     out: Path | None = None
     publish: bool = False
+    check: Literal["grid", "steps", "split"] | None = None
     report: bool = False
     pages: Path = PAGES
     table: Path | None = None
@@ -54,15 +59,19 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
     try:
         configs = load_all(CLAIMS)
         wanted = select(configs, command.only)
-        if command.publish and (command.smoke or command.mnist or command.cifar):
-            raise ValueError("`--publish` is for a full run on the digits; it excludes --smoke, --mnist and --cifar.")
+        if command.publish and (command.smoke or command.mnist or command.cifar or command.check):
+            raise ValueError(
+                "`--publish` is for a full run on the digits; it excludes --smoke, --mnist, --cifar and --check."
+            )
+        if command.check and (command.mnist or command.cifar or command.report):
+            raise ValueError("`--check` is of the answers on the digits; it excludes --mnist, --cifar and --report.")
         table = command.table or (README if report.MARKS[0] in README.read_text(encoding="utf-8") else None)
         if command.publish and table:
             check_page(table, report.MARKS)
-        name, images = source(command)
+        name, images, split = source(command)
     except (ValueError, TypeError, OSError) as error:
         return refuse(error)
-    kind = "-smoke" if command.smoke else ""
+    kind = ("-smoke" if command.smoke else "") + (f"-check-{command.check}" if command.check else "")
     out = command.out or Path("runs") / f"claims{'' if name == 'digits' else f'-{name}'}{kind}"
     kept, pages = (CLAIMS, command.pages) if command.publish else (out, out)
     try:
@@ -74,7 +83,8 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
                 disk.check_contents("--out", out, RECORD, {"program", "data", "smoke", "versions"})
                 given = {"program": PROGRAM, "data": name, "smoke": command.smoke, "versions": record.versions()}
                 disk.write_json(out / RECORD, given)
-                conditions = study.Study(images, command.smoke, out / "parts")
+                vary = command.check or ""
+                conditions = study.Study(images, command.smoke, out / "parts", split=split, vary=vary)
                 if not measure(wanted, conditions, name, kept, interrupt):
                     print(f"Interrupted: {out} holds all finished parts; the same command goes on from there.")
                     return INTERRUPTED
@@ -83,6 +93,8 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
             elif not command.publish:
                 held.enter_context(disk.hold("--out", out))
             records = report.read(kept, configs)
+            if command.check:
+                return compare(wanted, configs, records, report.read(CLAIMS, configs))
             report.write(pages, configs, records)
             if command.publish and table:
                 report.put_table(table, pages, configs, records)
@@ -104,15 +116,36 @@ def select(configs: list[ClaimConfig], names: tuple[str, ...]) -> list[ClaimConf
     return [c for c in configs if not names or c.name in names]
 
 
-def source(command: Command) -> tuple[str, data.Data]:
-    """Return the name of the data, and the data."""
+def source(command: Command) -> tuple[str, data.Data, Callable[[int], data.Data] | None]:
+    """Return the name of the data, the data, and the maker of their other splits."""
     if command.mnist and command.cifar:
         raise ValueError("`--mnist` and `--cifar` exclude each other; run the command twice.")
     if command.mnist:
-        return "mnist", data.mnist(command.mnist)
+        return "mnist", data.mnist(command.mnist), None
     if command.cifar:
-        return "cifar", data.cifar10(command.cifar)
-    return "digits", data.digits()
+        return "cifar", data.cifar10(command.cifar), None
+    first = OTHERS if command.check == "split" else 0
+    return "digits", data.digits(first), lambda number: data.digits(first + number)
+
+
+def compare(
+    wanted: list[ClaimConfig],
+    configs: list[ClaimConfig],
+    again: list[dict[str, Any] | None],
+    kept: list[dict[str, Any] | None],
+) -> int:
+    """Print the answers of the check beside those of the kept records; return 1 if a case is answered otherwise."""
+    differ = 0
+    for config, new, old in zip(configs, again, kept, strict=True):
+        if config in wanted and new and old:
+            now, before = report.judge(config, new | {"smoke": False}), report.judge(config, old)
+            print(f"{config.number}. {config.name}\n   kept:  {before.answer}\n   check: {now.answer}")
+            for c, a, b in zip(config.criteria, before.parts, now.parts, strict=True):
+                if c.scope and a.verdict != b.verdict:
+                    differ += 1
+                    print(f"   {c.scope}: {a.verdict} before, {b.verdict} in the check")
+    print(f"{differ} cases are answered otherwise." if differ else "All cases are answered alike.")
+    return int(bool(differ))
 
 
 def measure(wanted: list[ClaimConfig], conditions: study.Study, name: str, kept: Path, interrupt: Interrupt) -> bool:
@@ -135,7 +168,10 @@ def measure(wanted: list[ClaimConfig], conditions: study.Study, name: str, kept:
             except study.StoppedError:
                 return False
             made = known(config, measured, here, name)
+            published = CLAIMS / config.name / report.RESULT
             made["first"] = report.judge(config, study.numbers(made)).outcome()
+            if published.is_file() and not here.smoke:  # the outcome by the first rule stays beside those by later ones
+                made["first"] = disk.read_checked(published, "Delete it, and run the claim again.")["first"]
             (kept / config.name).mkdir(exist_ok=True)
             disk.write_checked(kept / config.name / report.RESULT, study.plain(made))
     return True

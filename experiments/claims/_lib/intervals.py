@@ -1,8 +1,9 @@
 """From the numbers of single seeds to an estimate with its 95% interval; comparisons are made seed by seed.
 
 Means have Student's interval, medians that of Hettmansperger and Sheather (1986) between order statistics. Where a
-learning rate was chosen from the same seeds, the choice is made again in every resample of a bootstrap, whose
-percentiles are widened for few values (Hesterberg 2015, section 5.3). A test shows the coverage of each at eight seeds.
+learning rate was chosen from the same seeds, the choice is made again in every resample of a bootstrap, whose spread is
+the standard error; largest rates have its percentiles, widened for few values (Hesterberg 2015, section 5.3). A test
+shows the coverage of each at eight seeds.
 """
 
 import math
@@ -14,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES, LEVEL = 10_000, 0.95
+NEVER = 1e9  # more steps than any budget
 DUST = 1e-3  # accuracies are counts of at most 2,000 images, kept with six digits: less than this is rounding
 
 
@@ -111,22 +113,55 @@ def resampled(statistic: Callable[[np.ndarray], Any], n: int, unit: str = "", ho
     return Estimate(value, float(low), float(high), n, unit, f"{how or 'mean'}, bootstrap interval", p)
 
 
-def tuned(scores: Sequence[Any], values: Sequence[Any], combine: Callable[..., Any], unit: str = "") -> Estimate:
+def tuned(
+    scores: Sequence[Any],
+    values: Sequence[Any],
+    combine: Callable[..., Any],
+    unit: str = "",
+    *,
+    log: bool = False,
+) -> Estimate:
     """Return the mean of `combine` of each arm's `values` at its best rate, the rate chosen again in each resample.
 
+    Its standard error is that of the resamples, so that the choice is in it, and its interval Student's.
+
     Args:
-        scores: of each arm the validation accuracy `[seeds, rates]` that chooses.
+        scores: of each arm what chooses, `[seeds, rates]`, the largest mean: validation accuracy, or steps below 0.
         values: of each arm what is compared, `[seeds, rates]`.
         combine: from one array for each arm, `[resamples, seeds]`, to one.
         unit: of the result.
+        log: whether to average ratios as a geometric mean; where one is 0 or infinite, as a median.
     """
+    n = len(scores[0])
+
+    def combined(drawn: np.ndarray) -> np.ndarray:
+        rates = [best(np.asarray(s, float)[drawn]) for s in scores]
+        at = [np.asarray(v, float)[drawn, rate[:, None]] for v, rate in zip(values, rates, strict=True)]
+        return np.asarray(combine(*at), float)
+
+    first = combined(np.arange(n)[None])[0]
+    how = "rates chosen in each resample"
+    if not np.all(np.isfinite(first) & ((first > 0) | (not log))):
+        return replace(median(first, unit), how=f"{median(first).how}, rates chosen once")
 
     def statistic(drawn: np.ndarray) -> np.ndarray:
-        rates = [np.argmax(np.nan_to_num(np.asarray(s, float), nan=-1.0)[drawn].mean(1), -1) for s in scores]
-        at = [np.asarray(v, float)[drawn, rate[:, None]] for v, rate in zip(values, rates, strict=True)]
-        return np.mean(combine(*at), -1)
+        made = combined(drawn)
+        with np.errstate(divide="ignore"):
+            return np.mean(np.log(made) if log else made, -1)
 
-    return resampled(statistic, len(scores[0]), unit, "mean, rates chosen in each resample")
+    spread = statistic(np.random.default_rng(0).integers(n, size=(RESAMPLES, n)))
+    spread = spread[np.isfinite(spread)]
+    value = float(np.mean(np.log(first) if log else first))
+    error = float(np.std(spread)) * math.sqrt(n / (n - 1))
+    width = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    out = math.exp if log else float
+
+    def p(bound: float) -> float:
+        bound = (math.log(bound) if bound > 0 else -math.inf) if log else bound
+        return 2 * float(stats.t.sf(abs(value - bound) / error, n - 1)) if error else float(value == bound)
+
+    how = f"{'geometric ' if log else ''}mean, t interval, {how}"
+    return Estimate(out(value), out(value - width), out(value + width), n, unit, how, p)
 
 
 def extremes(values: Any, unit: str = "") -> Estimate:
@@ -141,14 +176,20 @@ def exact(value: float, how: str) -> Estimate:
     return Estimate(float(value), float(value), float(value), 1, "", how, _outside(float(value), float(value)))
 
 
-def ratio(above: Any, below: Any) -> list[float]:
-    """Divide pairs of numbers of steps; a number that was never reached is infinite.
+def ratio(above: Any, below: Any) -> np.ndarray:
+    """Divide numbers of steps; a number that was never reached is infinite.
 
     If only `above` was never reached the ratio is infinite, if only `below`, it is 0: both on the side that is known.
     If neither was, nothing is known, and 1 favours nobody.
     """
-    pairs = [(float(a), float(b)) for a, b in zip(above, below, strict=True)]
-    return [1.0 if math.isinf(a) and math.isinf(b) else a / b for a, b in pairs]
+    a, b = np.asarray(above, float), np.asarray(below, float)
+    neither = np.isinf(a) & np.isinf(b)
+    return np.where(neither, 1.0, a / np.where(neither, 1.0, b))
+
+
+def best(scores: Any) -> Any:
+    """Return the index of the rate with the largest mean of `scores [..., seeds, rates]`, which may be NaN or -inf."""
+    return np.argmax(np.nan_to_num(np.asarray(scores, float), nan=-1.0, neginf=-NEVER).mean(-2), -1)
 
 
 def first_step(steps: Any, curves: Any, target: Any) -> list[float]:

@@ -1,10 +1,13 @@
 """The style of the figures: one colour, one dash and one marker for each arm, the same in all of them."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.claims._lib.intervals import Estimate
 from experiments.training.summary import quartiles
 
 # From the palette of Okabe and Ito, which everyone can tell apart.
@@ -64,6 +67,24 @@ def strip(panel: Axes, rows: dict[str, tuple[str, Any]]) -> None:
         if v.size:
             panel.plot([np.median(v)] * 2, [-at - 0.3, -at + 0.3], color=color, lw=2)
     panel.set_yticks(-np.arange(len(rows)), list(rows))
+
+
+def published(figure: Any, rows: Sequence[tuple[str, str, float, Estimate, str]]) -> str:
+    """Draw a line for each number, ours with its interval and that of a paper; return them in words."""
+    said = []
+    for panel, (text, by, theirs, e, ours) in zip(np.atleast_1d(figure.subplots(len(rows), 1)), rows, strict=True):
+        ends = [v for v in (e.low, e.high, e.value, theirs) if math.isfinite(v)]
+        room = 0.1 * (max(ends) - min(ends) or 1.0)
+        bars = [[max(e.value - max(e.low, min(ends)), 0)], [max(min(e.high, max(ends)) - e.value, 0)]]
+        panel.errorbar([min(e.value, max(ends))], [0], xerr=bars, label="ours", **style("batch") | {"capsize": 3})
+        panel.plot([theirs], [0], ls="", marker="d", ms=8, mfc="none", color="black", label=by)
+        panel.set(yticks=[], xlim=(min(ends) - room, max(ends) + room))
+        panel.set_title(text, fontsize=8, loc="left")
+        panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+        said.append(f"{text}: {ours}; {by}: {theirs:g}")
+    return f"{'; '.join(said)}."
 
 
 def finish(panel: Axes, x: str, y: str, title: str = "", legend: Any = None, **axes: Any) -> None:

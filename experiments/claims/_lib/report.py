@@ -2,7 +2,7 @@
 
 Every number comes from a claim's record. The words of its page are a Jinja template, `page.md`, of two parts and a line
 `---` between: the advice, and the text that is folded away. In it `{{ key }}` is the number of the criterion of that
-name, `value.key` the plain number, and `verdict.key` the verdict on it.
+name, `value.key` the plain number, `verdict.key` the verdict on it, and `first.key` its outcome in the first run.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from experiments import disk
-from experiments.claims._lib import study, verdict
+from experiments.claims._lib import plots, study, verdict
 from experiments.claims._lib.config import ClaimConfig
 from experiments.claims._lib.intervals import Estimate
 from experiments.tables import markdown, put
@@ -74,16 +74,20 @@ class Judged:
         return [[*row[:3], "; ".join(filter(None, row[3:]))] for row in ordered]
 
     def changed(self, c: verdict.Criterion) -> str:
-        """Say how a criterion differs from that of the measuring run, and the outcome by that one."""
+        """Say how a criterion differs from that of the first measurement, and the outcome then."""
         before = self.record["first"].get(c.key)
         if before is None:
             return "added after results" if c.scope else ""
         now, then = ((d, b) for d, b in ((bool(c.scope), c.bounds), (before["decides"], before["bounds"])))
-        if now == then or not (now[0] or then[0]):
+        if not (now[0] or then[0]):
             return ""
-        old = before["verdict"]
+        value = before["value"]
+        outcome = ", ".join(filter(None, [before["verdict"], _digits(value) if isinstance(value, float) else ""]))
+        if now == then:
+            again = self.parts[self.config.criteria.index(c)].verdict
+            return f"first measured: {outcome}" if again != before["verdict"] else ""
         rule = f"{'decided' if then[0] else 'reported only'}{f', {then[1]}' if then[1] else ''}"
-        return f"changed after results; before: {rule}{f', {old}' if old else ''}"
+        return f"changed after results; before: {rule}, {outcome}"
 
 
 def module(config: ClaimConfig, kind: str) -> Any:
@@ -119,12 +123,16 @@ def write(pages: Path, configs: list[ClaimConfig], records: list[dict[str, Any] 
             alt, caption = draw(j, pages / f"{j.config.name}.png")
             disk.write(pages / f"{j.config.name}.md", chapter(j, alt, caption))
     context = {"table": table(found, configs, ""), "conditions": conditions([r for r in records if r])}
+    context["sentences"] = sentences([j for j in found if j])
     context["bibliography"] = (LIB / "bibliography.md").read_text(encoding="utf-8").strip()
     disk.write(pages / "index.md", _template(LIB / "index.md").render(context) + "\n")
 
 
-def table(found: list[Judged | None], configs: list[ClaimConfig], to: str) -> str:
-    """Return one row for each claim: answer, effect with interval, where it was tested; `to` leads to the pages."""
+def table(found: list[Judged | None], configs: list[ClaimConfig], to: str, *, brief: bool = False) -> str:
+    """Return one row for each claim: answer, and unless `brief` effect with interval and where it was tested.
+
+    `to` leads to the pages.
+    """
     rows = []
     for j, c in zip(found, configs, strict=True):
         if j is None:
@@ -135,29 +143,38 @@ def table(found: list[Judged | None], configs: list[ClaimConfig], to: str) -> st
             rows.append(
                 [f"[{c.number}. {c.claim}]({to}{c.name}.md)", f"**{j.said.capitalize()}.** {j.answer}", effect, c.where]
             )
-    return markdown(["claim", "answer", "effect, 95% interval", "tested on"], rows)
+    head, shown = ["claim", "answer", "effect, 95% interval", "tested on"], 2 if brief else 4
+    return markdown(head[:shown], [row[:shown] for row in rows])
+
+
+def sentences(found: list[Judged]) -> str:
+    """Return one row for each further sentence of the source texts: verdict, number and claim."""
+    rows = [
+        [
+            c.sentence,
+            f"{'' if j.record['smoke'] else part.verdict or ''}",
+            f"{c.text}: {number(j.estimates[c.key])}",
+            f"[{j.config.number}]({j.config.name}.md)",
+        ]
+        for j in found
+        for c, part in zip(j.config.criteria, j.parts, strict=True)
+        if c.sentence
+    ]
+    return markdown(["sentence", "answer", "number, 95% interval", "claim"], rows)
 
 
 def put_table(page: Path, pages: Path, configs: list[ClaimConfig], records: list[dict[str, Any] | None]) -> None:
     """Put the table of answers between the marks of `page`."""
     found = [judge(c, r) if r else None for c, r in zip(configs, records, strict=True)]
     to = os.path.relpath(pages.resolve(), page.resolve().parent) + "/"
-    put(page, table(found, configs, to), MARKS)
+    put(page, table(found, configs, to, brief=True), MARKS)
 
 
 def chapter(j: Judged, alt: str, caption: str) -> str:
     """Return the page of one claim."""
     c, r, rows = j.config, j.record, j.rows()
     head = ["measured", "number, 95% interval", "criterion", "verdict"]
-    context = {
-        "c": c,
-        "j": j,
-        "r": r,
-        "alt": alt,
-        "caption": caption,
-        "smoke": r["smoke"],
-        "minutes": r["seconds"] / 60,
-    }
+    context: dict[str, Any] = {"c": c, "j": j, "r": r, "alt": alt, "caption": caption, "smoke": r["smoke"]}
     context |= {"rows": markdown(head, rows[:SHOWN]), "more": markdown(head, rows[SHOWN:]) if rows[SHOWN:] else ""}
     judged = module(c, "judge")
     context["tables"] = judged.tables(r["measured"]) if hasattr(judged, "tables") else ""
@@ -167,6 +184,7 @@ def chapter(j: Judged, alt: str, caption: str) -> str:
     else:
         values: dict[str, Any] = {k: number(e, brief=True) for k, e in j.estimates.items()}
         values["value"] = SimpleNamespace(**{k: e and e.value for k, e in j.estimates.items()})
+        values["first"] = r["first"]
         values["verdict"] = SimpleNamespace(**{x.key: p.verdict for x, p in zip(c.criteria, j.parts, strict=True)})
         words = _template(study.ROOT / "experiments" / "claims" / c.name / "page.md").render(values)
         context["advice"], context["rest"] = (part.strip() for part in words.split("\n---\n"))
@@ -176,8 +194,18 @@ def chapter(j: Judged, alt: str, caption: str) -> str:
 def draw(j: Judged, path: Path) -> tuple[str, str]:
     """Write the figure to `path`; return its alternative text and its caption."""
     mpl.use("Agg")
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    alt, caption = module(j.config, "judge").draw(j.record["measured"], figure)
+    shown = [(c, e) for c in j.config.criteria if c.published is not None and (e := j.estimates[c.key])]
+    figure = Figure(figsize=(9.6, 4.2 + 0.6 * len(shown)), layout="constrained")
+    above, *below = figure.subfigures(
+        1 + bool(shown), 1, height_ratios=[4.2, 0.6 * len(shown)][: 1 + bool(shown)], squeeze=False
+    )[:, 0]
+    alt, caption = module(j.config, "judge").draw(j.record["measured"], above)
+    if shown:
+        said = plots.published(below[0], [(c.text, c.by, c.published, e, number(e, brief=True)) for c, e in shown])
+        alt, caption = (
+            f"{alt} Below, numbers of papers: {said}",
+            f"{caption} Below: ours with its interval, and that of a paper.",
+        )
     disk.write_figure(path, figure, dpi=110)
     return alt, caption
 

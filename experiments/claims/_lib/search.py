@@ -1,17 +1,19 @@
-"""The protocol of a comparison: rates on a log grid that the run widens itself, and budgets that it doubles.
+"""The protocol of a comparison: splits of the data, rates on a log grid that widens itself, and budgets that double.
 
-Both arms get the same rates. The grid is widened until the best rate of each arm is interior, and the number of steps
-is doubled until the test accuracy of the plain arm moves by less than its interval.
+All arms get the same rates; each seed has initial weights and a split of the data of its own. The grid is widened until
+the best rate of each arm is interior, and the number of steps is doubled until the second half of them moves the test
+accuracy of the plain arm by less than its interval.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.claims._lib import intervals
-from experiments.claims._lib.study import Study, tested
+from experiments.claims._lib.study import Study, Trained, tested
+from experiments.training import train
 from experiments.training.config import Settings
 from experiments.training.data import Data
 from experiments.training.models import Model
@@ -20,11 +22,21 @@ from experiments.training.train import Arm
 FACTOR, LOWEST, LARGEST = 10**0.5, 1e-4, 1e3
 DOUBLINGS = 3
 Make = Callable[[Settings, str], Model | Arm]
+Results = dict[str, Any]
+Watch = Callable[[int, train.Carry], None]
+Observe = Callable[[Settings, Any, list[Data]], tuple[Watch, Callable[[Trained], Results]]]
 
 
 def search(
-    study: Study, name: str, s: Settings, arms: tuple[str, ...], make: Make, *, asked: dict[str, Any], **fit: Any
-) -> dict[str, Any]:
+    study: Study,
+    name: str,
+    s: Settings,
+    arms: tuple[str, ...],
+    make: Make,
+    *,
+    asked: dict[str, Any] | None = None,
+    **fit: Any,
+) -> Results:
     """Train `arms` at every rate; of each arm the results `[seeds, rates]`, and `grid`, `steps` and `moved`.
 
     Args:
@@ -34,18 +46,16 @@ def search(
         arms: the plain one first.
         make: the network of an arm.
         asked: all that the results depend on beside the settings and the arm.
-        fit: further arguments of `Study.fit`.
+        fit: further arguments of `results`.
     """
     moved: list[float] = []
-    found = widened(study, name, s, arms, make, asked=asked, **fit)
-    while not study.smoke and len(moved) < DOUBLINGS:
-        s, former = dataclasses.replace(s, steps=2 * s.steps), found
+    while True:
         found = widened(study, name, s, arms, make, asked=asked, **fit)
-        before, after = (intervals.mean(at_best(f[arms[0]])[1]) for f in (former, found))
-        moved.append(100 * (after.value - before.value))
-        if abs(after.value - before.value) <= before.high - before.value:
-            break
-    return found | {"moved": moved}
+        half, end = (intervals.mean(100 * at_best(found[arms[0]], *of)[1]) for of in HALVES)
+        moved.append(end.value - half.value)
+        if study.smoke or len(moved) > DOUBLINGS or abs(moved[-1]) <= end.high - end.value:
+            return found | {"moved": moved}
+        s = dataclasses.replace(s, steps=2 * s.steps)
 
 
 def widened(
@@ -55,48 +65,108 @@ def widened(
     arms: tuple[str, ...],
     make: Make,
     *,
-    asked: dict[str, Any],
-    data: Data | None = None,
+    asked: dict[str, Any] | None = None,
+    by: str = "validation",
     **fit: Any,
-) -> dict[str, Any]:
-    """Train `arms` for the steps of `s`, at its rates and at more of them until the best of each arm is interior."""
-    columns: dict[str, dict[float, dict[str, Any]]] = {arm: {} for arm in arms}
+) -> Results:
+    """Train `arms` for the steps of `s`, at its rates and at more of them until the best of each arm is interior.
+
+    The best is that with the largest mean of the results `by`.
+    """
+    columns: dict[str, dict[float, Results]] = {arm: {} for arm in arms}
     todo = s.learning_rates
     while todo:
         now = dataclasses.replace(s, learning_rates=todo)
         for arm in arms:
             part = study.part(
                 f"{name}-{arm}-{s.steps}-{todo[0]:.3g}",
-                {"settings": now, "arm": arm, **asked},
-                lambda arm=arm, now=now: _results(study, now, make(now, arm), data, fit),
+                {"settings": now, "arm": arm, **(asked or {})},
+                lambda arm=arm, now=now: results(study, now, lambda one, arm=arm: make(one, arm), **fit),
             )
             columns[arm] |= {r: {k: np.asarray(v)[:, i] for k, v in part.items()} for i, r in enumerate(todo)}
-        todo = () if study.smoke else _further(columns)
+        todo = () if study.smoke else _further(columns, by)
     grid = sorted(columns[arms[0]])
-    results = {arm: {k: np.stack([by[r][k] for r in grid], 1) for k in by[grid[0]]} for arm, by in columns.items()}
-    return {"grid": grid, "steps": s.steps, **results}
+    stacked = {arm: {k: np.stack([by[r][k] for r in grid], 1) for k in by[grid[0]]} for arm, by in columns.items()}
+    return {"grid": grid, "steps": s.steps, **stacked}
 
 
-def at_best(arm: dict[str, Any], what: str = "test") -> tuple[int, np.ndarray]:
+def at_best(arm: Results, what: str = "test", by: str = "validation") -> tuple[int, np.ndarray]:
     """Return the index of the rate with the best mean validation accuracy, and the results of each seed there."""
-    best = int(np.argmax(np.nan_to_num(np.asarray(arm["validation"], float), nan=-1.0).mean(0)))
-    return best, np.asarray(arm[what], float)[:, best]
+    at = int(intervals.best(arm[by]))
+    return at, np.asarray(arm[what], float)[:, at]
 
 
-def _results(study: Study, s: Settings, model: Model | Arm, data: Data | None, fit: dict[str, Any]) -> dict[str, Any]:
-    done = study.fit(s, model, data=data, **fit)
-    test = np.stack([tested(done.log, at) for at in range(len(s.learning_rates))], 1)
-    last = done.log.val_accuracy
-    late = last[:, :, -1] - last[:, :, -1 - last.shape[-1] // 4]  # the gain of the last quarter of the steps
-    return {"validation": last[:, :, -1], "test": test, "train": study.learned(done, data), "late": late}
+def kept(run: Results, arms: Sequence[str], names: Sequence[str] = ("validation", "test", "train")) -> Results:
+    """Return a search with the results `names` of its arms alone: all of them would make the record long."""
+    return {k: {n: v[n] for n in names} if k in arms else v for k, v in run.items()}
 
 
-def _further(columns: dict[str, dict[float, dict[str, Any]]]) -> tuple[float, ...]:
+HALVES = (("test_half", "validation_half"), ("test", "validation"))
+
+
+def results(
+    study: Study,
+    s: Settings,
+    make: Callable[[Settings], Model | Arm],
+    *,
+    data: Data | None = None,
+    change: Callable[[Data], Data] = lambda data: data,
+    read: Callable[[Trained], Results] = lambda done: {},
+    observe: Observe | None = None,
+    optimizer: Any = None,
+    **fit: Any,
+) -> Results:
+    """Return accuracies `[seeds, rates]`, of each seed on a split of its own.
+
+    Args:
+        study: with the splits.
+        s: the seeds, rates and steps.
+        make: the network of given settings.
+        data: where given, all seeds learn these.
+        change: of each split, before training: fewer images, or other values of them.
+        read: further results of a training, `[seeds, rates, ...]`.
+        observe: of settings, network and the data of each seed, what watches a training and what reads it then.
+        optimizer: as of `Study.fit`.
+        fit: further arguments of `Study.fit`.
+    """
+    splits = [change(study.on(seed).data) for seed in range(s.seeds)] if study.split else change(study.data)
+    model = make(s)
+    given = splits if data is None else data
+    look, more = observe(s, model, given if isinstance(given, list) else [given] * s.seeds) if observe else (None, None)
+    done, found = _read(study, s, model, given, look, optimizer=optimizer, **fit)
+    return found | read(done) | (more(done) if more else {})
+
+
+def _read(
+    study: Study, s: Settings, model: Model | Arm, data: Data | list[Data], look: Watch | None, **fit: Any
+) -> tuple[Trained, Results]:
+    """Train; return the training, and the accuracies at half of the steps and at all of them."""
+    halfway = max(s.steps // (2 * s.log_every), 1) * s.log_every
+    kept: list[Any] = []
+
+    def watch(step: int, carry: train.Carry) -> None:
+        if look:
+            look(step, carry)
+        if step == halfway:
+            kept.append(carry)
+
+    done = study.fit(s, model, data=data, watch=watch, **fit)
+    log, half = done.log, done.log.steps <= halfway
+    found = {"train": study.learned(done, data), "train_half": study.learned(done._replace(carry=kept[0]), data)}
+    for name, part in (("", half | True), ("_half", half)):
+        short = log._replace(val_accuracy=log.val_accuracy[..., part], test_accuracy=log.test_accuracy[..., part])
+        found[f"validation{name}"] = short.val_accuracy[..., -1]
+        found[f"test{name}"] = np.stack([tested(short, at) for at in range(short.val_accuracy.shape[1])], 1)
+    late = log.val_accuracy  # its gain in the last quarter of the steps
+    return done, found | {"late": late[..., -1] - late[..., -1 - late.shape[-1] // 4]}
+
+
+def _further(columns: dict[str, dict[float, Results]], score: str) -> tuple[float, ...]:
     """Return the rates that are needed next; none if the best of each arm is interior or the ends are reached."""
     wanted = set()
     for by in columns.values():
         grid = sorted(by)
-        best = grid[int(np.argmax([np.nan_to_num(by[r]["validation"], nan=-1.0).mean() for r in grid]))]
+        best = grid[int(intervals.best(np.stack([by[r][score] for r in grid], -1)))]
         if best == grid[0] and best / FACTOR >= LOWEST:
             wanted.add(best / FACTOR)
         if best == grid[-1] and best * FACTOR <= LARGEST:

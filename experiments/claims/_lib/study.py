@@ -20,13 +20,14 @@ import numpy as np
 
 from experiments import disk
 from experiments.claims._lib.values import numbers, plain
-from experiments.training import config, record, train
-from experiments.training.data import MOST, Data, Split
+from experiments.training import config, feed, record, train
+from experiments.training.data import Data, Split
 from experiments.training.models import Model
 
 ROOT = Path(__file__).parents[3]
 BASE = config.settings(config.read(ROOT / "configs" / "base.toml"), "configs/base.toml")
 SMOKE_SEEDS, SMOKE_STEPS, SMOKE_RATES = 2, 40, 2
+WIDER = 3.0  # a check takes rates so many times lower and larger
 
 
 class StoppedError(Exception):
@@ -57,6 +58,8 @@ class Study:
 
     Attributes:
         data: the images.
+        split: makes other splits of them by number, the first of which `data` is; None if there is only that one.
+        vary: how a check departs from the config: a wider `grid` or twice the `steps`.
         smoke: whether everything is made as small as it can be, to see that it runs.
         folder: where finished parts are kept.
         source: the hash of the program.
@@ -70,10 +73,16 @@ class Study:
     smoke: bool
     folder: Path
     source: str = ""
+    split: Callable[[int], Data] | None = None
+    vary: str = ""
     tick: Callable[[], None] = lambda: None
     show: Callable[[int], None] = lambda parts: None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     asked: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def on(self, number: int) -> "Study":
+        """Return the same on split `number`, for the seed of that number."""
+        return dataclasses.replace(self, data=self.split(number)) if self.split and number else self
 
     @property
     def pixels(self) -> int:
@@ -116,6 +125,11 @@ class Study:
     def settings(self, given: config.Settings, **changes: Any) -> config.Settings:
         """Return `given` with `changes`, on one device, small if this is a smoke run."""
         s = dataclasses.replace(given, devices=1, way="jit", statistics="global", **changes)
+        rates = s.learning_rates
+        if self.vary == "grid" and len(rates) > 1:
+            s = dataclasses.replace(s, learning_rates=(min(rates) / WIDER, *rates, max(rates) * WIDER))
+        if self.vary == "steps":
+            s = dataclasses.replace(s, steps=2 * s.steps)
         if not self.smoke:
             return s
         every = min(s.log_every, SMOKE_STEPS // 2)
@@ -132,9 +146,10 @@ class Study:
         s: config.Settings,
         model: Model | train.Arm,
         *,
-        data: Data | None = None,
+        data: Data | list[Data] | None = None,
         optimizer: Callable[[Any], Any] | None = None,
         start: Callable[[train.Carry], train.Carry] | None = None,
+        first_seed: int = 0,
         watch: Callable[[int, train.Carry], None] | None = None,
         test: bool = True,
     ) -> Trained:
@@ -143,14 +158,18 @@ class Study:
         Args:
             s: from `settings`; the network is `model` and not theirs.
             model: the network, or an arm that was compiled before for data of the same sizes.
-            data: other data than the study's.
+            data: other data than the study's; a list has a split for each seed.
             optimizer: of a learning rate, in place of that of the settings.
             start: changes the first carry.
+            first_seed: of the initial weights.
             watch: called with the number of steps done and the carry, before the first step and after every chunk.
             test: whether to log accuracy on the test images; NaN if not.
         """
-        data = data or self.data
         arm = model if isinstance(model, train.Arm) else train.compile_arm(s, model, optimizer)
+        if isinstance(data, list):
+            splits = data
+            arm = arm._replace(feed=lambda first, _: _feed_each(s, first, splits))
+        data = stacked(data or self.data)
         rows: list[Any] = []
 
         def log(step: int, metrics: train.Metrics, carry: train.Carry) -> None:
@@ -160,17 +179,20 @@ class Study:
                 watch(step, carry)
             self.tick()
 
-        begun = arm.start() if start is None else start(arm.start())
+        begun = arm.start(np.int32(first_seed))
+        begun = start(begun) if start else begun
         if watch:
             watch(0, begun)
         end = train.train(s, arm, data, log, start=begun)
         steps, *curves = zip(*rows, strict=True)
         return Trained(Log(np.array(steps), *(np.stack(c, -1) for c in curves)), end.carry, arm)
 
-    def learned(self, done: Trained, data: Data | None = None) -> np.ndarray:
-        """Return the accuracy on training images at the end, `[seeds, rates]`."""
-        images, labels = (data or self.data).train
-        return np.asarray(done.arm.evaluate(done.carry, Split(images[:MOST], labels[:MOST]))[1])
+    def learned(self, done: Trained, data: Data | list[Data] | None = None) -> np.ndarray:
+        """Return the accuracy at the end on as many training images as there are in the test, `[seeds, rates]`."""
+        both = stacked(data or self.data)
+        rows = slice(both.test.labels.shape[-1])  # the same shapes, so that nothing is compiled again
+        some = Split(both.train.images[..., rows, :], both.train.labels[..., rows])
+        return np.asarray(done.arm.evaluate(done.carry, some)[1])
 
     def clock(self, s: config.Settings, arms: dict[str, train.Arm], warm: int, timed: int) -> dict[str, list[float]]:
         """Measure the seconds of a step of one network of each arm, in turns."""
@@ -190,6 +212,20 @@ class Study:
                     seconds[name].append((time.perf_counter() - began) / s.log_every)
             self.tick()
         return seconds
+
+
+def stacked(data: Data | list[Data]) -> Data:
+    """Return `data`, of splits one for each seed as arrays `[seeds, ...]`."""
+    if not isinstance(data, list):
+        return data
+    return Data(*(Split(*(np.stack(v) for v in zip(*parts, strict=True))) for parts in zip(*data, strict=True)))
+
+
+def _feed_each(s: config.Settings, first: int, splits: list[Data]) -> feed.Feed:
+    """Return the examples of a chunk, of each seed from its own split."""
+    rows = list(zip(splits, feed.order(s, len(splits[0].train.labels), first), strict=True))
+    images, labels = (np.stack([split.train[i][at] for split, at in rows]) for i in (0, 1))
+    return feed.Feed(images, labels, None)
 
 
 def chosen(log: Log) -> int:
@@ -217,7 +253,8 @@ def source_files(name: str) -> list[Path]:
     """List the program that measures the claim `name`: the library, the trainer, and the modules of the claims."""
     here = ROOT / "experiments"
     trainer = [here / "__init__.py", here / "disk.py", *(here / "training").glob("*.py")]
-    own = ["__init__.py", *(f"_lib/{n}.py" for n in ("__init__", "study", "search", "networks", "intervals", "values"))]
+    library = ("__init__", "study", "search", "networks", "intervals", "values")
+    own = ["__init__.py", *(f"_lib/{n}.py" for n in library)]
     own.append(f"{name}/measure.py")
     return sorted((*(ROOT / "jaxbn").rglob("*.py"), *trainer, *(here / "claims" / part for part in own)))
 

@@ -25,6 +25,8 @@ class Criterion:
         at_least, at_most: what it has to be; both for a range, neither for a number that is only reported.
         scope: the case of the claim that it decides, to follow "holds for"; empty if it decides nothing.
         shown: whether it is among the five rows that are not folded away; what decides comes first.
+        sentence: of the source texts, that this number answers beside the claim.
+        published: the same number of a paper, and `by` whom; drawn beside ours.
     """
 
     key: Annotated[str, Field(min_length=1)]
@@ -33,6 +35,9 @@ class Criterion:
     at_most: float | None = None
     scope: str = ""
     shown: bool = False
+    sentence: str = ""
+    published: float | None = None
+    by: str = ""
 
     @property
     def bounds(self) -> str:

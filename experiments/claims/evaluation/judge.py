@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims._lib import plots
-from experiments.claims._lib.intervals import Estimate, exact, extremes, mean
+from experiments.claims._lib.intervals import Estimate, at_edge, exact, mean
 from experiments.claims._lib.verdict import Estimates
 
 EARLY = 100  # the last step that counts as early
@@ -33,7 +33,9 @@ def estimates(found: dict[str, Any]) -> Estimates:
     steps = np.asarray(large["steps"])
 
     def gap(part: dict[str, Any], at: int = -1) -> Estimate:
-        return mean(abs(_points(part, "batch", "0.99")[:, at]), "pp")
+        return mean(abs(_points(part, "batch", "0.99")[:, at]), "pp").with_caveat(
+            at_edge(part["grid"], network=part["rate"])
+        )
 
     def early(name: str) -> Estimate:
         return mean(_points(large, "precise", name)[:, steps <= EARLY].mean(1), "pp")
@@ -48,9 +50,11 @@ def estimates(found: dict[str, Any]) -> Estimates:
         "gap_32": gap(found["small"]),
         # A smoke run ends before; its last step stands for the others.
         **{f"gap_{step}": gap(large, int(min(np.sum(steps < step), len(steps) - 1))) for step in (10, 30, 100, 300)},
-        "companions": extremes(companions["evaluation"]),
-        "companions_alone": extremes(companions["alone"]),
-        "companions_batch": extremes(companions["batch"]),
+        "companions": exact(companions["evaluation"], "largest of all"),
+        "companions_alone": exact(companions["alone"], "largest of all"),
+        "companions_batch": exact(companions["batch"], "largest of all"),
+        "state": exact(companions["state"], "largest of all"),
+        "gradient": exact(companions["gradient"], "largest of all"),
         "early": early("0.999"),
         "early_debiased": early("0.999 debiased"),
         "early_short": early("0.9"),

@@ -13,13 +13,14 @@ NOISE = np.sqrt(2 / (np.pi * 1024))  # the mean |correlation| of independent col
 
 
 def estimates(found: dict[str, Any]) -> Estimates:
-    """Return the estimates by the keys of the criteria."""
+    """Return the estimates by the keys of the criteria; numbers are `[seeds, probes, rates, layers]`."""
 
     def worst(arm: str, name: str) -> Estimate:
-        return extremes(np.max(found[arm][name], axis=(0, 2)))
+        return extremes(np.max(found[arm][name], axis=(1, 2, 3)))
 
     def at(arm: str, name: str, probe: int = -1) -> Estimate:
-        return mean(np.mean(found[arm][name][probe], -1))
+        each = np.mean(np.asarray(found[arm][name])[:, probe], -1)
+        return mean(np.min(each, -1) if arm == "batch" and name == "all" else np.mean(each, -1))
 
     return {
         "mean": worst("batch", "mean"),
@@ -34,6 +35,7 @@ def estimates(found: dict[str, Any]) -> Estimates:
         "start": at("batch", "all", 0),
         "next_mean": at("batch", "next_mean"),
         "next_var": at("batch", "next_var"),
+        "through": extremes(found["batch"]["through"]),
     }
 
 
@@ -55,20 +57,21 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         "whiten": ("whiten", "all", "whitening, all pairs"),
         "whiten_within": ("whiten", "within", "whitening, in groups of 20"),
     }
-    steps = found["batch"]["steps"]
+    steps = found["steps"]
     for style, (arm, name, label) in lines.items():
-        plots.points(right, range(len(steps)), np.mean(found[arm][name], -1).T, style, label)
+        plots.points(right, range(len(steps)), np.mean(found[arm][name], (2, 3)), style, label)
     right.axhline(NOISE, color="black", lw=1, ls=":", label="noise of 1,024 images")
     right.set_xticks(range(len(steps)), [str(step) for step in steps])
     names = ("training step", "mean |correlation| of two units", "in the course of training")
     plots.finish(right, *names, "best", yscale="log")
-    last = {arm: np.mean(found[arm]["all"][-1]) for arm in ("batch", "whiten")}
+    last = {arm: np.mean(np.asarray(found[arm]["all"])[:, -1]) for arm in ("batch", "whiten")}
     alt = (
         "Units by mean and standard deviation before and after batch norm, a matrix of their correlations, and the "
         f"mean correlation, at the end {last['batch']:.2f} with batch norm and {last['whiten']:.2f} with whitening."
     )
-    n = len(found["batch"]["val_accuracy"])
+    n = len(found["batch"]["all"])
     return alt, (
-        f"Left and middle: after training, one of n = {n} seeds; the middle shows units of the second layer. Right: "
-        f"medians and quartiles of n = {n} seeds, mean over three layers."
+        f"After training two units of a layer are correlated by {last['batch']:.2f} with batch norm, as before it, "
+        f"and by {last['whiten']:.2f} with whitening. Left and middle: one network; right: medians and quartiles of "
+        f"n = {n} seeds on splits of their own, mean over three layers and {len(found['rates'])} rates."
     )
