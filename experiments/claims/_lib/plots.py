@@ -1,7 +1,6 @@
 """The style of the figures: one colour, one dash and one marker for each arm, the same in all of them."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,22 +68,20 @@ def strip(panel: Axes, rows: dict[str, tuple[str, Any]]) -> None:
     panel.set_yticks(-np.arange(len(rows)), list(rows))
 
 
-def published(figure: Any, rows: Sequence[tuple[str, str, float, Estimate, str]]) -> str:
-    """Draw a line for each number, ours with its interval and that of a paper; return them in words."""
-    said = []
-    for panel, (text, by, theirs, e, ours) in zip(np.atleast_1d(figure.subplots(len(rows), 1)), rows, strict=True):
-        ends = [v for v in (e.low, e.high, e.value, theirs) if math.isfinite(v)]
-        room = 0.1 * (max(ends) - min(ends) or 1.0)
-        bars = [[max(e.value - max(e.low, min(ends)), 0)], [max(min(e.high, max(ends)) - e.value, 0)]]
-        panel.errorbar([min(e.value, max(ends))], [0], xerr=bars, label="ours", **style("batch") | {"capsize": 3})
-        panel.plot([theirs], [0], ls="", marker="d", ms=8, mfc="none", color="black", label=by)
-        panel.set(yticks=[], xlim=(min(ends) - room, max(ends) + room))
-        panel.set_title(text, fontsize=8, loc="left")
-        panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
-        panel.spines[["top", "right", "left"]].set_visible(False)
-        panel.tick_params(labelsize=8)
-        said.append(f"{text}: {ours}; {by}: {theirs:g}")
-    return f"{'; '.join(said)}."
+def published(panel: Axes, text: str, theirs: tuple[str, float], e: Estimate, ours: str) -> str:
+    """Draw a number with its interval beside that of a paper; return both in words."""
+    by, value = theirs
+    ends = [v for v in (e.low, e.high, e.value, value) if math.isfinite(v)]
+    room, own = 0.1 * (max(ends) - min(ends) or 1.0), min(e.value, max(ends))
+    bars = [[max(own - max(e.low, min(ends)), 0)], [max(min(e.high, max(ends)) - own, 0)]]
+    panel.errorbar([own], [0], xerr=bars, label="ours", **style("batch") | {"capsize": 3})
+    panel.plot([value], [0], ls="", marker="d", ms=8, mfc="none", color="black", label=by)
+    panel.set(yticks=[], xlim=(min(ends) - room, max(ends) + room))
+    panel.set_title(text, fontsize=8, loc="left")
+    panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.tick_params(labelsize=8)
+    return f"{text}: {ours}; {by}: {value:g}"
 
 
 def finish(panel: Axes, x: str, y: str, title: str = "", legend: Any = None, **axes: Any) -> None:

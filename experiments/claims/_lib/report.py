@@ -195,17 +195,18 @@ def draw(j: Judged, path: Path) -> tuple[str, str]:
     """Write the figure to `path`; return its alternative text and its caption."""
     mpl.use("Agg")
     shown = [(c, e) for c in j.config.criteria if c.published is not None and (e := j.estimates[c.key])]
-    figure = Figure(figsize=(9.6, 4.2 + 0.6 * len(shown)), layout="constrained")
-    above, *below = figure.subfigures(
-        1 + bool(shown), 1, height_ratios=[4.2, 0.6 * len(shown)][: 1 + bool(shown)], squeeze=False
-    )[:, 0]
-    alt, caption = module(j.config, "judge").draw(j.record["measured"], above)
+    height, line = 4.2, 0.65
+    total = height + line * len(shown)
+    figure = Figure(figsize=(9.6, total), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 1 - height / total, 1, height / total))
+    alt, caption = module(j.config, "judge").draw(j.record["measured"], figure)
+    said = []
+    for at, (c, e) in enumerate(reversed(shown)):
+        panel = figure.add_axes((0.03, (line * at + 0.28) / total, 0.7, 0.12 / total))
+        said.append(plots.published(panel, c.text, (c.by, c.published or 0.0), e, number(e, brief=True)))
     if shown:
-        said = plots.published(below[0], [(c.text, c.by, c.published, e, number(e, brief=True)) for c, e in shown])
-        alt, caption = (
-            f"{alt} Below, numbers of papers: {said}",
-            f"{caption} Below: ours with its interval, and that of a paper.",
-        )
+        alt = f"{alt} Below, numbers of papers: {'; '.join(reversed(said))}."
+        caption = f"{caption} Below: ours with its interval, and that of a paper."
     disk.write_figure(path, figure, dpi=110)
     return alt, caption
 

@@ -46,7 +46,7 @@ def estimates(found: dict[str, Any]) -> Estimates:
     }
 
 
-def _ratios(part: dict[str, Any], same: bool) -> list[float]:
+def _ratios(part: dict[str, Any], same: bool) -> np.ndarray:
     """Return the steps without a norm over those with one, at the plain network's best rate or each at its own."""
     return ratio(*(part[f"{arm}_{'same' if same else 'best'}"]["steps_to_target"] for arm in ("none", "batch")))
 
