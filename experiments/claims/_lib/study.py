@@ -218,7 +218,13 @@ def stacked(data: Data | list[Data]) -> Data:
     """Return `data`, of splits one for each seed as arrays `[seeds, ...]`."""
     if not isinstance(data, list):
         return data
-    return Data(*(Split(*(np.stack(v) for v in zip(*parts, strict=True))) for parts in zip(*data, strict=True)))
+    parts = zip(*(own[:3] for own in data), strict=True)
+    return data[0]._replace(
+        **{
+            name: Split(*map(np.stack, zip(*part, strict=True)))
+            for name, part in zip(Data._fields, parts, strict=False)
+        }
+    )
 
 
 def _feed_each(s: config.Settings, first: int, splits: list[Data]) -> feed.Feed:
