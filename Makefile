@@ -19,7 +19,7 @@ test-experiments: $(VENV)/tests
 slow: $(VENV)/tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow $(TESTS)
 
-# Generated layers against the oracle, from seed START on; a second for each.
+# Generated layers against the oracle, from seed START on: ten seeds of each program. It prints where to go on.
 fuzz: $(VENV)/tests
 	$(BIN)/python tests/fuzz.py $(or $(N),1000) $(or $(START),0)
 

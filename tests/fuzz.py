@@ -353,7 +353,9 @@ def disagreements(layer: Layer, seed: int) -> dict[str, float]:
         got = np.where(counted, value, 0) if name in ("y", "dx", "ddx") else value
         if name in ("y", "dx", "ddx"):  # of the layer's dtype: beyond its largest number lies infinity
             want, got = (np.clip(v, -largest, largest) for v in (want, got))
-        size = max(1.0, float(np.max(np.abs(want))))
+        # Where the residual cancels x_hat, the error of y is that of x_hat, which is as large as the residual.
+        residual = np.max(np.abs(given.residual)) if name == "y" and given.residual is not None else 0.0
+        size = float(max(1.0, np.max(np.abs(want)), residual))
         limit = (tolerance[name] * ulp + (1e-5 if name in ("mean", "var") else 0)) * size
         worst = float(np.max(np.abs(got - want))) if np.isfinite(got).all() else np.inf
         if not worst <= limit:

@@ -30,7 +30,15 @@ def recalibrate_states(
 
     def moments_of(states, evaluate, batch):
         check_batch(batch)
-        rows = rows_of(states, evaluate, batch)
+        try:
+            rows = rows_of(states, evaluate, batch)
+        except Exception as error:  # the model's own
+            if isinstance(batch, (tuple, list)):
+                error.add_note(
+                    "`recalibrate` hands the whole batch to `apply` or `call`, here a tuple. Of inputs and labels take "
+                    "the inputs there: `model(batch[0])`."
+                )
+            raise
         return {path: Moments(*np.moveaxis(fetch_array(row), -1, 0)) for path, row in rows.items()}
 
     states = recalibrate_layers(moments_of, states, batches, source_weight, layer_by_layer, progress)

@@ -85,6 +85,18 @@ def test_batches_hold_arrays(batches):
         jaxbn.nnx.recalibrate(stateful(), batches)
 
 
+def test_pairs_of_inputs_and_labels_are_named():
+    """A loader gives them, and the model fails in words of its own."""
+    pairs = [(X, np.zeros(8, np.int32))]
+    for recalibrate in (
+        partial(jaxbn.linen.recalibrate, UPDATING, VARIABLES),
+        partial(jaxbn.nnx.recalibrate, stateful()),
+    ):
+        with pytest.raises((TypeError, DeprecationWarning)) as error:
+            recalibrate(pairs)
+        assert any("`model(batch[0])`" in note for note in error.value.__notes__)
+
+
 def test_a_batch_without_examples_proves_nothing():
     """No fold is compared on it, and no layer found healthy."""
     none = X[:0]
