@@ -74,7 +74,7 @@ def published(panel: Axes, text: str, theirs: tuple[str, float], e: Estimate, ou
     ends = [v for v in (e.low, e.high, e.value, value) if math.isfinite(v)]
     room, own = 0.1 * (max(ends) - min(ends) or 1.0), min(e.value, max(ends))
     bars = [[max(own - max(e.low, min(ends)), 0)], [max(min(e.high, max(ends)) - own, 0)]]
-    panel.errorbar([own], [0], xerr=bars, label="ours", **style("batch") | {"capsize": 3})
+    panel.errorbar([own], [0], xerr=bars, label="ours", color=STYLES["batch"][0], marker="o", capsize=3)
     panel.plot([value], [0], ls="", marker="d", ms=8, mfc="none", color="black", label=by)
     panel.set(yticks=[], xlim=(min(ends) - room, max(ends) + room))
     panel.set_title(text, fontsize=8, loc="left")

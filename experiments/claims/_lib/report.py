@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import disk
 from experiments.claims._lib import plots, study, verdict
@@ -197,8 +198,8 @@ def draw(j: Judged, path: Path) -> tuple[str, str]:
     shown = [(c, e) for c in j.config.criteria if c.published is not None and (e := j.estimates[c.key])]
     height, line = 4.2, 0.65
     total = height + line * len(shown)
-    figure = Figure(figsize=(9.6, total), layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 1 - height / total, 1, height / total))
+    above = ConstrainedLayoutEngine(rect=(0, 1 - height / total, 1, height / total))
+    figure = Figure(figsize=(9.6, total), layout=above)
     alt, caption = module(j.config, "judge").draw(j.record["measured"], figure)
     said = []
     for at, (c, e) in enumerate(reversed(shown)):

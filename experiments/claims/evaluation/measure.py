@@ -205,9 +205,9 @@ def _companions(model: Model, size: int, params: Tree, states: Tree, test: Split
     def gradient(params: Tree, states: Tree) -> Tree:
         return jax.grad(partial(loss, params, states))([(state.mean, state.var) for state in states])
 
-    def largest(*trees: Tree) -> Array:
-        apart = jax.tree.map(lambda *v: jnp.max(jnp.abs(v[0] - v[1] if len(v) > 1 else v[0])), *trees)
-        return jnp.max(jnp.stack(jax.tree.leaves(apart)))
+    def largest(tree: Tree, other: Tree = None) -> Array:
+        apart = tree if other is None else jax.tree.map(jnp.subtract, tree, other)
+        return jnp.max(jnp.stack([jnp.max(jnp.abs(v)) for v in jax.tree.leaves(apart)]))
 
     return {
         "evaluation": largest(before[False][0][:, :, :half], after[False][0][:, :, :half]),
