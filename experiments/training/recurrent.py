@@ -100,21 +100,6 @@ def pieces(x: Images, steps: int, order: Any = None) -> Array:
     return jnp.swapaxes(jnp.reshape(x, (x.shape[0], steps, -1)), 0, 1)
 
 
-def outputs(how: Recurrence, params: Tree, state: Tree, xs: Array, added: Array) -> Array:
-    """Return the outputs of all steps in training, `added` to the one that each step gets: to differentiate by."""
-    cell = params["cell"]
-    carry = jaxbn.lstm.lstm_carry(cell, xs.shape[1])
-    if how.norm != "batch":
-        return _recur(how, cell, carry, _project(how, cell, state, xs, True, {})[0], added)
-
-    def step(before: Any, given: Any) -> Any:
-        (carry, state), (x, more) = before, given
-        carry, y, state = jaxbn.lstm.lstm_step(cell, state, carry._replace(h=carry.h + more), x, True)
-        return (carry, state), y
-
-    return jax.lax.scan(step, (carry, state), (xs, added))[1]
-
-
 def _project(how: Recurrence, cell: Any, state: Any, xs: Array, train: bool, options: Any) -> tuple[Array, Any]:
     """Return the inputs' share of the gates at all steps, normalized or not, and the new state."""
     inputs = xs @ cell.input_kernel
@@ -123,8 +108,8 @@ def _project(how: Recurrence, cell: Any, state: Any, xs: Array, train: bool, opt
     return inputs, state
 
 
-def _recur(how: Recurrence, cell: Any, carry: Any, inputs: Array, added: Array | None = None) -> Array:
-    """Return the outputs of all steps of an LSTM without norms across examples, with `added` to each step's input."""
+def _recur(how: Recurrence, cell: Any, carry: Any, inputs: Array) -> Array:
+    """Return the outputs of all steps of an LSTM without norms across examples."""
 
     def norm(params: Any, v: Array) -> Array:
         if how.norm != "layer":
@@ -133,10 +118,9 @@ def _recur(how: Recurrence, cell: Any, carry: Any, inputs: Array, added: Array |
         v = params.scale[None] * (v - mean) * jax.lax.rsqrt(var + 1e-5)
         return v if params.bias is None else v + jnp.asarray(params.bias)[None]
 
-    def step(before: Any, given: Any) -> Any:
+    def step(before: Any, x: Array) -> Any:
         c, h = before
-        x, more = given
-        gates = norm(cell.input_norm, x) + norm(cell.recurrent_norm, (h + more) @ cell.recurrent_kernel)
+        gates = norm(cell.input_norm, x) + norm(cell.recurrent_norm, h @ cell.recurrent_kernel)
         i, f, g, o = jnp.split(gates, 4, -1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(norm(cell.cell_norm, c))
@@ -144,5 +128,4 @@ def _recur(how: Recurrence, cell: Any, carry: Any, inputs: Array, added: Array |
 
     # As many zeros as x has devices: a loop must start on the devices of its later steps.
     start = jax.tree.map(lambda v: v + 0 * jnp.sum(inputs[0], -1, keepdims=True), (carry.c, carry.h))
-    none = jnp.zeros((inputs.shape[0], 1, 1), inputs.dtype)
-    return jax.lax.scan(step, start, (inputs, none if added is None else added))[1]
+    return jax.lax.scan(step, start, inputs)[1]

@@ -113,7 +113,10 @@ def train(
 
 
 def compile_arm(
-    settings: Settings, model: models.Model, optimizer: Callable[[Any], optax.GradientTransformation] | None = None
+    settings: Settings,
+    model: models.Model,
+    optimizer: Callable[[Any], optax.GradientTransformation] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Arm:
     """Build the compiled parts of training `model`; compiled when first called.
 
@@ -121,6 +124,7 @@ def compile_arm(
         settings: of the run. Of the network only `model` counts, which `models.build` makes of the settings.
         model: the network.
         optimizer: of a learning rate; that of the settings by default.
+        options: of the compiler.
     """
     way, optimizer = parallel.way(settings), optimizer or OPTIMIZERS[settings.optimizer]
     shared, divided = P(), P(None, None, way.axes)
@@ -185,12 +189,19 @@ def compile_arm(
 
         return inside
 
-    begin = jax.jit(start, out_shardings=placed)
+    begin = jax.jit(start, out_shardings=placed, compiler_options=options)
     return Arm(
         within(begin),
         lambda first, data: feed.make(settings, data.train, first, spread_out),
-        within(jax.jit(step, in_shardings=(placed, here, spread_out, here), out_shardings=(placed, here))),
-        within(jax.jit(evaluate, in_shardings=(placed, here), out_shardings=here)),
+        within(
+            jax.jit(
+                step,
+                in_shardings=(placed, here, spread_out, here),
+                out_shardings=(placed, here),
+                compiler_options=options,
+            )
+        ),
+        within(jax.jit(evaluate, in_shardings=(placed, here), out_shardings=here, compiler_options=options)),
         lambda: _abstract(within(begin.eval_shape)(), placed),
     )
 

@@ -25,9 +25,9 @@ STYLES = {
     "batch": BLUE,
     "none": ORANGE,
     **dict.fromkeys(("residual", "after", "whiten_within", "group"), GREEN),
-    **dict.fromkeys(("noise", "moving", "shared"), PINK),
-    **dict.fromkeys(("small_epsilon", "renorm", "scale_1", "sigmoid_none"), YELLOW),
-    **dict.fromkeys(("noisy", "whiten", "sigmoid_batch", "input", "second"), SKY),
+    **dict.fromkeys(("noise", "skip", "shared"), PINK),
+    **dict.fromkeys(("small_epsilon", "renorm"), YELLOW),
+    **dict.fromkeys(("noisy", "whiten", "sigmoid_batch", "input"), SKY),
     **dict.fromkeys(("pooled",), BLACK),
     **dict.fromkeys(("other", "layer"), BROWN),
 }

@@ -26,6 +26,8 @@ from experiments.training.models import Model
 
 ROOT = Path(__file__).parents[3]
 BASE = config.settings(config.read(ROOT / "configs" / "base.toml"), "configs/base.toml")
+# To compile a network of this size as well as XLA can takes longer than to train it.
+QUICK = {"xla_backend_optimization_level": 1}
 SMOKE_SEEDS, SMOKE_STEPS, SMOKE_RATES = 2, 40, 2
 WIDER = 3.0  # a check takes rates so many times lower and larger
 
@@ -165,7 +167,7 @@ class Study:
             watch: called with the number of steps done and the carry, before the first step and after every chunk.
             test: whether to log accuracy on the test images; NaN if not.
         """
-        arm = model if isinstance(model, train.Arm) else train.compile_arm(s, model, optimizer)
+        arm = model if isinstance(model, train.Arm) else train.compile_arm(s, model, optimizer, QUICK)
         if isinstance(data, list):
             splits = data
             arm = arm._replace(feed=lambda first, _: _feed_each(s, first, splits))
@@ -259,7 +261,7 @@ def source_files(name: str) -> list[Path]:
     """List the program that measures the claim `name`: the library, the trainer, and the modules of the claims."""
     here = ROOT / "experiments"
     trainer = [here / "__init__.py", here / "disk.py", *(here / "training").glob("*.py")]
-    library = ("__init__", "study", "search", "networks", "intervals", "values")
+    library = ("__init__", "study", "search", "splits", "networks", "intervals", "values")
     own = ["__init__.py", *(f"_lib/{n}.py" for n in library)]
     own.append(f"{name}/measure.py")
     return sorted((*(ROOT / "jaxbn").rglob("*.py"), *trainer, *(here / "claims" / part for part in own)))
