@@ -25,9 +25,9 @@ STYLES = {
     "batch": BLUE,
     "none": ORANGE,
     **dict.fromkeys(("residual", "after", "whiten_within", "group"), GREEN),
-    **dict.fromkeys(("noise", "skip", "shared"), PINK),
-    **dict.fromkeys(("small_epsilon", "renorm"), YELLOW),
-    **dict.fromkeys(("noisy", "whiten", "sigmoid_batch", "input"), SKY),
+    **dict.fromkeys(("noise", "moving", "shared"), PINK),
+    **dict.fromkeys(("small_epsilon", "renorm", "scale_1", "sigmoid_none"), YELLOW),
+    **dict.fromkeys(("noisy", "whiten", "sigmoid_batch", "input", "second"), SKY),
     **dict.fromkeys(("pooled",), BLACK),
     **dict.fromkeys(("other", "layer"), BROWN),
 }
@@ -48,11 +48,16 @@ def band(panel: Axes, x: Any, values: Any, arm: str, label: str) -> None:
 
 def points(panel: Axes, x: Any, values: Any, arm: str, label: str, **options: Any) -> None:
     """Draw a marker for the median of `values [n, len(x)]` and a bar for the quartiles."""
-    median, low, high = quartiles(np.asarray(values, float))
-    x, shown = np.asarray(x, float), np.isfinite(high)
-    bars = np.stack([median - low, high - median])[:, shown]
+    quarters = quartiles(np.asarray(values, float))
+    shown = np.isfinite(quarters[2])
+    median, low, high = (v[shown] for v in quarters)
+    bars = np.stack([median - low, high - median])
     panel.errorbar(
-        x[shown], median[shown], bars, label=label, **style(arm) | {"ms": 5, "lw": 1.5, "capsize": 2} | options
+        np.asarray(x, float)[shown],
+        median,
+        bars,
+        label=label,
+        **style(arm) | {"ms": 5, "lw": 1.5, "capsize": 2} | options,
     )
 
 

@@ -21,6 +21,7 @@ from experiments.training.train import Arm
 
 FACTOR, LOWEST, LARGEST = 10**0.5, 1e-4, 1e3
 DOUBLINGS = 3
+CHANCE = 0.2  # validation accuracy below which an arm learns at no rate: more of them are not tried for it
 Make = Callable[[Settings, str], Model | Arm]
 Results = dict[str, Any]
 Watch = Callable[[int, train.Carry], None]
@@ -166,6 +167,8 @@ def _further(columns: dict[str, dict[float, Results]], score: str) -> tuple[floa
     wanted = set()
     for by in columns.values():
         grid = sorted(by)
+        if max(float(np.nanmean(by[r]["validation"])) for r in grid) < CHANCE:
+            continue
         best = grid[int(intervals.best(np.stack([by[r][score] for r in grid], -1)))]
         if best == grid[0] and best / FACTOR >= LOWEST:
             wanted.add(best / FACTOR)
