@@ -55,39 +55,6 @@ def test_noise_has_the_moments_of_the_paper():
     assert np.array_equal(run(layer, X, EVALUATE), X)
 
 
-@pytest.mark.slow
-def test_statistics_of_the_whole_set():
-    """The batch is normalized by all images and enters no statistic; and its gradient flows through them."""
-    images = jnp.asarray(rng.standard_normal((30, 6)), jnp.float32)
-
-    def made(layer):
-        return mlp([layer], (4,), kernel, 6, 3)
-
-    plain = made(layers.batch_norm(momentum=0.0, activation=jnp.tanh))
-    whole = networks.whole(plain, images, lambda n: networks.leave_out(n, momentum=0.0, activation=jnp.tanh), made)
-    params, state = whole.init(jax.random.key(0))
-    batch = images[:5] + 1
-
-    def by_hand(params):
-        entering, own = images @ params["kernels"][0], batch @ params["kernels"][0]
-        mean, var = jnp.mean(entering, 0), jnp.var(entering, 0)
-        shift = params["shifts"][0]
-        hidden = jnp.tanh((own - mean) / jnp.sqrt(var + 1e-5) * shift.scale + shift.bias)
-        return hidden @ params["kernels"][1] + params["last"]
-
-    logits, new = whole.apply(params, state, batch, True, None)
-    np.testing.assert_allclose(logits, by_hand(params), **ROUNDING)
-    np.testing.assert_allclose(new[0].mean, jnp.mean(images @ params["kernels"][0], 0), **ROUNDING)
-
-    def loss(apply):
-        return jax.grad(lambda p: jnp.sum(jnp.sin(apply(p))))(params)
-
-    ours, theirs = loss(lambda p: whole.apply(p, state, batch, True, None)[0]), loss(by_hand)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), ours, theirs)
-    evaluated = whole.apply(params, new, batch, False, None)[0]
-    np.testing.assert_allclose(evaluated, plain.apply(params, new, batch, False, None)[0], **ROUNDING)
-
-
 @pytest.mark.parametrize("residual", [False, True])
 def test_a_stack_is_an_mlp(residual):
     layer = layers.batch_norm(activation=jnp.tanh)

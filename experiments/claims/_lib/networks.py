@@ -48,42 +48,6 @@ def group_norm(groups: int, activation: Activation, epsilon: float = 1e-5) -> La
     return Layer(lambda features: (jaxbn.bn_init(features)[0], None), apply)
 
 
-def whole(model: Model, images: Images, layer: Callable[[int], Layer], make: Callable[[Layer], Model]) -> Model:
-    """Return a network whose batch statistics in training are those of all `images`, under the present weights.
-
-    The examples of the batch go through it before `images`, and enter no statistic: the gradient is that of their
-    loss alone, and the statistics have no noise from the drawing of the batch.
-
-    Args:
-        model: evaluated with.
-        images: all training images.
-        layer: from the number of rows in front, a norm that leaves them out of its statistics.
-        make: the network of that norm.
-    """
-
-    def apply(
-        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
-    ) -> tuple[Logits, Tree]:
-        if not train:
-            return model.apply(params, state, x, train, axis_name, key)
-        front = x.shape[0]
-        together = jnp.concatenate([jnp.asarray(x), jnp.asarray(images)])
-        logits, state = make(layer(front)).apply(params, state, together, train, axis_name, key)
-        return logits[:front], state
-
-    return Model(model.init, apply)
-
-
-def leave_out(front: int, **options: Any) -> Layer:
-    """Batch norm by the statistics of all rows but the first `front`, which are normalized with the rest."""
-
-    def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
-        counted = (jnp.arange(x.shape[0]) >= front)[:, None]
-        return jaxbn.bn_apply(params, state, x, run.train, mask=counted, axis_name=run.axis_name, **options)
-
-    return Layer(jaxbn.bn_init, apply)
-
-
 def stack(
     layer: Layer, depth: int, width: int, kernel: Callable[..., Array], inputs: int = 64, *, residual: bool = False
 ) -> Model:

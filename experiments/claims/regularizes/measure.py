@@ -1,7 +1,5 @@
 """Claim 8: overfitting with and without batch norm, dropout and the noise of batch statistics, on few images."""
 
-import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,184 +8,131 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments.claims._lib.networks import leave_out, whole
-from experiments.claims._lib.search import widened
-from experiments.claims._lib.study import Log, Study, chosen
+import jaxbn
+from experiments.claims._lib.search import kept, widened
+from experiments.claims._lib.splits import mnist, on
+from experiments.claims._lib.study import Study
 from experiments.training import layers, networks
 from experiments.training.config import Settings
 from experiments.training.data import Data, Split
 from experiments.training.layers import ACTIVATIONS, Layer, Pass
 from experiments.training.models import Model, mlp
-from experiments.training.shapes import Images, Tree
+from experiments.training.shapes import Images, Logits, Tree
 from experiments.training.train import Carry
 
-ROWS, DRAWS = 200, 64  # images to learn from, and draws of dropout to measure variances with
-UNITS = 64  # of each layer that are drawn in the figure
-# Arms of one program: all that tells them apart is the rate of dropout, which is a part of the state.
-FAMILIES = {
-    "plain": (0.0, 0.2, 0.5),
-    "batch": (0.0, 0.2, 0.5),
-    "before": (0.2, 0.5),
-    "whole": (0.0,),
-    "ghost_8": (0.0,),
-    "ghost_16": (0.0,),
+NAMES = ("validation", "test", "train", "validation_half", "test_half")
+ROWS, FEWER = 200, 24  # images to learn from, and seeds on MNIST
+# The norm and the rate of dropout: after each layer without a norm, after the last one with it.
+ARMS = {
+    "none": ("none", 0.0),
+    "none_0.2": ("none", 0.2),
+    "none_0.5": ("none", 0.5),
+    "batch": ("batch", 0.0),
+    "batch_0.2": ("batch", 0.2),
+    "batch_0.5": ("batch", 0.5),
+    "ghost_8": ("ghost", 0.0),
 }
+ALSO = ("none", "batch", "batch_0.2")  # on MNIST
 
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
-    """Measure accuracies of each arm at its best rate, and the variances before batch norm with and without dropout."""
-    s = study.settings(given)
-    images, labels = study.data.train
-    data = study.data._replace(train=Split(images[:ROWS], labels[:ROWS]))
-    families = ("batch",) if study.smoke else ("plain", "batch", "whole")
-    run = widened(study, "regularizes-rate", s, families, partial(_plain_model, study, data), asked={}, data=data)
-    s = dataclasses.replace(s, learning_rates=tuple(run["grid"]))
-    found: dict[str, Any] = {"grid": run["grid"]}
-    # A smoke run measures the three that differ most, and lets them stand for the rest.
-    stand_in = {"plain": "batch", "ghost_8": "whole", "ghost_16": "whole"} if study.smoke else {}
-    for family, drops in FAMILIES.items():
-        if family in stand_in:
+    """Measure accuracies `[seeds, rates]` of each arm on two sets of images."""
+    found: dict[str, Any] = {}
+    for data, here, arms, seeds in (
+        ("digits", study, tuple(ARMS), given.seeds),
+        ("mnist", on(study, mnist), ALSO, FEWER),
+    ):
+        if study.smoke and found:  # the first stands for the second
+            found[data] = found["digits"]
             continue
-        asked = {"settings": s, "family": family, "drops": drops, "rows": ROWS, "draws": DRAWS}
-        found[family] = study.part(f"regularizes-{family}", asked, partial(_trained, study, s, data, family, drops))
-    return found | {family: found[other] for family, other in stand_in.items()}
+        s = study.settings(given, seeds=seeds)
+        trained = ("none",) if study.smoke else arms
+        run = widened(here, f"regularizes-{data}", s, trained, partial(_model, here), asked={"rows": ROWS}, change=few)
+        found[data] = kept(run | {arm: run[arm if arm in trained else "none"] for arm in arms}, arms, NAMES)
+    # The noise is taken out: each step has the statistics of all images that there are to learn from.
+    s = study.settings(given, learning_rates=tuple(found["digits"]["grid"]))
+    images = np.stack([few(study.on(k).data).train.images for k in range(s.seeds)])
+    start, asked = partial(_with_images, images), {"rows": ROWS}
+    run = widened(
+        study, "regularizes-digits", s, ("whole",), partial(_model, study), asked=asked, change=few, start=start
+    )
+    return found | {"still": kept(run, ("whole",), NAMES)}
 
 
-def adjustable(layer: Layer, *, before: bool = False) -> Layer:
-    """`layer` with dropout at the rate that stands in its state beside the layer's own."""
+def few(data: Data) -> Data:
+    """Return the data with 200 images to learn from."""
+    return data._replace(train=Split(*(v[:ROWS] for v in data.train)))
 
-    def init(features: int) -> tuple[Tree, Tree]:
-        params, state = layer.init(features)
-        return params, (state, jnp.zeros(()))
 
-    def dropped(x: Array, rate: Array, run: Pass) -> Array:
-        if not run.train or run.key is None:
-            return x
-        return jnp.where(jax.random.bernoulli(run.key, 1 - rate, x.shape), x / (1 - rate), 0.0)
+def dropout(layer: Layer, rate: float) -> Layer:
+    """`layer`, then dropout."""
 
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
-        own, rate = state
-        y, own = layer.apply(params, own, dropped(x, rate, run) if before else x, run)
-        return y if before else dropped(y, rate, run), (own, rate)
+        y, state = layer.apply(params, state, x, run)
+        if run.train and rate:
+            assert run.key is not None
+            y = jnp.where(jax.random.bernoulli(run.key, 1 - rate, y.shape), y / (1 - rate), 0.0)
+        return y, state
 
-    return Layer(init, apply)
-
-
-def _model(study: Study, s: Settings, data: Data, family: str, momentum: float) -> Model:
-    """Return the network of a family; `plain` drops after each layer, `batch` after the last, `before` before both."""
-    options: dict[str, Any] = {"momentum": momentum, "activation": ACTIVATIONS[s.activation]}
-    make = partial(mlp, widths=s.widths, kernel=networks.weights(s), inputs=study.pixels)
-    norm = layers.batch_norm(**options)
-    match family:
-        case "plain":
-            return make([adjustable(layers.of(s, "none"))] * 2)
-        case "batch":
-            return make([norm, adjustable(norm)])
-        case "before":
-            return make([adjustable(norm, before=True)] * 2)
-        case "whole":
-            return whole(
-                make([norm] * 2),
-                jnp.asarray(data.train.images),
-                lambda front: leave_out(front, **options),
-                lambda layer: make([layer] * 2),
-            )
-        case _:
-            parts = s.batch_size // int(family.removeprefix("ghost_"))
-            return make([layers.batch_norm(ghost_batches=parts, **options)] * 2)
+    return Layer(layer.init, apply)
 
 
-def _plain_model(study: Study, data: Data, s: Settings, family: str) -> Model:
-    return _model(study, s, data, family, s.bn_momentum)
+def whole(front: int, options: dict[str, Any], make: Any, rows: int, inputs: int) -> Model:
+    """Return a network whose batch statistics in training are those of all images in its state, under present weights.
 
+    The examples of the batch go through it in front of these images, and enter no statistic: the gradient is that of
+    their loss alone, and the statistics have no noise from the drawing of the batch.
 
-def _trained(study: Study, s: Settings, data: Data, family: str, drops: tuple[float, ...]) -> dict[str, Any]:
-    """All arms of a family at all rates in one training."""
-    rates = s.learning_rates
-    # A column for each pair of dropout and learning rate.
-    wide = dataclasses.replace(s, learning_rates=rates * len(drops))
-    column_drops = jnp.repeat(jnp.asarray(drops), len(rates))
-
-    def start(carry: Carry) -> Carry:
-        return carry._replace(state=_dropping(carry.state, column_drops))
-
-    trained = study.fit(wide, _model(study, s, data, family, s.bn_momentum), data=data, start=start)
-    accuracies = {
-        "train": trained.arm.evaluate(trained.carry, data.train)[1],
-        "test": trained.log.test_accuracy[:, :, -1],
-    }
-    if family in ("batch", "whole"):
-        exact = _population(_model(study, s, data, family, 0.0), data.train.images)
-        carry = trained.carry._replace(state=exact(trained.carry))
-        accuracies["population"] = trained.arm.evaluate(carry, data.test)[1]
-    found = {}
-    for at, drop in enumerate(drops):
-        columns = slice(at * len(rates), (at + 1) * len(rates))
-        log = Log(trained.log.steps, *(curve[:, columns] for curve in trained.log[1:]))
-        rate = int(chosen(log))
-        found[f"{drop:g}"] = {
-            "rate": rates[rate],
-            "validation": log.val_accuracy[:, rate, -1],
-            "test_by_rate": {f"{r:g}": log.test_accuracy[:, i, -1] for i, r in enumerate(rates)},
-            **{name: np.asarray(v)[:, columns][:, rate] for name, v in accuracies.items()},
-        }
-        if family == "before":
-            one = jax.tree.map(lambda v, c=columns.start + rate: v[:, c], trained.carry)
-            found[f"{drop:g}"]["shift"] = _shifts(study, s, data, one)
-    return found
-
-
-def _dropping(state: Tree, drops: Array) -> Tree:
-    """Put the rates of dropout `[columns]` where the layers of `adjustable` look for them."""
-
-    def placed(layer: Any) -> Any:
-        adjusted = type(layer) is tuple and len(layer) == 2
-        return (layer[0], jnp.broadcast_to(drops[None], layer[1].shape)) if adjusted else layer
-
-    return [placed(layer) for layer in state]
-
-
-def _population(model: Model, images: Images) -> Callable[[Carry], Tree]:
-    """Return the statistics of all images under the weights where training stands, of a `model` that keeps nothing."""
-
-    def one(params: Tree, state: Tree) -> Tree:
-        return model.apply(params, state, images, True, None)[1]
-
-    over_runs = jax.jit(jax.vmap(jax.vmap(one)))
-    return lambda carry: over_runs(carry.params, carry.state)
-
-
-def _shifts(study: Study, s: Settings, data: Data, carry: Carry) -> dict[str, Any]:
-    """Variance of what enters each batch norm in evaluation over that in training, and what the closed form says.
-
-    Both on the training images, so that dropout is all that changes. Medians of units are `[seeds, layers]`; of the
-    first seed some units are there one by one.
+    Args:
+        front: examples in a batch.
+        options: of batch norm.
+        make: from a layer, the network.
+        rows: how many images there are.
+        inputs: values of an image.
     """
-    model = _model(study, s, data, "before", s.bn_momentum)
-    kept = _model(study, s, data, "before", 0.0)
-    hidden = model.hidden
-    assert hidden is not None
-    images = jnp.asarray(data.train.images)
-    keys = jax.random.split(jax.random.key(0), DRAWS)
+    trained, evaluated = make(leave_out(front, **options)), make(layers.batch_norm(**options))
 
-    def one(params: Tree, state: Tree) -> list[tuple[Array, Array]]:
-        drawn = jax.lax.map(lambda key: kept.apply(params, state, images, True, None, key)[1], keys)
-        ratios = []
-        entered = hidden(params, state, images, Pass(False))
-        for (entering, _), (own, _), (_, drop) in zip(entered, drawn, state, strict=True):
-            in_training = jnp.mean(own.var + own.mean**2, 0) - jnp.mean(own.mean, 0) ** 2
-            mean, var = jnp.mean(entering, 0), jnp.var(entering, 0)
-            ratios.append((var / in_training, shift(mean, var, 1 - drop)))
-        return ratios
+    def init(key: Array) -> tuple[Tree, Tree]:
+        params, state = evaluated.init(key)
+        return params, (state, jnp.zeros((rows, inputs)))
 
-    ratios = jax.device_get(jax.jit(jax.vmap(one))(carry.params, carry.state))
-    return {
-        "measured": np.stack([np.median(measured, -1) for measured, _ in ratios], -1),
-        "over_law": np.stack([np.median(measured / law, -1) for measured, law in ratios], -1),
-        "units": [[pair[0][:UNITS] for pair in layer] for layer in ratios],
-    }
+    def apply(
+        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
+    ) -> tuple[Logits, Tree]:
+        own, images = state
+        if not train:
+            return evaluated.apply(params, own, x, train, axis_name, key)[0], state
+        logits, own = trained.apply(params, own, jnp.concatenate([jnp.asarray(x), images]), train, axis_name, key)
+        return logits[:front], (own, images)
+
+    return Model(init, apply)
 
 
-def shift(mean: Array, var: Array, keep: Array) -> Array:
-    """Variance without dropout over that with inverted dropout (Li et al. 2019, section 3)."""
-    return var / ((mean**2 + var) / keep - mean**2)
+def leave_out(front: int, **options: Any) -> Layer:
+    """Batch norm by the statistics of all rows but the first `front`, which are normalized with the rest."""
+
+    def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
+        counted = (jnp.arange(x.shape[0]) >= front)[:, None]
+        return jaxbn.bn_apply(params, state, x, run.train, mask=counted, axis_name=run.axis_name, **options)
+
+    return Layer(jaxbn.bn_init, apply)
+
+
+def _with_images(images: np.ndarray, carry: Carry) -> Carry:
+    """Put `images [seeds, rows, values]` where `whole` looks for them."""
+    own, there = carry.state
+    return carry._replace(state=(own, jnp.broadcast_to(jnp.asarray(images)[:, None], there.shape)))
+
+
+def _model(study: Study, s: Settings, arm: str) -> Model:
+    options: dict[str, Any] = {"momentum": s.bn_momentum, "activation": ACTIVATIONS[s.activation]}
+
+    def make(*between: Layer) -> Model:
+        return mlp(between * (2 // len(between)), s.widths, networks.weights(s), study.pixels)
+
+    if arm == "whole":
+        return whole(s.batch_size, options, make, ROWS, study.pixels)
+    norm, rate = ARMS[arm]
+    plain = layers.plain(options["activation"])
+    batch = layers.batch_norm(**options, ghost_batches=s.batch_size // 8 if norm == "ghost" else 1)
+    return make(dropout(plain, rate)) if norm == "none" else make(batch, dropout(batch, rate))
