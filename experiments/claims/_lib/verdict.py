@@ -95,7 +95,7 @@ def answer(criteria: Sequence[Criterion], parts: Sequence[Part], estimates: Esti
             reason = e.caveat.split(":")[0] if e else "not measured yet"
             groups.setdefault(f"undecided, as {reason}, for {{}}", []).append(c.scope)
         elif part.verdict == "undecided":
-            needs = f"about n = {part.needs} needed" if part.needs else "more seeds than are in reach needed"
+            needs = f"about n = {part.needs} needed" if part.needs else "no n in reach"
             groups["undecided for {}"].append(f"{c.scope} ({needs})")
         else:
             groups[f"{part.verdict} for {{}}"].append(c.scope)

@@ -45,10 +45,9 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         said.append(f"{least[0]:g} steps without and {least[1]:g} with it for {title}")
     panels[0].set_ylabel("steps to the target accuracy")
     n = len(found["sigmoid_digits"]["none"]["steps"])
-    return f"Steps to the target against the learning rate; at the fastest rate {'; '.join(said)}.", (
-        f"With batch norm the target is reached in fewer steps where its curve is lower. At the fastest rate of each: "
-        f"{'; '.join(said)}. Medians and quartiles of n = {n} seeds on splits of their own; where there is no marker a "
-        "quarter never gets there."
+    return "Steps to the target against the learning rate, with and without batch norm, in four cases.", (
+        f"At the fastest rate of each: "
+        f"{'; '.join(said)}. Medians and quartiles, n = {n}; without a marker a quarter never gets there."
     )
 
 

@@ -68,7 +68,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     gains = [f"{100 * np.mean(at_best((run, arm))):.1f}% {ROWS[arm][0]}" for arm in ("none", "none_0.2", "batch")]
     means = f"Mean test accuracy after 200 digits: {', '.join(gains)}"
     n = [len(found[data]["batch"]["test"]) for data in ("digits", "mnist")]
-    return f"{means}; dots for each arm on digits and on MNIST.", (
+    return "Dots of test accuracy less that of batch norm, for each arm on digits and on MNIST.", (
         f"{means}. A dot is a seed on a split of its own, n = {n[0]} and {n[1]}; a bar the median; each arm at "
         "its best rate."
     )
