@@ -16,7 +16,7 @@ from experiments.claims._lib.splits import SIDE, mnist, on
 from experiments.claims._lib.study import Study, Trained
 from experiments.training import networks
 from experiments.training.config import Settings
-from experiments.training.data import Data, Split, japanese_vowels, shaped
+from experiments.training.data import Data, Split, japanese_vowels
 from experiments.training.models import Model
 from experiments.training.recurrent import Recurrence, lstm
 from experiments.training.train import compile_arm
@@ -59,11 +59,12 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
 @functools.cache
 def vowels(split: int) -> Data:
     """Divide the 640 sequences of JapaneseVowels anew: 330 to learn from, 110 to choose by, 200 to test with."""
-    parts = japanese_vowels()
-    x, y = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    sequences = japanese_vowels()
+    x, y = (np.concatenate([part[i] for part in sequences[:3]]) for i in (0, 1))
     rest, test = train_test_split(np.arange(len(y)), test_size=200, random_state=split, stratify=y)
     train, validation = train_test_split(rest, test_size=110, random_state=split, stratify=y[rest])
-    return shaped(Data(*(Split(x[at], y[at]) for at in (train, validation, test))), parts.shape, 9)
+    parts = [Split(x[at], y[at]) for at in (train, validation, test)]
+    return Data(parts[0], parts[1], parts[2], sequences.shape, 9)
 
 
 def order(pixels: int) -> np.ndarray:
