@@ -241,7 +241,7 @@ def test_a_grid_is_widened_until_both_arms_are_inside():
 
 def test_a_grid_ends_at_its_limits():
     s = dataclasses.replace(study.BASE, learning_rates=(0.1, 0.3))
-    found = search.widened(Fake(lambda arm, rate, steps: -rate), "part", s, ("none",), untrained)
+    found = search.widened(Fake(lambda arm, rate, steps: 0.9 - rate), "part", s, ("none",), untrained)
     assert search.LOWEST <= found["grid"][0] < search.LOWEST * search.FACTOR
 
 
@@ -376,10 +376,10 @@ def test_the_command_refuses(arguments, words, capsys):
     [
         (lambda text: text.replace("where = ", "wher = "), "wher"),
         (lambda text: text.replace("number = 3", "number = 0"), "number"),
-        (lambda text: text + '\n[[criteria]]\nkey = "same_rate"\ntext = "again"\n', "twice"),
+        (lambda text: text + '\n[[criteria]]\nkey = "step_cost"\ntext = "again"\n', "twice"),
         (lambda text: text + '\n[[criteria]]\nkey = "other"\n', "text"),
         (lambda text: text + '\n[[criteria]]\nkey = "other"\ntext = "words"\nat_lest = 2.0\n', "at_lest"),
-        (lambda text: text.replace("seeds = 8", "seeds = 0"), "seeds"),
+        (lambda text: text.replace("seeds = 6", "seeds = 0"), "seeds"),
         (lambda text: re.sub(r"\[\[criteria\]\](.|\n)*", "", text), "criteria"),
     ],
 )

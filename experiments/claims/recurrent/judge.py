@@ -52,6 +52,5 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     ]
     n = len(found["tasks"]["digits"]["none"]["test"])
     return "Validation accuracy over training of LSTMs with and without batch norm, on three tasks.", (
-        f"Test accuracy: {'; '.join(said)}. Each arm at its best learning rate by validation; lines: median of n = {n} "
-        "seeds on splits of their own; bands: quartiles."
+        f"Test accuracy: {'; '.join(said)}. Each at its best rate; medians and quartiles, n = {n}."
     )

@@ -56,6 +56,5 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     n = len(found["mlp"][PAIR]["test"])
     errors = "; ".join(said)
     return "Test error against the images normalized together, of two MLPs, a CNN, and the ResNet-50 of Wu and He.", (
-        f"Error with batch norm: {errors}. The training batch is the same everywhere, each point is at its own best "
-        f"learning rate; medians and quartiles, MLPs of n = {n} splits."
+        f"Error with batch norm: {errors}. Medians and quartiles of n = {n}, each point at its best learning rate."
     )
