@@ -53,6 +53,5 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     n = len(gains["relu"])
     return (
         alt,
-        f"Mean gains by batch norm: {said}. A dot is a seed on a split of its own, n = {n}; a bar the mean, right "
-        "the median.",
+        f"Mean gains by batch norm: {said}. Dots: splits, n = {n}; bars: means, right medians.",
     )

@@ -69,6 +69,5 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     means = f"Mean test accuracy after 200 digits: {', '.join(gains)}"
     n = [len(found[data]["batch"]["test"]) for data in ("digits", "mnist")]
     return "Dots of test accuracy less that of batch norm, for each arm on digits and on MNIST.", (
-        f"{means}. A dot is a seed on a split of its own, n = {n[0]} and {n[1]}; a bar the median; each arm at "
-        "its best rate."
+        f"{means}. Dots: splits, n = {n[0]} and {n[1]}; bars: medians; each arm at its best rate."
     )
