@@ -134,7 +134,7 @@ def compile_arm(
     seeds = np.arange(settings.seeds, dtype=np.int32)
     rates = np.asarray(settings.learning_rates, np.float32)
 
-    def start(first_seed: Count = 0) -> Carry:
+    def start(first_seed: Count | int = 0) -> Carry:
         def one(seed, rate):
             params, state = model.init(jax.random.fold_in(jax.random.key(seed), 0))
             return Carry(params, parallel.replicated_state(way, state), optimizer(rate).init(params))
