@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracle
 import pytest
 from jax.experimental import checkify
@@ -250,3 +251,21 @@ def test_accumulation_over_a_sharded_batch_moves_nothing(kind):
     wanted = jaxbn.bn_apply(PARAMS, STATE, x, True)[1]
     np.testing.assert_allclose(got.mean, wanted.mean, atol=1e-6)
     np.testing.assert_allclose(got.var, wanted.var, rtol=1e-5)
+
+
+def test_a_state_averaged_by_optax_goes_on():
+    """`optax.incremental_update` makes the count a fraction: it counts on from there, in a scan too."""
+    params, state = jaxbn.bn_init(3)
+    x = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+    _, once = jaxbn.bn_apply(params, state, x, True)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies the count by a float
+        averaged = optax.incremental_update(once, state, 0.5)
+
+    def step(state, _):
+        return jaxbn.bn_apply(params, state, x, True, momentum=jaxbn.cumulative_average)[1], None
+
+    last = jax.lax.scan(step, averaged, None, length=2)[0]
+    np.testing.assert_allclose(last.count, 2.5)
+    # count / (count + 1) of the old mean is kept: at 0.5, then at 1.5.
+    kept = (0.5 / 1.5) * (1.5 / 2.5)
+    np.testing.assert_allclose(last.mean, kept * averaged.mean + (1 - kept) * x.mean(0), rtol=1e-6)
