@@ -1,7 +1,7 @@
 """Passes over memory, read off the optimized program: how many arrays of x's size its operations read and write.
 
 Each operation of the entry computation, fused as the compiler fused it, reads its operands from memory and writes its
-results there. What an operation does inside is not counted. See `floor` for how many there must be at least.
+results there. What an operation does inside is not counted.
 """
 
 import math
