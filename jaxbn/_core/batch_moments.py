@@ -100,8 +100,9 @@ def _find_moments(r, x, mask, guess):
         # Not at all, or once; again if a bad batch has left a guess so far off that its last digit is many std: each
         # pass takes seven digits off. As `lax.cond` it would compile several times as long, and `vmap` would
         # always run it.
-        start = find_far(found), jnp.full((), 5, jnp.int32), found
-        return lax.while_loop(lambda carry: carry[0], repeat, start)[2]
+        far = find_far(found)
+        left = jnp.where(far, 5, 0)  # made of x, as a constant cannot be mapped over a sharded axis of an Explicit mesh
+        return lax.while_loop(lambda carry: carry[0], repeat, (far, left, found))[2]
 
     # Groups might disagree on the second pass, which has collectives; and moments of an x that members share must not
     # differ by guesses that they do not share.

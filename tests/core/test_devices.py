@@ -681,3 +681,26 @@ def test_evaluation_needs_no_axis(way):
     got, new = way.run(member, whole, parts)
     assert_close(new, whole["state"], atol=0)
     assert_close(got["y"], wanted)
+
+
+def test_a_sharded_axis_of_an_explicit_mesh_can_be_mapped():
+    """Each member has statistics of its own; nothing inside may be a constant that knows no mesh."""
+    mesh = mesh_of(AxisType.Explicit, (4,))
+    x = np.random.default_rng(0).normal(3, 2, (4, 8, 3)).astype(np.float32)
+    params, state = jaxbn.bn_init(3)
+
+    def step(params, x):
+        def loss(params, x):
+            y, new = jaxbn.bn_apply(params, state, x, True, activation=jax.nn.relu)
+            return jnp.sum(y * y), new
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+    wanted = [step(params, part) for part in x]
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, P(*mesh.axis_names)))
+        found = jax.jit(jax.vmap(step, in_axes=(None, 0), spmd_axis_name=mesh.axis_names[0]))(params, placed)
+    for got, want in zip(
+        jax.tree.leaves(found), jax.tree.leaves(jax.tree.map(lambda *v: np.stack(v), *wanted)), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
