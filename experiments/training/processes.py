@@ -129,6 +129,9 @@ def supervise(arguments: list[str]) -> int:
         if found := re.search(pattern, text):
             cause = words.format(", ".join(found[1].split()))
             break
+    # A broken connection does not say whose it was; of two processes it was the other's.
+    if cause.startswith("another") and (found := re.search(r"^Process ([01]) of 2,", text, re.MULTILINE)):
+        cause = f"process {1 - int(found[1])} is gone"
     print(f"Error: {cause}, and the others cannot go on without it. {_remedy(text)}", file=sys.stderr)
     return LOST
 
