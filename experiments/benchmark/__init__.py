@@ -6,12 +6,12 @@ Libraries that are not installed are named and left out. On a GPU the same comma
 
 How it is built, from the ground up:
 
-* `steady`, `sizes`, `clock`: the memory allocator, what is measured and how much of it, and how time is taken.
-* `accuracy`: inputs, the exact results, and distances from them.
-* `layers`, `torch_layers`, `contenders`: every library on the same arrays, with one signature.
-* `errors`, `times`, `dispatch`: one layer. `passes`, `memory`: one, and many under `lax.scan`. `collectives`: one on 8
-  devices.
-* `networks`, `compiling`, `training`: deep networks; how long they compile, and what ResNet-50's training takes.
-* `measures`: all but `times` as rows. `bars`: what was promised, and the verdicts. `report`, `figures`: how it looks.
-* `command`, `__main__`: the command line.
+* `sizes`, `clock`, `accuracy`: what is measured and how much of it; how time is taken; exact results, and the distances
+  from them.
+* `torch_layers`, `layers`: every library on the same arrays, with one signature.
+* `one_layer`: times, errors, the cost of a call. `hlo`, `passes`, `memory`: what is read off a compiled program, of one
+  layer and of many under `lax.scan`. `collectives`: what one sends on 8 devices.
+* `networks`, `training`: deep networks; how long they compile, and the time and memory of a training step.
+* `bars`: what was promised, and the verdicts. `report`, `figures`: how it looks.
+* `command`, `__main__`: the command line, and the memory allocator.
 """

@@ -6,7 +6,6 @@ Run as a program of its own: the simulated devices must exist before anything el
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -17,10 +16,10 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.benchmark import hlo
 from experiments.benchmark.layers import Layer, functions, linen
 
 DEVICES, FEATURES, AXIS = 8, 4, "devices"
-OPERATIONS = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter")
 # Given the name of the axis, or None where the compiler sees the whole batch.
 SYNCED: dict[str, Callable[[str | None], Layer]] = {
     "jaxbn": lambda axis: functions(FEATURES, axis_name=axis),
@@ -46,11 +45,10 @@ def count(program: str) -> int:
 
     Those in a branch or a loop are left out: jaxbn's runs once in the first steps and after jumps, else not at all.
     """
-    branches = {name for names in re.findall(r"branch_computations=\{([^}]*)\}", program) for name in names.split(", ")}
-    branches |= set(re.findall(r"(?:true_computation|false_computation|body)=(%[\w.\-]+)", program))
-    computations = [c for c in re.split(r"\n(?=%|ENTRY)", program) if c.split(" ")[0] not in branches]
-    # An instruction is `name = type operation(operands)`; the type may be a long tuple with comments in it.
-    return len(re.findall(rf" = .*?\s(?:{'|'.join(OPERATIONS)})(?:-start)?\(", "\n".join(computations)))
+    _, computations = hlo.parse_program(program)
+    rare = {name for body in computations.values() for i in body for name in i.branches}
+    always = [i for name, body in computations.items() if name not in rare for i in body]
+    return sum(i.operation.removesuffix("-start") in hlo.COLLECTIVES for i in always)
 
 
 def text(synced: Callable[[str | None], Layer], way: str) -> str:

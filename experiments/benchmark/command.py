@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ import jax
 import tyro
 
 from experiments import disk
-from experiments.benchmark import figures, measures, report, sizes, times, torch_layers
+from experiments.benchmark import figures, memory, one_layer, report, sizes, torch_layers, training
 from experiments.benchmark.bars import Results, bars
-from experiments.benchmark.layers import ABSENT
-from experiments.benchmark.networks import NORMS
+from experiments.benchmark.layers import ABSENT, present
 from experiments.interrupt import INTERRUPTED, refuse
 from experiments.tables import check_page
 
@@ -58,9 +57,6 @@ def main(arguments: list[str]) -> int:
     try:
         if command.readme is not None:
             check_page(command.readme, report.MARKS)
-    except (ValueError, OSError) as error:
-        return refuse(error)
-    try:
         with disk.hold("--output", folder):
             disk.check_contents("--output", folder, RECORD, KEYS, replace=command.replace)
             try:
@@ -73,7 +69,7 @@ def main(arguments: list[str]) -> int:
                 report.write_page(command.readme, results)
             print(report.bars_table(results))
             print(f"Written to {folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}.")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         return refuse(error)
     return 0
 
@@ -83,17 +79,18 @@ def measure(plan: sizes.Plan, say: Callable[[str], Any]) -> Results:
     load = os.getloadavg()[0]
     # Programs of their own come first: a GPU, once this process has it, is lent to no other.
     found = list(child("experiments.benchmark.collectives"))
-    found += [
-        {"measure": "peak, ResNet", "contender": name, "value": child("experiments.benchmark.training", name)}
-        for name in NORMS
-    ]
-    gpu = jax.default_backend() == "gpu"
-    plan = sizes.on_gpu(plan) if gpu else plan
+    for name in training.PAIR:
+        peak = child("experiments.benchmark.training", name)
+        found.append({"measure": "peak, ResNet", "contender": name, "value": peak})
+    if jax.default_backend() == "gpu":
+        plan = plan._replace(batch=sizes.GPU_BATCH)
     timed = []
-    for row in times.rows(plan):
+    for row in one_layer.time_rows(plan):
         timed.append(row)
-        say(spoken(row))
-    for row in measures.rows(plan):
+        what = f"{row['size']:>14} {row['dtype']:8} {row['epilogue']:13} {row['program']:16} {row['contender']:20}"
+        time, ratio = 1e3 * row["seconds"]["median"], row["ours_to_theirs"]["median"]
+        say(f"{what} {time:8.3f} ms, ours/theirs {ratio:.2f}")
+    for row in measures(plan):
         found.append(row)
         say(f"{row['measure']}, {row['contender']}: {report.written(row['value'], '.3g')}")
     results = {
@@ -108,6 +105,19 @@ def measure(plan: sizes.Plan, say: Callable[[str], Any]) -> Results:
     return results | {"bars": bars(results)}
 
 
+def measures(plan: sizes.Plan) -> Iterator[dict[str, Any]]:
+    """Yield all but the times of one layer: a measure, whose it is, and a value. ResNet-50 takes some minutes."""
+    names = present(plan.contenders)
+    yield from one_layer.error_rows(names)
+    yield from one_layer.masked_rows()
+    yield from memory.rows(plan, names)
+    yield from one_layer.dispatch_rows(names, plan.rounds)
+    yield from training.deep_rows(plan.deep, plan.compilations)
+    yield from training.resnet_50_rows(plan.stages, plan.steps)
+    resnet_20 = training.RESNET_20 if plan.name == "full" else training.SMALLEST
+    yield from training.resnet_20_rows(resnet_20, plan.rounds, plan.compilations)
+
+
 def write(folder: Path, results: Results) -> None:
     """Write the results as JSON, as tables and as figures."""
     disk.write_json(folder / RECORD, results)
@@ -119,13 +129,6 @@ def child(module: str, *arguments: str) -> Any:
     """Run a module of ours as a program; return the JSON that it prints."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout)
-
-
-def spoken(row: dict[str, Any]) -> str:
-    """Return a line of the log."""
-    what = f"{row['size']:>14} {row['dtype']:8} {row['epilogue']:13} {row['program']:16} {row['contender']:20}"
-    time, ratio = 1e3 * row["seconds"]["median"], row["ours_to_theirs"]["median"]
-    return f"{what} {time:8.3f} ms, ours/theirs {ratio:.2f}"
 
 
 def versions() -> dict[str, str]:

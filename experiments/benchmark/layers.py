@@ -1,4 +1,4 @@
-"""The libraries' layers with one signature, each as its users write it; and the programs that are timed.
+"""The libraries' layers with one signature, each as its users write it; and their programs on the arrays of a case.
 
 Parameters are `{"scale", "bias"}` for all of them. What follows a layer is written as people write it: the peers'
 outputs are added to and rectified, in ours both are arguments. Haiku and Equinox compute in the dtype of x, which their
@@ -6,6 +6,7 @@ users avoid in half precision: x is cast to float32 and the output back, as in h
 """
 
 from collections.abc import Callable
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -13,10 +14,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxbn
 import jaxbn.linen
+from experiments.benchmark import torch_layers
 from experiments.benchmark.accuracy import Inputs
+from experiments.benchmark.clock import Call
+from experiments.benchmark.sizes import TORCH, Case
 
 PROGRAMS = ("forward", "forward+backward", "evaluation")
 Tree = Any
@@ -161,3 +166,49 @@ def program(layer: Layer, kind: str, relu: bool) -> Callable[..., dict[str, Tree
         return {"y": apply(params, state, x, residual, train=False)[0]}
 
     return {"forward": forward, "forward+backward": both, "evaluation": evaluation}[kind]
+
+
+class Contender(NamedTuple):
+    """One library on the arrays of a case.
+
+    Attributes:
+        calls: by the name of the program.
+        read: one of a call's arrays, float64, features last, the first `n` of them.
+    """
+
+    calls: dict[str, Call]
+    read: Callable[[Any, int], np.ndarray]
+
+
+def contender(name: str, case: Case, host: Inputs) -> Contender:
+    """Put the arrays `host` into the library `name`."""
+    if name == TORCH:
+        return _torch(case, host)
+    layer = LAYERS[name](case.shape[-1])
+    args = arguments(layer, host)
+    queued = jax.default_backend() != "cpu"
+
+    def read(v, n):
+        v = np.asarray((jnp.moveaxis(v, 1, -1) if layer.channels_first and v.ndim > 1 else v)[..., :n])
+        return v.astype(np.float64)
+
+    def call(kind):
+        run = partial(compiled(name, case.shape[-1], kind, case.relu), *args)
+        return Call(run, jax.block_until_ready, queued)
+
+    return Contender({kind: call(kind) for kind in PROGRAMS}, read)
+
+
+@cache
+def compiled(name: str, features: int, kind: str, relu: bool) -> Any:
+    """Return the program, compiled once for all arrays of a shape."""
+    return jax.jit(program(LAYERS[name](features), kind, relu))
+
+
+def _torch(case: Case, host: Inputs) -> Contender:
+    programs = torch_layers.programs(host, case.dtype, case.relu)
+    queued = torch_layers.on_gpu()
+    wait = torch_layers.wait if queued else (lambda out: None)
+    return Contender(
+        {kind: Call(run, wait, queued) for kind, run in programs.items()}, lambda v, n: torch_layers.array(v)[..., :n]
+    )

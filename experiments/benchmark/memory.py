@@ -1,6 +1,8 @@
 """Memory that can be counted: what is kept for the backward pass, and XLA's temporary memory. No times, and no luck."""
 
 import math
+from collections.abc import Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +12,10 @@ import numpy as np
 import jaxbn
 from experiments.benchmark import accuracy, passes, torch_layers
 from experiments.benchmark.layers import LAYERS, arguments, program
-from experiments.benchmark.sizes import OURS, TORCH, Case
+from experiments.benchmark.sizes import EPILOGUES, OURS, TORCH, Case, Plan
+
+KEPT = (16384, 64)  # large, for what depends on that
+SCANNED = (8, 16, 16, 32)
 
 
 def kept(name: str, case: Case) -> float:
@@ -83,3 +88,19 @@ def scanned(name: str, case: Case, layers: int, rematerialized: bool = False) ->
 def temporary_bytes(compiled: Any) -> int:
     """Return the temporary memory of a compiled program."""
     return compiled.memory_analysis().temp_size_in_bytes
+
+
+def rows(plan: Plan, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the memory of one layer and of many under `lax.scan`, and the arrays that one layer moves."""
+    for dtype, epilogue in product(plan.dtypes, EPILOGUES):
+        case, labels = Case(KEPT, dtype, epilogue), {"dtype": dtype, "epilogue": epilogue}
+        for name in names:
+            yield {"measure": "kept", "contender": name, **labels, "value": kept(name, case)}
+            if epilogue in plan.epilogues and name in LAYERS:
+                step = one_layer(name, case)
+                for measure, value in (("temporary, layer", step.temporary), ("arrays moved", step.moved)):
+                    yield {"measure": measure, "contender": name, **labels, "value": value}
+    for dtype, name in product(plan.dtypes, (OURS, "flax", "flax, stable")):
+        for measure, rematerialized in (("temporary, scan", False), ("temporary, scan, rematerialized", True)):
+            value = scanned(name, Case(SCANNED, dtype, "relu"), plan.scanned, rematerialized)
+            yield {"measure": measure, "contender": name, "dtype": dtype, "value": value}

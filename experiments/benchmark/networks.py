@@ -1,6 +1,8 @@
-"""Whole networks in Flax, with the norm as their parameter: fifty small layers, and ResNet-50 as it is trained."""
+"""Whole networks in Flax, with the norm as their parameter: many small layers, and residual networks."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,19 +15,19 @@ Norm = Callable[[jax.Array, jax.Array | None, bool], jax.Array]
 
 
 def ours(x: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
-    """Return the epilogue inside the layer."""
+    """Apply our layer, with the epilogue inside."""
     layer = jaxbn.linen.BatchNorm(use_running_average=False, dtype=x.dtype, activation=nn.relu if relu else None)
     return layer(x, residual=residual)
 
 
-def theirs(x: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
-    """Return the epilogue after the layer."""
-    y = nn.BatchNorm(use_running_average=False, dtype=x.dtype)(x)
+def theirs(x: jax.Array, residual: jax.Array | None, relu: bool, **options: Any) -> jax.Array:
+    """Apply flax's layer, and the epilogue after it."""
+    y = nn.BatchNorm(use_running_average=False, dtype=x.dtype, **options)(x)
     y = y if residual is None else y + residual
     return nn.relu(y) if relu else y
 
 
-NORMS: dict[str, Norm] = {"jaxbn": ours, "flax": theirs}
+NORMS: dict[str, Norm] = {"jaxbn": ours, "flax": theirs, "flax, stable": partial(theirs, use_fast_variance=False)}
 
 
 class Deep(nn.Module):
@@ -43,37 +45,47 @@ class Deep(nn.Module):
 
 
 class Block(nn.Module):
-    """A bottleneck of three convolutions beside a skip connection."""
+    """Convolutions beside a skip connection: a bottleneck of three, or two of 3x3."""
 
     norm: Norm
     features: int
     stride: int
+    bottleneck: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, height, width, channels]` to `[batch, height / stride, width / stride, 4 features]`."""
-        y = self.norm(_conv(x, self.features, 1, 1), None, True)
-        y = self.norm(_conv(y, self.features, 3, self.stride), None, True)
-        y = _conv(y, 4 * self.features, 1, 1)
+        """`[batch, height, width, channels]` to `[batch, height / stride, width / stride, features]`, or 4 features."""
+        f, y = self.features, x
+        inner = [(f, 1, 1), (f, 3, self.stride)] if self.bottleneck else [(f, 3, self.stride)]
+        for features, size, stride in inner:
+            y = self.norm(_conv(y, features, size, stride), None, True)
+        y = _conv(y, 4 * f, 1, 1) if self.bottleneck else _conv(y, f, 3, 1)
         if x.shape != y.shape:
-            x = self.norm(_conv(x, 4 * self.features, 1, self.stride), None, False)
+            x = self.norm(_conv(x, y.shape[-1], 1, self.stride), None, False)
         return self.norm(y, x, True)
 
 
 class ResNet(nn.Module):
-    """ResNet-50 if `stages` is `(3, 4, 6, 3)`."""
+    """ResNet-50 if `stages` is `(3, 4, 6, 3)`.
+
+    For `small` images (He et al. 2016, section 4.2) it begins with 3x3, has blocks of two convolutions and ten classes;
+    with a width of 16 and `(3, 3, 3)` it is ResNet-20.
+    """
 
     norm: Norm
     stages: Sequence[int]
+    width: int = 64
+    small: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, height, width, 3]` to `[batch, 1000]`, float32."""
-        x = nn.max_pool(self.norm(_conv(x, 64, 7, 2), None, True), (3, 3), (2, 2), "SAME")
+        """`[batch, height, width, 3]` to the logits `[batch, classes]`, float32."""
+        x = self.norm(_conv(x, self.width, *((3, 1) if self.small else (7, 2))), None, True)
+        x = x if self.small else nn.max_pool(x, (3, 3), (2, 2), "SAME")
         for i, blocks in enumerate(self.stages):
             for j in range(blocks):
-                x = Block(self.norm, 64 * 2**i, 2 if i and not j else 1)(x)
-        return nn.Dense(1000)(jnp.mean(x, (1, 2)).astype(jnp.float32))
+                x = Block(self.norm, self.width * 2**i, 2 if i and not j else 1, not self.small)(x)
+        return nn.Dense(10 if self.small else 1000)(jnp.mean(x, (1, 2)).astype(jnp.float32))
 
 
 def _conv(x: jax.Array, features: int, size: int, stride: int) -> jax.Array:

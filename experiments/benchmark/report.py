@@ -1,6 +1,6 @@
 """The tables: everything for `table.md`, and the few rows that the README shows."""
 
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +11,23 @@ from experiments.tables import markdown, put
 
 MARKS = ("<!-- measured -->", "<!-- /measured -->")
 NOT_MEASURED = "not measured"
-COLUMNS = {
-    "flax": "flax",
-    "flax, stable": "flax, `use_fast_variance=False`",
-    TORCH: TORCH,
-    OURS: "jaxbn",
-}
+COLUMNS = {"flax": "flax", "flax, stable": "flax, `use_fast_variance=False`", TORCH: TORCH, OURS: "jaxbn"}
+LEGEND = """
+Milliseconds, the median over the rounds, and in parentheses our time over theirs, the median over the rounds of the
+ratio within each. Beside them the largest error of y at mean/std 1 and 1000 and, where there is a backward pass, the
+relative error of dx at mean/std 1.
+"""
 
 
 def tables(results: Results) -> str:
     """Return all results as Markdown."""
-    parts = [
-        f"# Benchmark\n\n{described(results)}",
-        "## Bars",
-        bars_table(results),
-        "## Overview",
-        readme_table(results),
-    ]
+    parts = ["# Benchmark", described(results), "## Bars", bars_table(results), "## Overview", readme_table(results)]
     parts += ["## One layer", LEGEND.strip()]
     for program in PROGRAMS:
         for dtype, epilogue in ratios(results, program, OURS):
             parts += [f"### {program}, {dtype}, epilogue {epilogue}", _times(results, program, dtype, epilogue)]
     parts += ["## Everything else", _measures(results)]
     return "\n\n".join(parts) + "\n"
-
-
-LEGEND = """
-Milliseconds, the median over the rounds, and in parentheses our time over theirs, the median over the rounds of the
-ratio within each. Beside them the largest error of y at mean/std 1 and 1000 and, where there is a backward pass, the
-relative error of dx at mean/std 1.
-"""
 
 
 def described(results: Results) -> str:
@@ -101,49 +88,45 @@ def _measures(results: Results) -> str:
 
 def readme_table(results: Results) -> str:
     """Return the README's rows: each library's own figures; of times and of whole networks, ours is 1."""
-    platform, plan = results["hardware"]["platform"], results["plan"]
-    network = resnet(plan)
+    platform, plan = results["hardware"]["platform"].upper(), results["plan"]
+    network, all_of_it = resnet(plan), "trace + compile"
     body: list[list[str]] = []
 
-    def row(label: str, form: str, measured: Callable[[str], Any]) -> None:
-        values = [measured(name) for name in COLUMNS]
+    def row(label: str, form: str, values: list[Any]) -> None:
         body.append([label, *("" if v is None else written(v, form) for v in values)])
 
-    def of(measure: str, **labels: Any) -> Callable[[str], Any]:
-        return lambda name: value(results, measure, name, **labels)
+    def absolute(label: str, form: str, measure: str, **labels: Any) -> None:
+        row(label, form, [value(results, measure, name, **labels) for name in COLUMNS])
 
-    def relative(measured: Callable[[str], Any]) -> Callable[[str], Any]:
-        own = measured(OURS)
-        return lambda name: None if own is None or measured(name) is None else measured(name) / own
+    def relative(label: str, measure: str, **labels: Any) -> None:
+        own = value(results, measure, OURS, **labels)
+        values = (value(results, measure, name, **labels) for name in COLUMNS)
+        row(label, ".2f", [None if own is None or v is None else v / own for v in values])
 
     for offset in (0.0, 1e2, 1e4, 1e6):
-        row(f"error of y, mean/std = {offset:g}", ".0e", of("error", mean_to_std=offset))
-    row("error of the mean, unequal masks on 8 devices", ".0e", of("masked error"))
-    for dtype in plan["dtypes"]:
-        for epilogue, said in (("none", ""), ("relu", " + ReLU")):
-            label = f"bytes kept for the backward pass, per element, {dtype}{said}"
-            row(label, ".1f", of("kept", dtype=dtype, epilogue=epilogue))
-    for dtype in plan["dtypes"]:
-        label = f"temporary bytes per element and layer, {dtype} conv-norm-ReLU under `lax.scan`"
-        row(label, ".1f", of("temporary, scan", dtype=dtype))
-        row(f"{label}, rematerialized", ".1f", of("temporary, scan, rematerialized", dtype=dtype))
+        absolute(f"error of y, mean/std = {offset:g}", ".0e", "error", mean_to_std=offset)
+    absolute("error of the mean, unequal masks on 8 devices", ".0e", "masked error")
+    for dtype, (epilogue, said) in product(plan["dtypes"], (("none", ""), ("relu", " + ReLU"))):
+        label = f"bytes kept for the backward pass, per element, {dtype}{said}"
+        absolute(label, ".1f", "kept", dtype=dtype, epilogue=epilogue)
+    for dtype, end in product(plan["dtypes"], ("", ", rematerialized")):
+        label = f"temporary bytes per element and layer, {dtype} conv-norm-ReLU under `lax.scan`{end}"
+        absolute(label, ".1f", f"temporary, scan{end}", dtype=dtype)
     for way in dict.fromkeys(r["way"] for r in results["measures"] if r["measure"] == "collectives"):
-        row(f"collectives per training step, {way}", "d", of("collectives", way=way))
-    for program in PROGRAMS:
-        for dtype in plan["dtypes"]:
-            label = f"{platform.upper()}: time of {program}, {dtype} + ReLU"
-            row(label, ".2f", lambda n, p=program, d=dtype: _slower(results, p, d, n))
-    row(f"time to trace and compile {plan['deep']} layers", ".2f", relative(of("compile time", part="trace + compile")))
+        absolute(f"collectives per training step, {way}", "d", "collectives", way=way)
+    for program, dtype in product(PROGRAMS, plan["dtypes"]):
+        label = f"{platform}: time of {program}, {dtype} + ReLU"
+        row(label, ".2f", [_slower(results, program, dtype, name) for name in COLUMNS])
+    relative(f"time to trace and compile {plan['deep']} layers", "compile time", part=all_of_it)
     for kind in ("jitted", "eager"):
-        row(f"time of the {kind} call of a tiny layer", ".2f", relative(of("dispatch", call=kind)))
-    row("time of ResNet-20's training step", ".2f", relative(of("step time, ResNet-20")))
-    row("memory of ResNet-20's training step", ".2f", relative(of("peak, ResNet-20")))
-    part = "trace + compile"
-    row("time to compile ResNet-20's training step", ".2f", relative(of("compile time, ResNet-20", part=part)))
-    row(f"temporary memory of {network}'s training step", ".2f", relative(of("temporary, ResNet")))
-    if platform == "gpu":
-        row(f"GPU: time of {network}'s training step", ".2f", relative(of("step time, ResNet")))
-        row(f"GPU: peak memory of {network}'s training step", ".2f", relative(of("peak, ResNet")))
+        relative(f"time of the {kind} call of a tiny layer", "dispatch", call=kind)
+    relative("time of ResNet-20's training step", "step time, ResNet-20")
+    relative("memory of ResNet-20's training step", "peak, ResNet-20")
+    relative("time to compile ResNet-20's training step", "compile time, ResNet-20", part=all_of_it)
+    relative(f"temporary memory of {network}'s training step", "temporary, ResNet")
+    if platform == "GPU":
+        relative(f"GPU: time of {network}'s training step", "step time, ResNet")
+        relative(f"GPU: peak memory of {network}'s training step", "peak, ResNet")
     return markdown(["", *COLUMNS.values()], body)
 
 

@@ -1,7 +1,7 @@
 """The bars of the compiled programs: limits that were set before, and whether the records keep them."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.compiled import cases
 from experiments.compiled.cases import ALONE, BATCH, FLAX, INSIDE, NET, NET_LAYERS, NONE, RESNET, SWAPPED, Case
@@ -44,8 +44,7 @@ def _judge(bar: Bar, found: Records, chosen: list[Case]) -> Verdict:
         try:
             values[case] = bar.value(found, case)
         except KeyError:  # the record of the case, or of what it is compared with
-            where = f"{case.title}, {case.contender}"
-            return Verdict(bar.what, bar.limit, None, where, len(chosen), UNKNOWN)
+            return Verdict(bar.what, bar.limit, None, f"{case.title}, {case.contender}", len(chosen), UNKNOWN)
     worst = max(values, key=lambda case: values[case])
     # Compared as printed, so that a table never seems to contradict itself.
     verdict = MET if round(values[worst], 3) <= bar.limit else MISSED
@@ -65,27 +64,18 @@ def compare_temporaries(found: Records, case: Case) -> float:
 
 def count_all_reduces(found: Records, case: Case) -> float:
     """Return the all-reduces for each layer."""
-    own, none = (collectives.get(ALL_REDUCE, {}).get("number", 0) for collectives in _sent(found, case, case.contender))
-    return (own - none) / _layers(case)
+    return _sent(found, case, "number", lambda kind: kind == ALL_REDUCE) / _layers(case)
 
 
 def count_others(found: Records, case: Case) -> int:
-    """Return the collectives other than all-reduces, beyond those of the net without normalization."""
-    own, none = (
-        sum(sent["number"] for kind, sent in collectives.items() if kind != ALL_REDUCE)
-        for collectives in _sent(found, case, case.contender)
-    )
-    return own - none
+    """Return the collectives other than all-reduces."""
+    return _sent(found, case, "number", lambda kind: kind != ALL_REDUCE)
 
 
 def compare_sent(found: Records, case: Case) -> float:
     """Return the bytes sent for each layer over what may be: 64 KiB or four times flax's, whichever is more."""
-
-    def sent(contender: str) -> float:
-        own, none = (sum(s["bytes"] for s in collectives.values()) for collectives in _sent(found, case, contender))
-        return (own - none) / _layers(case)
-
-    return sent(case.contender) / max(SMALL_BYTES, 4 * sent(FLAX))
+    own, flax = (_sent(found, c, "bytes") / _layers(case) for c in (case, case._replace(contender=FLAX)))
+    return own / max(SMALL_BYTES, 4 * flax)
 
 
 def find_largest(found: Records, case: Case) -> float:
@@ -94,9 +84,14 @@ def find_largest(found: Records, case: Case) -> float:
     return max(others, default=0) / found[case]["array_bytes"]
 
 
-def _sent(found: Records, case: Case, contender: str) -> tuple[Any, Any]:
-    own = found[case._replace(contender=contender)]["collectives"]
-    return own, found[case._replace(contender=NONE)]["collectives"] if case.program == NET else {}
+def _sent(found: Records, case: Case, field: str, counts: Callable[[str], bool] = lambda kind: True) -> int:
+    """Return the sum of a field over the kinds of collectives that count, beyond the net's without normalization."""
+
+    def total(contender: str) -> int:
+        sent = found[case._replace(contender=contender)]["collectives"]
+        return sum(own[field] for kind, own in sent.items() if counts(kind))
+
+    return total(case.contender) - (total(NONE) if case.program == NET else 0)
 
 
 def _layers(case: Case) -> int:

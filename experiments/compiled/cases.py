@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.compiled.targets import TARGETS
 
@@ -91,8 +91,3 @@ def _cases(
 ) -> Iterator[Case]:
     for contender in contenders:
         yield Case(program, target, way, layout, epilogue, dtype, contender)
-
-
-def read_case(fields: dict[str, Any]) -> Case:
-    """Return the case that a record names."""
-    return Case(**fields)

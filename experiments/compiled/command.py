@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
+import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments import disk, tables
 from experiments.compiled import bars, report
 from experiments.compiled.cases import Case, list_cases
-from experiments.compiled.measure import Record, hash_sources, keep_valid, measure_case, measure_missing, read_records
-from experiments.compiled.targets import PACKAGES, TARGETS, name_versions, set_environment
+from experiments.compiled.measure import hash_sources, keep_valid, measure_case, measure_missing, read_records
+from experiments.compiled.targets import ENVIRONMENT, PACKAGES, TARGETS, find_versions
 from experiments.interrupt import INTERRUPTED, refuse
 
 RUNS, DOCS = Path("runs/compiled"), Path("docs/compiled")
@@ -74,18 +74,17 @@ def measure(command: Measure) -> int:
     Raises:
         ValueError: a target is unknown or of the other kind, a package is missing, or the folder cannot be written to.
     """
-    chosen = choose_cases(command)
-    versions = name_versions(command.kind, find_versions(command.kind))
+    kind, chosen = command.kind, choose_cases(command)
+    versions = find_versions(kind)
     disk.make_folder("--records", command.records)
-    set_environment(command.kind)
+    os.environ.update(ENVIRONMENT[kind])
     failed, console = 0, Console(soft_wrap=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("programs"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn(command.kind), *columns, console=console) as progress:
-        bar = progress.add_task(command.kind, total=len(chosen))
-        path = command.records / f"{command.kind}.jsonl"
-        for case, record in measure_missing(path, chosen, versions, measure_case):
+    with Progress(TextColumn(kind), *columns, console=console) as progress:
+        bar = progress.add_task(kind, total=len(chosen))
+        for case, record in measure_missing(command.records / f"{kind}.jsonl", chosen, versions, measure_case):
             failed += "error" in record
-            console.print(describe(case, record), markup=False, highlight=False)
+            console.print(report.describe(case, record), markup=False, highlight=False)
             progress.advance(bar)
     if failed:
         print(f"{failed} of {len(chosen)} programs failed to compile.", file=sys.stderr)
@@ -104,17 +103,6 @@ def choose_cases(command: Measure) -> list[Case]:
             raise ValueError(f"`--targets` of {command.kind} are {', '.join(known)}; {name} is none of them.")
     chosen = list_cases((command.kind,), command.small)
     return [case for case in chosen if not command.targets or case.target in command.targets]
-
-
-def find_versions(kind: str) -> dict[str, str | None]:
-    """Return the installed versions of the packages that `kind` needs."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES[kind]:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def write(command: Report) -> int:
@@ -144,21 +132,7 @@ def write(command: Report) -> int:
     for case in wanted:
         if case not in found:
             print(f"Not measured from the sources as they are: {case.title}, {case.contender}.")
-    for case, record in found.items():
-        if "error" in record:
-            print(f"Failed: {case.title}, {case.contender}: {record['error']}")
+        elif "error" in found[case]:
+            print(report.describe(case, found[case]))
     print(f"Written to {folder}: results.json, table.md.")
     return 0 if len(found) == len(wanted) and all(v.verdict == bars.MET for v in verdicts) else 1
-
-
-def describe(case: Case, record: Record) -> str:
-    """Return a line of the log."""
-    if "error" in record:
-        return f"{case.title}, {case.contender}: failed: {record['error']}"
-    x = record["array_bytes"]
-    rare = record["moved_bytes_rare"]
-    taken = "" if rare is None else f" ({rare / x:.2f} with the rare pass)"
-    sent = ", ".join(f"{s['number']} {kind} ({s['bytes']:,} B)" for kind, s in record["collectives"].items())
-    kept = f"temporary {record['temporary_bytes'] / x:.2f} x"
-    moved = f"moved {record['moved_bytes'] / x:.2f} x{taken}"
-    return f"{case.title}, {case.contender}: {moved}, {kept}, {sent or 'no collectives'}; {record['seconds']} s"

@@ -1,39 +1,15 @@
 """Counts from the text of an optimized program: bytes moved, and collectives."""
 
-import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.benchmark import passes
+from experiments.benchmark import hlo
+from experiments.benchmark.hlo import Instruction
 
 # An asynchronous operation reads its operands where it is begun, and has its result where it is done.
 BEGUN, DONE = "-start", "-done"
-FREE = (*passes.FREE, "after-all", "partition-id")
+FREE = (*hlo.FREE, "after-all", "partition-id")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", re.S | re.M)
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
-
-
-class Instruction(NamedTuple):
-    """An operation, the names of its operands, the types of its results as text, and the computation it calls."""
-
-    name: str
-    types: str
-    operation: str
-    operands: tuple[str, ...]
-    called: str | None
-    inside: str  # the parentheses, with a parameter's number
 
 
 class Sent(NamedTuple):
@@ -46,24 +22,12 @@ class Sent(NamedTuple):
 
 def count_bytes(types: str) -> int:
     """Return the bytes of the arrays that a type names."""
-    return sum(
-        BYTES.get(dtype, 1 if dtype.startswith("f8") else 4) * math.prod(int(n) for n in shape.split(",") if n)
-        for dtype, shape in _SHAPE.findall(types)
-    )
-
-
-def parse_program(text: str) -> tuple[str, dict[str, list[Instruction]]]:
-    """Return the entry's name, and each computation's instructions."""
-    entry, computations = "", {}
-    for first, name, body in _COMPUTATION.findall(text):
-        entry = name if first else entry
-        computations[name] = [i for i in map(_parse, body.splitlines()) if i is not None]
-    return entry, computations
+    return sum(BYTES.get(d, 1 if d.startswith("f8") else 4) * elements for d, elements in hlo.list_arrays(types))
 
 
 def has_loop(text: str) -> bool:
     """Return whether a program decides at run time what it computes."""
-    return any(i.operation in ("conditional", "while") for body in parse_program(text)[1].values() for i in body)
+    return any(i.operation in ("conditional", "while") for body in hlo.parse_program(text)[1].values() for i in body)
 
 
 def count_moved(text: str) -> int:
@@ -75,17 +39,17 @@ def count_moved(text: str) -> int:
     Raises:
         ValueError: the program has a loop or a branch, of which no count can be read off.
     """
-    entry, computations = parse_program(text)
+    entry, computations = hlo.parse_program(text)
     return _count(computations[entry], computations)
 
 
 def count_collectives(text: str) -> dict[str, Sent]:
     """Return what a program sends by each kind of collective; one in a loop counts like any other."""
     found: dict[str, Sent] = {}
-    for body in parse_program(text)[1].values():
+    for body in hlo.parse_program(text)[1].values():
         for i in body:
             kind = i.operation.removesuffix(DONE)  # what is begun names operands among its results
-            if kind in COLLECTIVES:
+            if kind in hlo.COLLECTIVES:
                 size, old = count_bytes(i.types), found.get(kind, Sent(0, 0, 0))
                 found[kind] = Sent(old.number + 1, old.bytes + size, max(old.largest, size))
     return found
@@ -119,17 +83,3 @@ def _slices(body: Sequence[Instruction]) -> dict[int, int]:
             else:
                 uses.setdefault(number, []).append(count_bytes(i.types) if i.operation == "slice" else None)
     return {number: sum(u for u in used if u) for number, used in uses.items() if None not in used}
-
-
-def _parse(line: str) -> Instruction | None:
-    found = _INSTRUCTION.match(line)
-    if found is None:
-        return None
-    name, types, operation, rest = found.groups()
-    depth, end = 1, 0
-    while depth and end < len(rest):
-        depth += (rest[end] == "(") - (rest[end] == ")")
-        end += 1
-    inside, attributes = rest[: end - 1], rest[end:]
-    called = re.search(r"\b(?:calls|to_apply)=%?([\w.\-]+)", attributes)
-    return Instruction(name, types, operation, tuple(re.findall(r"%([\w.\-]+)", inside)), called and called[1], inside)

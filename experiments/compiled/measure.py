@@ -3,35 +3,33 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.compiled.cases import Case, read_case
+from experiments import disk
+from experiments.compiled.cases import Case
 
 ROOT = Path(__file__).parents[2]
 # What the numbers depend on, beside jaxbn where the layer is its own.
 SOURCES = [
     *(ROOT / "experiments/compiled" / f"{name}.py" for name in ("targets", "programs", "counting", "measure")),
-    *(ROOT / "experiments/benchmark" / f"{name}.py" for name in ("networks", "passes")),
+    *(ROOT / "experiments/benchmark" / f"{name}.py" for name in ("networks", "hlo")),
 ]
 Record = dict[str, Any]
 
 
 def hash_sources() -> dict[bool, str]:
     """Return a digest of the sources that a case depends on, by whether the layer is jaxbn's."""
-    own = sorted((ROOT / "jaxbn").rglob("*.py"))
-    return {ours: _digest([*SOURCES, *own] if ours else SOURCES) for ours in (False, True)}
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    found = hashlib.sha256()
-    for path in paths:
-        content = path.read_bytes()
-        found.update(f"{path.name} {len(content)}\n".encode() + content)
-    return found.hexdigest()[:16]
+    found, own = hashlib.sha256(), {}
+    for ours, paths in ((False, SOURCES), (True, sorted((ROOT / "jaxbn").rglob("*.py")))):
+        for path in paths:
+            content = path.read_bytes()
+            found.update(f"{path.name} {len(content)}\n".encode() + content)
+        own[ours] = found.hexdigest()[:16]
+    return own
 
 
 def read_records(path: Path) -> dict[Case, Record]:
@@ -42,7 +40,7 @@ def read_records(path: Path) -> dict[Case, Record]:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found[read_case(record["case"])] = record
+        found[Case(**record["case"])] = record
     return found
 
 
@@ -69,8 +67,7 @@ def measure_missing(
             except Exception as error:  # a library's failure is a result, which the bars count as missed
                 record["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             record["seconds"] = round(time.perf_counter() - began, 1)
-            with path.open("ab", buffering=0) as file:
-                file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            disk.append(path, json.dumps(record, allow_nan=False) + "\n")
         yield case, record
 
 

@@ -1,6 +1,7 @@
 """The program of a case: a training step, and the shapes and shardings that it is compiled for."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,8 +26,7 @@ SPECS = {
     cases.FEATURES: P(DATA, None, None, MODEL),
     cases.ROWS: P(DATA, MODEL),
 }
-Variables = dict[str, Any]  # "params" and "batch_stats"
-Layer = Callable[[Variables, jax.Array], tuple[jax.Array, Variables]]  # in training, with the new "batch_stats"
+Layer = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]  # in training: `(params, stats, x) -> (y, new stats)`
 
 
 class Program(NamedTuple):
@@ -51,15 +51,17 @@ def build_program(case: Case) -> Program:
         images = jax.ShapeDtypeStruct((target.devices * IMAGES, PIXELS, PIXELS, 3), dtype)
         labels = jax.ShapeDtypeStruct(images.shape[:1], jnp.int32)
         model = networks.ResNet(NORMS[case.contender], (3, 4, 6, 3))
-        variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *images.shape[1:]), dtype))
-        step, inputs, outputs = train_model(model), (images, labels), P()
+        found = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *images.shape[1:]), dtype))
+        variables = found["params"], found["batch_stats"]
+        step, inputs, outputs = descend(classify(model)), (images, labels), P()
     else:
         x = images = jax.ShapeDtypeStruct((target.devices * EXAMPLES, SIZE, SIZE, CHANNELS), dtype)
         layer, variables = build_layer(case, axis)
         if case.program == cases.NET:
             kernel = jax.ShapeDtypeStruct((3, 3, CHANNELS, CHANNELS), jnp.float32)
-            variables = [(kernel, variables)] * cases.NET_LAYERS
-            step, inputs, outputs = train_net(layer, axis), (x,), P()
+            params, stats = variables
+            variables = [(kernel, params)] * cases.NET_LAYERS, [stats] * cases.NET_LAYERS
+            step, inputs, outputs = descend(convolve(layer, axis)), (x,), P()
         else:
             step, inputs, outputs = differentiate(layer), (x, x), (spec, P(), P(), spec)
     if axis is not None:
@@ -68,41 +70,51 @@ def build_program(case: Case) -> Program:
     return Program(step, arguments, mesh, images.size * dtype.itemsize / target.devices)
 
 
-def build_layer(case: Case, axis: str | None) -> tuple[Layer, Variables]:
-    """Return the layer of a case with what follows it, and the shapes of its variables."""
+def build_layer(case: Case, axis: str | None) -> tuple[Layer, tuple[Any, Any]]:
+    """Return the layer of a case with what follows it, and the shapes of its parameters and statistics."""
     activation = nn.relu if case.epilogue == "ReLU" else None
     if case.contender == cases.NONE:
-        return lambda variables, x: (x if activation is None else activation(x), {}), {}
+        return lambda params, stats, x: (x if activation is None else activation(x), stats), ({}, {})
     common = {"use_running_average": False, "dtype": jnp.dtype(case.dtype), "axis_name": axis}
     if case.ours:
         module, after = jaxbn.linen.BatchNorm(**common, activation=activation), None
     else:
         module, after = nn.BatchNorm(**common, use_fast_variance=case.contender != cases.STABLE), activation
 
-    def layer(variables: Variables, x: jax.Array) -> tuple[jax.Array, Variables]:
-        y, new = module.apply(variables, x, mutable=["batch_stats"])
-        return (y if after is None else after(y)), dict(new)
+    def layer(params: Any, stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        y, new = module.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"])
+        return (y if after is None else after(y)), new["batch_stats"]
 
     x = jax.ShapeDtypeStruct((2, CHANNELS), common["dtype"])
     # Where there are no devices to share statistics with yet, the axis has no meaning.
-    return layer, jax.eval_shape(module.clone(axis_name=None).init, jax.random.key(0), x)
+    variables = jax.eval_shape(module.clone(axis_name=None).init, jax.random.key(0), x)
+    return layer, (variables["params"], variables["batch_stats"])
 
 
 def differentiate(layer: Layer) -> Callable[..., Any]:
     """Return the layer's step: output, new statistics, and the derivatives of parameters and x given that of y."""
 
-    def step(variables: Variables, x: jax.Array, dy: jax.Array) -> tuple[Any, ...]:
-        def f(params: Variables, x: jax.Array) -> tuple[jax.Array, Variables]:
-            return layer({**variables, "params": params}, x)
-
-        y, vjp, new = jax.vjp(f, variables["params"], x, has_aux=True)
+    def step(variables: tuple[Any, Any], x: jax.Array, dy: jax.Array) -> tuple[Any, ...]:
+        params, stats = variables
+        y, vjp, new = jax.vjp(lambda params, x: layer(params, stats, x), params, x, has_aux=True)
         return y, new, *vjp(dy)
 
     return step
 
 
-def train_net(layer: Layer, axis: str | None) -> Callable[..., Any]:
-    """Return the step of gradient descent of the net of convolutions."""
+def descend(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the step of gradient descent on `loss(params, stats, *inputs) -> (value, new stats)`."""
+
+    def step(variables: tuple[Any, Any], *inputs: jax.Array) -> tuple[Any, ...]:
+        params, stats = variables
+        (value, new), gradient = jax.value_and_grad(loss, has_aux=True)(params, stats, *inputs)
+        return jax.tree.map(lambda p, g: p - RATE * g, params, gradient), new, value
+
+    return step
+
+
+def convolve(layer: Layer, axis: str | None) -> Callable[..., Any]:
+    """Return the loss of the net of convolutions."""
 
     def loss(params: list[Any], stats: list[Any], x: jax.Array) -> tuple[jax.Array, list[Any]]:
         news = []
@@ -110,33 +122,23 @@ def train_net(layer: Layer, axis: str | None) -> Callable[..., Any]:
             x = jax.lax.conv_general_dilated(
                 x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
-            x, new = layer({**own, **old}, x)
+            x, new = layer(own, old, x)
             news.append(new)
         value = jnp.mean(jnp.mean(x, (1, 2)).astype(jnp.float32) ** 2)
         return (value if axis is None else jax.lax.pmean(value, axis)), news
 
-    def step(variables: list[Any], x: jax.Array) -> tuple[Any, ...]:
-        params = [(kernel, {k: v for k, v in own.items() if k == "params"}) for kernel, own in variables]
-        stats = [{k: v for k, v in own.items() if k == "batch_stats"} for _, own in variables]
-        (value, news), gradient = jax.value_and_grad(loss, has_aux=True)(params, stats, x)
-        return _descend(params, gradient), news, value
-
-    return step
+    return loss
 
 
-def train_model(model: nn.Module) -> Callable[..., Any]:
-    """Return the step of gradient descent of a classifier."""
+def classify(model: nn.Module) -> Callable[..., Any]:
+    """Return the loss of a classifier."""
 
-    def step(variables: Variables, images: jax.Array, labels: jax.Array) -> tuple[Any, ...]:
-        def loss(params: Variables) -> tuple[jax.Array, Any]:
-            y, new = model.apply({**variables, "params": params}, images, mutable=["batch_stats"])
-            assert isinstance(y, jax.Array)
-            return -jnp.mean(jnp.sum(jax.nn.one_hot(labels, CLASSES) * nn.log_softmax(y), -1)), new
+    def loss(params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+        y, new = model.apply({"params": params, "batch_stats": stats}, images, mutable=["batch_stats"])
+        assert isinstance(y, jax.Array)
+        return -jnp.mean(jnp.sum(jax.nn.one_hot(labels, CLASSES) * nn.log_softmax(y), -1)), new["batch_stats"]
 
-        (value, new), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        return _descend(variables["params"], gradient), new, value
-
-    return step
+    return loss
 
 
 def _swapped(x: jax.Array, residual: jax.Array | None, relu: bool, inside: bool = False) -> jax.Array:
@@ -149,13 +151,9 @@ def _swapped(x: jax.Array, residual: jax.Array | None, relu: bool, inside: bool 
 
 NORMS: dict[str, networks.Norm] = {
     cases.SWAPPED: _swapped,
-    cases.INSIDE: lambda x, residual, relu: _swapped(x, residual, relu, inside=True),
+    cases.INSIDE: partial(_swapped, inside=True),
     cases.FLAX: networks.theirs,
 }
-
-
-def _descend(params: Any, gradient: Any) -> Any:
-    return jax.tree.map(lambda p, g: p - RATE * g, params, gradient)
 
 
 def _placed(shapes: Any, mesh: jax.sharding.Mesh, spec: P) -> Any:

@@ -30,8 +30,6 @@ layer can do without; for TPUs, and in networks, flax's default is what to compa
 KEPT = """
 Temporary memory, over that of x on a device, for ResNet-50 in GiB; then the collectives and the bytes of their results.
 """
-
-
 SUMMARY = """
 Compiled, not run: bytes that a training step moves, of a network of four times convolution 3x3, layer and ReLU (over
 those of its input, bfloat16), and of ResNet-50 (64 images a device), by `make compiled`
@@ -39,35 +37,41 @@ those of its input, bfloat16), and of ResNet-50 (64 images a device), by `make c
 """
 
 
+def describe(case: Case, record: Record) -> str:
+    """Return a line of the log."""
+    if "error" in record:
+        return f"{case.title}, {case.contender}: failed: {record['error']}"
+    x, rare = record["array_bytes"], record["moved_bytes_rare"]
+    taken = "" if rare is None else f" ({rare / x:.2f} with the rare pass)"
+    kept = f"temporary {record['temporary_bytes'] / x:.2f} x, {_list_sent(record)}"
+    return (
+        f"{case.title}, {case.contender}: moved {record['moved_bytes'] / x:.2f} x{taken}, {kept}; {record['seconds']} s"
+    )
+
+
 def write_summary(found: Records) -> str:
     """Return what the networks move, for the page on speed: flax, jaxbn swapped in, and with the activation inside."""
     body = []
     for target in ("h100-8", "h100-256", "v5e-4", "v5e-256"):
-        card, n = TARGETS[target].card, TARGETS[target].devices
-        case = Case(NET, target, JIT, BATCH, "ReLU", "bfloat16", OURS)
-        cells = [_moved(found, case._replace(contender=c)) for c in (FLAX, STABLE, "", OURS)]
-        body.append([f"four convolutions, {n} {card}", *cells])
-        case = case._replace(program=RESNET)
-        cells = [_moved(found, case._replace(contender=c)) for c in (FLAX, "", SWAPPED, INSIDE)]
-        body.append([f"ResNet-50, GiB, {n} {card}", *cells])
+        devices = f"{TARGETS[target].devices} {TARGETS[target].card}"
+        for program, label, contenders in (
+            (NET, "four convolutions", (FLAX, STABLE, "", OURS)),
+            (RESNET, "ResNet-50, GiB", (FLAX, "", SWAPPED, INSIDE)),
+        ):
+            of = [Case(program, target, JIT, BATCH, "ReLU", "bfloat16", contender) for contender in contenders]
+            body.append([f"{label}, {devices}", *(_moved(found, case, ".1f") for case in of)])
     head = ["", "flax", "flax, `use_fast_variance=False`", "jaxbn, import swapped", "jaxbn, ReLU inside"]
     return f"{markdown(head, body)}\n\n{SUMMARY.strip()}"
-
-
-def _moved(found: Records, case: Case) -> str:
-    record = found.get(case, {})
-    return f"{record['moved_bytes'] / _unit(case, record):.1f}" if "moved_bytes" in record else ""
 
 
 def write_sent(found: Records) -> str:
     """Return the collectives of one layer by the number of devices, for the page on devices."""
     body = []
     for target in ("h100-8", "h100-64", "h100-256", "h100-1024", "v5e-4", "v5e-64", "v5e-256", "v5p-4096"):
-        case = Case(ALONE, target, JIT, BATCH, "ReLU", "bfloat16", OURS)
         row = [f"{TARGETS[target].devices:,} {TARGETS[target].card}"]
         for contender in (OURS, FLAX):
-            sent = found.get(case._replace(contender=contender), {}).get("collectives", {})
-            row.append(", ".join(f"{s['number']} {kind}, {s['bytes']:,} bytes" for kind, s in sent.items()))
+            record = found.get(Case(ALONE, target, JIT, BATCH, "ReLU", "bfloat16", contender))
+            row.append(_list_sent(record, "{number} {kind}, {bytes:,} bytes", "") if record else "")
         body.append(row)
     return markdown(["devices", "jaxbn, with the rare second pass", "flax"], body)
 
@@ -78,10 +82,10 @@ def write_page(found: Records, wanted: list[Case], verdicts: list[Verdict]) -> s
     bandwidths = ", ".join(f"{card} {rate / 1e9:,.0f} GB/s" for card, rate in BANDWIDTH.items())
     parts = ["# Compiled programs", INTRODUCTION.strip(), f"Compiled with {', '.join(sorted(versions))}."]
     parts += ["## Bars", write_bars(verdicts), "## Moved", MOVED.strip().format(bandwidths=bandwidths)]
-    programs = list(dict.fromkeys(case.program for case in wanted))
-    parts += [v for p in programs for v in (f"### {p}, moved", write_moved(found, _of(wanted, p)))]
+    of = {program: [c for c in wanted if c.program == program] for program in dict.fromkeys(c.program for c in wanted)}
+    parts += [v for p, chosen in of.items() for v in (f"### {p}, moved", write_moved(found, chosen))]
     parts += ["## Kept and sent", KEPT.strip()]
-    parts += [v for p in programs for v in (f"### {p}, kept and sent", write_kept(found, _of(wanted, p)))]
+    parts += [v for p, chosen in of.items() for v in (f"### {p}, kept and sent", write_kept(found, chosen))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -98,9 +102,8 @@ def write_moved(found: Records, wanted: list[Case]) -> str:
     """Return the table of the bytes moved by one kind of program."""
 
     def cell(case: Case, record: Record) -> str:
-        moved = record["moved_bytes"]
-        milliseconds = 1e3 * moved / BANDWIDTH[TARGETS[case.target].card]
-        return f"{moved / _unit(case, record):.2f} ({milliseconds:.3g} ms)"
+        milliseconds = 1e3 * record["moved_bytes"] / BANDWIDTH[TARGETS[case.target].card]
+        return f"{record['moved_bytes'] / _unit(case, record):.2f} ({milliseconds:.3g} ms)"
 
     def rare(case: Case, record: Record) -> str:
         moved = record["moved_bytes_rare"]
@@ -113,28 +116,24 @@ def write_kept(found: Records, wanted: list[Case]) -> str:
     """Return the table of temporaries and collectives of one kind of program."""
 
     def cell(case: Case, record: Record) -> str:
-        sent = ", ".join(f"{s['number']} {kind} ({s['bytes']:,} B)" for kind, s in record["collectives"].items())
-        return f"{record['temporary_bytes'] / _unit(case, record):.2f}; {sent or 'no collectives'}"
+        return f"{record['temporary_bytes'] / _unit(case, record):.2f}; {_list_sent(record)}"
 
     return _table(found, wanted, {"": cell}, least=False)
 
 
 def _table(found: Records, wanted: list[Case], cells: dict[str, Callable[[Case, Record], str]], least: bool) -> str:
     """Return a table with a row for each program, and columns for each contender; empty ones are left out."""
-    rows = [list(group) for _, group in groupby(wanted, key=lambda case: case[:-1])]
     contenders = dict.fromkeys(case.contender for case in wanted)
-    columns = [(contender, end) for contender in contenders for end in cells]
-    body = []
-    for group in rows:
-        case = group[0]
-        by_contender = {c.contender: c for c in group}
-        row = {(c, e): _cell(found, by_contender.get(c), cells[e]) for c, e in columns}
-        target = TARGETS[case.target]
-        left = [target.card, f"{target.devices:,}", case.way, case.layout, case.epilogue, case.dtype]
-        body.append((left, row, _least(found, case)))
-    used = [key for key in columns if any(row[key] for _, row, _ in body)]
-    head = [*HEAD, *("".join(key) for key in used), *(["least"] if least else [])]
-    return markdown(head, [[*left, *(row[k] for k in used), *([low] if least else [])] for left, row, low in body])
+    head = [*HEAD, *(contender + end for contender in contenders for end in cells), *(["least"] if least else [])]
+    rows = []
+    for _, group in groupby(wanted, key=lambda case: case[:-1]):
+        of = {case.contender: case for case in group}
+        case = next(iter(of.values()))
+        row = [TARGETS[case.target].card, f"{TARGETS[case.target].devices:,}", *case[2:-1]]
+        row += [_cell(found, of.get(contender), write) for contender in contenders for write in cells.values()]
+        rows.append(row + ([_least(found, case)] if least else []))
+    used = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    return markdown([head[i] for i in used], [[row[i] for i in used] for row in rows])
 
 
 def _cell(found: Records, case: Case | None, write: Callable[[Case, Record], str]) -> str:
@@ -150,13 +149,18 @@ def _least(found: Records, case: Case) -> str:
     """Return the least that can be moved, or flax's default in its place."""
     if case.program == ALONE and case.kind == "gpu":
         return str(LEAST)
-    record = found.get(case._replace(contender=FLAX), {})
-    return f"flax: {record['moved_bytes'] / _unit(case, record):.2f}" if "moved_bytes" in record else ""
+    flax = _moved(found, case._replace(contender=FLAX), ".2f")
+    return flax and f"flax: {flax}"
+
+
+def _moved(found: Records, case: Case, form: str) -> str:
+    record = found.get(case, {})
+    return format(record["moved_bytes"] / _unit(case, record), form) if "moved_bytes" in record else ""
+
+
+def _list_sent(record: Record, form: str = "{number} {kind} ({bytes:,} B)", none: str = "no collectives") -> str:
+    return ", ".join(form.format(kind=kind, **sent) for kind, sent in record.get("collectives", {}).items()) or none
 
 
 def _unit(case: Case, record: Record) -> float:
     return 2.0**30 if case.program == RESNET else record["array_bytes"]
-
-
-def _of(wanted: list[Case], program: str) -> list[Case]:
-    return [case for case in wanted if case.program == program]

@@ -1,7 +1,7 @@
 """The targets: cards by the number, the options of their compilers, and their meshes."""
 
-import os
-from collections.abc import Mapping
+import contextlib
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 # The card's data sheet, in the format in which XLA describes the GPUs that it compiles for.
@@ -73,22 +73,21 @@ TARGETS = {
 }
 
 
-def set_environment(kind: str) -> None:
-    """Set the environment variables that the compilers of `kind` read."""
-    os.environ.update(ENVIRONMENT[kind])
-
-
-def name_versions(kind: str, installed: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the versions of the packages that `kind` needs, of those that are `installed`.
+def find_versions(kind: str) -> dict[str, str]:
+    """Return the installed versions of the packages that `kind` needs.
 
     Raises:
         ValueError: one is missing or of another release than JAX, or JAX is older than 0.12.
     """
-    extra = f"They come with the extra `compiled-{kind}`, which `make compiled` installs."
-    missing = [name for name in PACKAGES[kind] if installed.get(name) is None]
-    if missing:
-        raise ValueError(f"measuring {kind} targets needs {', '.join(missing)}, not installed here. {extra}")
-    versions = {name: str(installed[name]) for name in PACKAGES[kind]}
+    versions = {}
+    for name in PACKAGES[kind]:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    if missing := [name for name in PACKAGES[kind] if name not in versions]:
+        raise ValueError(
+            f"measuring {kind} targets needs {', '.join(missing)}, not installed here. They come with the extra "
+            f"`compiled-{kind}`, which `make compiled` installs."
+        )
     if tuple(int(n) for n in versions["jax"].split(".")[:2]) < (0, 12):
         raise ValueError(
             f"the measurements are of JAX 0.12 and newer, on Python 3.12 and newer; JAX {versions['jax']}."
@@ -105,14 +104,15 @@ def make_mesh(target: Target, shape: tuple[int, ...], names: tuple[str, ...], ex
     from jax.experimental import topologies
     from jax.sharding import AxisType, Mesh
 
+    of_kind: dict[str, Any] = {
+        "platform": "cuda",
+        "topology_name": "",
+        "target_config": H100,
+        "topology": target.topology,
+    }
     if target.kind == "tpu":
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name=target.topology, chips_per_host_bounds=[2, 2, 1]
-        )
-    else:
-        described = topologies.get_topology_desc(
-            platform="cuda", topology_name="", target_config=H100, topology=target.topology
-        )
+        of_kind = {"platform": "tpu", "topology_name": target.topology, "chips_per_host_bounds": [2, 2, 1]}
+    described = topologies.get_topology_desc(**of_kind)
     devices = np.array(described.devices[: target.devices]).reshape(shape)
     kind = AxisType.Explicit if explicit else AxisType.Auto
     return Mesh(devices, names, axis_types=(kind,) * len(names))

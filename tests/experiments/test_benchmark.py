@@ -26,14 +26,14 @@ from experiments.benchmark import (
     clock,
     collectives,
     command,
-    measures,
     memory,
+    one_layer,
     report,
     sizes,
     training,
 )
-from experiments.benchmark.contenders import contender
-from experiments.benchmark.layers import PROGRAMS, present
+from experiments.benchmark.layers import PROGRAMS, contender, present
+from experiments.benchmark.networks import NORMS
 from experiments.benchmark.sizes import CONTENDERS, EPILOGUES, OURS, Case
 
 # Other libraries are measured as they are used: with JAX's own rules of promotion.
@@ -189,13 +189,25 @@ def test_collectives_of_flax(way):
 
 
 def test_collectives_in_a_program():
+    """Begun or not, each once; those in a branch or a loop are rare."""
     text = """
-      %a = f32[4]{0} all-reduce(%x), to_apply=%add
-      %b = (f32[4]{0}, /*index=1*/f32[2]{0}) all-gather-start(%a), dimensions={0}
-      %c = f32[4]{0} all-gather-done(%b)
-      %all-reduce.1 = f32[4]{0} add(%a, %all-reduce)
-    """
+%rare (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %r = f32[4]{0} all-reduce(%p), to_apply=%add
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %a = f32[4]{0} all-reduce(%x), to_apply=%add
+  %b = (f32[4]{0}, /*index=1*/f32[2]{0}) all-gather-start(%a), dimensions={0}
+  %c = f32[4]{0} all-gather-done(%b)
+  %all-reduce.1 = f32[4]{0} add(%a, %all-reduce)
+  %d = f32[4]{0} while(%c), condition=%never, body=%rare
+  ROOT %e = f32[4]{0} conditional(%d), branch_computations={%rare, %other}
+}
+"""
     assert collectives.count(text) == 2
+    assert collectives.count(text.replace("body=%rare", "body=%other").replace("{%rare, ", "{")) == 3
 
 
 def test_a_way_that_fails_is_a_result(monkeypatch):
@@ -304,6 +316,30 @@ def test_a_way_that_fails_misses_the_bar():
     assert (row["verdict"], row["value"], row["where"]) == ("missed", None, "pmap")
 
 
+# Whole networks
+
+
+def test_the_contenders_train_the_same_network():
+    ours, *others = (training.compile_step(norm, training.SMALLEST)[1].run() for norm in NORMS)
+    for other in others:
+        assert jax.tree.structure(other) == jax.tree.structure(ours)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, ours)
+
+
+def test_there_is_a_row_for_each_measure_and_contender():
+    found = list(training.resnet_20_rows(training.SMALLEST, rounds=2, compilations=1))
+    keys = [(row["measure"], row["contender"], row.get("part")) for row in found]
+    parts = ["trace", "compile", "trace + compile"]
+    wanted = [("peak, ResNet-20", name, None) for name in NORMS]
+    wanted += [("step time, ResNet-20", name, None) for name in NORMS]
+    wanted += [("compile time, ResNet-20", name, part) for name in NORMS for part in parts]
+    assert sorted(keys, key=str) == sorted(wanted, key=str)
+    assert all(row["value"] > 0 and row["problem"]["stages"] == [1] for row in found)
+    assert {
+        row["ours_to_theirs"]["median"] for row in found if row["contender"] == "jaxbn" and "step" in row["measure"]
+    } == {1}
+
+
 # A whole run
 
 
@@ -327,7 +363,7 @@ TINY = sizes.FULL._replace(
 @pytest.fixture(scope="module")
 def results():
     """Run everything, tiny; what other programs find is made up."""
-    small = {"ROWS": 64, "KEPT": (8, 4), "SCANNED": (2, 4, 4, 8)}
+    small = ((one_layer, "ROWS", 64), (memory, "KEPT", (8, 4)), (memory, "SCANNED", (2, 4, 4, 8)))
     found = [
         {"measure": "collectives", "contender": name, "way": way, "value": 2}
         for way in collectives.WAYS
@@ -347,8 +383,8 @@ def results():
         patch.setattr(command, "child", child)
         patch.setattr(jax, "clear_caches", lambda: cleared.append(1))  # not really: the other tests' too
         patch.setattr(training, "ON_CPU", training.ON_CPU._replace(batch=2, size=8))
-        for name, value in small.items():
-            patch.setattr(measures, name, value)
+        for module, name, value in small:
+            patch.setattr(module, name, value)
         said = []
         results = command.measure(TINY, said.append)
     assert [a[0].rsplit(".")[-1] for a in asked] == ["collectives", "training", "training"]

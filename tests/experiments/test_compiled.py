@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -237,6 +238,17 @@ def test_failures_are_in_the_tables():
 # What is refused
 
 
+def install(monkeypatch, packages):
+    """Make `packages` all that is installed."""
+
+    def version(name):
+        if name not in packages:
+            raise PackageNotFoundError(name)
+        return packages[name]
+
+    monkeypatch.setattr(targets, "version", version)
+
+
 def refused(capsys, *arguments):
     """Return the one line on stderr."""
     assert command.main([str(a) for a in arguments]) == 2
@@ -247,7 +259,7 @@ def refused(capsys, *arguments):
 
 def test_refusals(tmp_path, monkeypatch, capsys):
     installed = dict.fromkeys(targets.PACKAGES["tpu"], "0.12.0.1")
-    monkeypatch.setattr(command, "find_versions", lambda kind: installed)
+    install(monkeypatch, installed)
     assert "v5e-5 is none of them" in refused(capsys, "measure", "tpu", "--targets", "v5e-5")
     assert "h100-8 is none of them" in refused(capsys, "measure", "tpu", "--targets", "v5e-4", "h100-8")
     (tmp_path / "file").touch()
@@ -257,14 +269,17 @@ def test_refusals(tmp_path, monkeypatch, capsys):
     assert "is a file" in refused(capsys, "report", "--records", tmp_path, "--output", tmp_path / "file")
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert "can be written to" in refused(capsys, "measure", "tpu", "--records", tmp_path)
-    installed["libtpu"] = None
+    del installed["libtpu"]
     assert "libtpu, not installed here" in refused(capsys, "measure", "tpu", "--records", tmp_path)
 
 
-def test_what_is_installed_must_fit():
+def test_what_is_installed_must_fit(monkeypatch):
     installed = dict.fromkeys(targets.PACKAGES["gpu"], "0.12.0.1")
-    assert targets.name_versions("gpu", installed) == installed
+    install(monkeypatch, installed)
+    assert targets.find_versions("gpu") == installed
+    installed["jax-cuda13-plugin"] = "0.12.1"
     with pytest.raises(ValueError, match=r"one release; JAX is 0\.12\.0\.1, beside jax-cuda13-plugin 0\.12\.1"):
-        targets.name_versions("gpu", {**installed, "jax-cuda13-plugin": "0.12.1"})
+        targets.find_versions("gpu")
+    installed["jax"] = "0.10.2"
     with pytest.raises(ValueError, match=r"JAX 0\.12 and newer.*JAX 0\.10\.2"):
-        targets.name_versions("gpu", {**installed, "jax": "0.10.2"})
+        targets.find_versions("gpu")

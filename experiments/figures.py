@@ -1,0 +1,36 @@
+"""Figures as PNG, in one style: the palette of Okabe and Ito, a light grid, no box."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+from experiments import disk
+
+BLACK, BLUE, SKY, PURPLE, YELLOW, ORANGE = "#000000", "#0072B2", "#56B4E9", "#CC79A7", "#F0E442", "#E69F00"
+VERMILION, GREEN = "#D55E00", "#009E73"
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.titlesize": 10,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+}
+
+
+@contextlib.contextmanager
+def drawn(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
+    """Give a figure of `size` inches and its panels `[rows, columns]`; write it when they are drawn."""
+    mpl.use("Agg")
+    with mpl.rc_context(STYLE):
+        fig, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        yield fig, panels
+        disk.write_figure(path, fig, dpi=150)
+        plt.close(fig)
