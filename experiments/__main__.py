@@ -11,7 +11,7 @@ from experiments.training import processes
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line `arguments`; the exit code."""
+    """Run the command line `arguments`; return the exit code."""
     together = processes.several(arguments)
     if together and processes.WORKER not in os.environ:
         return processes.supervise(arguments)

@@ -26,8 +26,8 @@ STYLE: dict[Any, Any] = {
 
 
 @contextlib.contextmanager
-def drawn(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
-    """Give a figure of `size` inches and its panels `[rows, columns]`; write it when they are drawn."""
+def open_figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
+    """Open a figure of `size` inches with its panels `[rows, columns]`, and write it when they are drawn."""
     mpl.use("Agg")
     with mpl.rc_context(STYLE):
         fig, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")

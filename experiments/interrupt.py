@@ -9,7 +9,7 @@ INTERRUPTED, REFUSED = 130, 2  # what a shell reports for Ctrl-C, and for a wron
 
 
 def refuse(error: Exception) -> int:
-    """Print the error as one line; the exit code."""
+    """Print the error as one line; return the exit code."""
     print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
     return REFUSED
 

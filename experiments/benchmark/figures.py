@@ -8,7 +8,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from experiments.benchmark.bars import Results
 from experiments.benchmark.sizes import CONTENDERS, OURS
-from experiments.figures import BLACK, BLUE, ORANGE, PURPLE, SKY, YELLOW, drawn
+from experiments.figures import BLACK, BLUE, ORANGE, PURPLE, SKY, YELLOW, open_figure
 
 # The markers differ as well.
 COLORS = (BLACK, BLUE, SKY, PURPLE, YELLOW, ORANGE)
@@ -18,7 +18,7 @@ STYLES = {name: (color, marker) for name, color, marker in zip(CONTENDERS, COLOR
 def draw(folder: Path, results: Results) -> None:
     """Write `times.png`, `memory.png` and `errors.png`."""
     programs, dtypes = ("forward+backward", "evaluation"), results["plan"]["dtypes"]
-    with drawn(folder / "times.png", len(programs), len(dtypes), (5.2 * len(dtypes) + 1.6, 6.8)) as (fig, panels):
+    with open_figure(folder / "times.png", len(programs), len(dtypes), (5.2 * len(dtypes) + 1.6, 6.8)) as (fig, panels):
         for i, program in enumerate(programs):
             for j, dtype in enumerate(dtypes):
                 wanted = (program, dtype, "relu")
@@ -28,10 +28,10 @@ def draw(folder: Path, results: Results) -> None:
                 )
                 panels[i, j].set(title=f"{program}, {dtype} + ReLU", ylabel="time / jaxbn's time", xlabel="size of x")
         _finish(fig, panels, "Median over the rounds, with quartiles; above 1 is slower than jaxbn")
-    with drawn(folder / "memory.png", 1, 3, (17.2, 3.4)) as (fig, panels):
+    with open_figure(folder / "memory.png", 1, 3, (17.2, 3.4)) as (fig, panels):
         _memory(panels[0], results)
         _finish(fig, panels, "Memory")
-    with drawn(folder / "errors.png", 1, 1, (8.0, 3.8)) as (fig, panels):
+    with open_figure(folder / "errors.png", 1, 1, (8.0, 3.8)) as (fig, panels):
         _errors(panels[0, 0], results)
         _finish(fig, panels, "Training output in float32, against float64")
 

@@ -8,7 +8,7 @@ the data and the random key: both are functions of a seed and the step.
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ class Checkpoints:
     def __init__(self, folder: Path, run: str, keep: int):
         """Open those in `folder`, of the run with the identity `run`."""
         self._folder, self._run = (folder / FOLDER).absolute(), run
-        if not isinstance(sys.unraisablehook, _WithoutEcho):
-            sys.unraisablehook = _WithoutEcho(sys.unraisablehook)
+        former = sys.unraisablehook
+        # Reads that were under way when the first one failed, which is reported, would say so on their own.
+        sys.unraisablehook = lambda r: None if str(r.exc_value) == "Event loop is closed" else former(r)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -93,14 +94,3 @@ class Checkpoints:
         before = [n for n in numbers(self._folder.parent) if n < number]
         remedy = f"Pass `--resume --checkpoint {before[-1]}` to go on from the one before" if before else "Start again"
         return ValueError(f"checkpoint {self._folder / str(number)} {what}. {remedy}.")
-
-
-class _WithoutEcho:
-    """Leave out what reads that were under way say after the first one has failed, which is reported."""
-
-    def __init__(self, former: Callable[[Any], None]):
-        self._former = former
-
-    def __call__(self, raised: Any) -> None:
-        if str(raised.exc_value) != "Event loop is closed":
-            self._former(raised)

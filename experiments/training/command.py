@@ -15,8 +15,9 @@ from experiments.interrupt import REFUSED, Interrupt, refuse
 from experiments.training import data, parallel, processes, record
 from experiments.training.check import check_data
 from experiments.training.config import Config, Settings, changed, load, refusal
+from experiments.training.processes import Together
 from experiments.training.run import Run, Saving
-from experiments.training.saved import numbers
+from experiments.training.saved import FOLDER, numbers
 
 USAGE = "python -m experiments CONFIG [--out FOLDER] [--replace | --resume] [settings]"
 
@@ -28,43 +29,27 @@ class Command:
     Attributes:
         config: a file of `configs/`.
         settings: each overrides the config.
+        saving: what is kept.
+        together: the processes.
         out: the folder to write to, new or empty; `runs/NAME` by default.
         replace: replace the files of a former run that is there. All else there stays.
-        resume: go on from the last checkpoint of the run in the folder, on as many devices as you like where
-            statistics are global.
-        checkpoint: which one to resume from, by its number; later ones are set aside.
-        checkpoint_every: steps between two checkpoints, a multiple of `log_every`; a tenth of the steps by default.
-        keep: how many checkpoints stay.
-        tensorboard: write the log for TensorBoard, too.
-        coordinator: host and port of process 0, where several processes train together; by default
-            JAX_COORDINATOR_ADDRESS.
-        processes: how many there are; by default JAX_NUM_PROCESSES.
-        process: which of them this is, from 0; by default JAX_PROCESS_ID.
-        cluster: `auto`, or a cluster that JAX knows (slurm, ompi, k8s, ...), whose environment says the three above.
     """
 
     config: tyro.conf.Positional[Path]
     settings: Annotated[Settings, tyro.conf.arg(name="")]
+    saving: Annotated[Saving, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Saving)
+    together: Annotated[Together, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Together)
     out: Path | None = None
     replace: bool = False
-    resume: bool = False
-    checkpoint: int | None = None
-    checkpoint_every: int | None = None
-    keep: int = 3
-    tensorboard: bool = False
-    coordinator: str | None = None
-    processes: int | None = None
-    process: int | None = None
-    cluster: str | None = None
 
 
 def main(arguments: list[str], interrupt: Interrupt) -> int:
-    """Run the command line `arguments`; the exit code."""
+    """Run the command line `arguments`; return the exit code."""
     try:
         config, command = parse(arguments)
         s, together = config.settings, processes.several(arguments)
         if together:
-            processes.initialize(command.coordinator, command.processes, command.process, command.cluster, s.devices)
+            processes.initialize(command.together, s.devices)
         else:
             parallel.simulate_devices(s.devices)
         parallel.require_devices(s.devices)
@@ -86,27 +71,26 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
                 return refuse(problem) if problem else REFUSED
             if together:
                 print(f"Process {jax.process_index()} of {jax.process_count()}, writing to {folder}.", file=sys.stderr)
-            every, keep = command.checkpoint_every, command.keep
-            saving = Saving(command.resume, command.checkpoint, every, keep, command.tensorboard)
-            return Run(config, folder, saving, images, interrupt).execute()
+            return Run(config, folder, command.saving, images, interrupt).execute()
     except (OSError, ValueError) as error:
         return refuse(error)
 
 
 def _prepare(folder: Path, config: Config, command: Command) -> None:
     """Make the folder that of this run, or check that it is; nothing is written unless all is well."""
-    if not command.resume:
-        disk.check_contents("--out", folder, record.FILES[0], record.KEYS, replace=command.replace)
+    resume, wanted = command.saving.resume, command.saving.checkpoint
+    disk.check_contents("--out", folder, record.FILES[0], record.KEYS, replace=None if resume else command.replace)
+    if not resume:
         record.begin(folder, config)
         return
-    disk.check_contents("--out", folder, record.FILES[0], record.KEYS)
-    there, wanted = numbers(folder), command.checkpoint
+    there = numbers(folder)
     if not there or wanted not in (None, *there):
         got = f"no {wanted}, but {', '.join(map(str, there))}" if there else "none"
         raise ValueError(f"`--resume` needs a checkpoint; {folder} holds {got}. Take one of these, or start again.")
     record.check_same(folder, config.settings)
-    if wanted is not None:
-        record.set_aside(folder, [n for n in there if n > wanted])
+    later = [] if wanted is None else [n for n in there if n > wanted]
+    for number in later:  # others will have their numbers; nothing is deleted
+        disk.move_aside(folder / FOLDER / str(number), folder / "set_aside")
 
 
 def folder_of(command: Command, config: Config) -> Path:
@@ -129,14 +113,14 @@ def parse(arguments: list[str]) -> tuple[Config, Command]:
         command = tyro.cli(Command, args=arguments, default=default, prog="python -m experiments")
     except ValidationError as error:
         raise refusal(error, Settings, "command line") from None
-    config, every = changed(config, command.settings), command.checkpoint_every
-    if command.replace and command.resume:
+    config, saving, every = changed(config, command.settings), command.saving, command.saving.checkpoint_every
+    if command.replace and saving.resume:
         raise ValueError("command line: `--replace` and `--resume` exclude each other.")
-    if command.checkpoint is not None and not command.resume:
+    if saving.checkpoint is not None and not saving.resume:
         raise ValueError("command line: `--checkpoint` says where to resume from; pass `--resume`, too.")
-    if command.keep < 1 or (every is not None and (every < 1 or every % config.settings.log_every)):
+    if saving.keep < 1 or (every is not None and (every < 1 or every % config.settings.log_every)):
         raise ValueError(
             f"command line: `--keep` must be 1 at least, and `--checkpoint-every` a multiple of `log_every`; got "
-            f"{command.keep}, and {every} with {config.settings.log_every}."
+            f"{saving.keep}, and {every} with {config.settings.log_every}."
         )
     return config, command

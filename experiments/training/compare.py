@@ -1,20 +1,34 @@
-"""Runs side by side: `python -m experiments compare RUN... [--out FIGURE]`, drawn together and tabulated.
+"""Runs drawn and tabulated, each alone or side by side: `python -m experiments compare RUN... [--out FIGURE]`.
 
 The settings that differ name the runs; the figure is a PNG, the table is Markdown.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tyro
 
 from experiments import disk, tables
+from experiments.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, open_figure
 from experiments.interrupt import refuse
-from experiments.training import figure, record, summary
+from experiments.training import record, summary
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-DASHES = ("-", "--", "-.", ":")
+# Of the arms of one run; the lines differ in dashes as well.
+STYLES = {
+    "batch": (BLUE, "-"),
+    "none": (VERMILION, "--"),
+    "ghost": (GREEN, "-."),
+    "renorm": (PURPLE, "-."),
+    "group": (VERMILION, ":"),
+    "domains": (ORANGE, ":"),
+    "conditional": (SKY, "-."),
+    "whiten": (BLACK, "-."),
+}
+COLORS, DASHES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK, "#999933"), ("-", "--", "-.", ":")
+PANELS = {"train_loss": "training loss (cross-entropy)", "val_accuracy": "validation accuracy"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +46,37 @@ class Command:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The contents of the folder of a run."""
+    """The contents of the folder of a run: its log, and the results of the arms that are done."""
 
     name: str
     settings: dict[str, Any]
     rows: list[record.Row]
     arms: dict[str, dict[str, Any]]
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """Return the best learning rate by validation of each arm that was logged."""
+        return {arm: summary.best_rate(self.rows, arm) for arm in dict.fromkeys(r["arm"] for r in self.rows)}
+
+
+class Line(NamedTuple):
+    """A line of a figure: its label, its look, and the curves of each panel."""
+
+    label: str
+    color: str
+    dashes: str
+    curves: list[summary.Curves]
+
 
 def main(arguments: list[str]) -> int:
-    """Run the command line `arguments`; the exit code."""
+    """Run the command line `arguments`; return the exit code."""
     command = tyro.cli(Command, args=arguments, prog="python -m experiments compare")
     try:
         if not command.runs:
             raise ValueError("`compare` needs the folders of runs; got none.")
         runs = [read(folder) for folder in command.runs]
         out = command.out or command.runs[0].parent / "comparison.png"
-        figure.draw(out, lines(runs), "median of the seeds; bands: interquartile range", None)
+        draw(out, runs, "median of the seeds; bands: interquartile range", None)
     except (ValueError, OSError) as error:
         return refuse(error)
     print(table(runs))
@@ -72,33 +100,50 @@ def read(folder: Path) -> Run:
     return Run(folder.name, config["settings"], record.read(folder / record.LOG), arms)
 
 
-def differing(runs: list[Run]) -> list[str]:
-    """Return the names of the settings that the runs do not share."""
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    return [n for n in names if any(run.settings.get(n) != runs[0].settings.get(n) for run in runs)]
+def draw(path: Path, runs: Sequence[Run], title: str, target: float | None) -> None:
+    """Draw the medians over seeds, and their quartiles, against steps to a PNG at `path`."""
+    with open_figure(path, 1, 2, (9.6, 4.0)) as (fig, panels):
+        loss, accuracy = panels[0]
+        for line in _lines(runs):
+            for panel, (steps, values) in zip(panels[0], line.curves, strict=True):
+                median, low, high = summary.quartiles(values)
+                # A run that diverged is above every scale; where half of them have, the line ends.
+                finite = np.where(np.isfinite(median), median, np.nan)
+                panel.plot(steps, finite, color=line.color, ls=line.dashes, lw=1.8, label=line.label)
+                panel.fill_between(steps, low, high, where=np.isfinite(high), color=line.color, alpha=0.2, lw=0)
+        for panel, label in zip(panels[0], PANELS.values(), strict=True):
+            panel.set(xlabel="training step", ylabel=label, xlim=(0, None))
+        loss.set_yscale("log")
+        accuracy.set_ylim(0, 1)
+        if target is not None:
+            accuracy.axhline(target, color="0.4", lw=0.8, ls=":", label=f"target {target:g}")
+        accuracy.legend(loc="lower right")
+        fig.suptitle(title)
 
 
-def lines(runs: list[Run]) -> list[figure.Line]:
-    """Return the lines to draw: a color for each run, dashes for each of its arms."""
-    return [
-        line._replace(label=f"{run.name}: {line.label}", color=COLORS[i % len(COLORS)], dashes=DASHES[j % len(DASHES)])
-        for i, run in enumerate(runs)
-        for j, line in enumerate(figure.lines(run.rows))
-    ]
+def _lines(runs: Sequence[Run]) -> list[Line]:
+    """Return a line for each arm of each run at its best rate; of several runs each has its color."""
+    found = []
+    for i, run in enumerate(runs):
+        for j, (arm, rate) in enumerate(run.rates.items()):
+            label, look = f"{summary.NAMES[arm]}, learning rate {rate:g}", STYLES[arm]
+            if len(runs) > 1:
+                label, look = f"{run.name}: {label}", (COLORS[i % len(COLORS)], DASHES[j % len(DASHES)])
+            found.append(Line(label, *look, [summary.curves(run.rows, arm, rate, measure) for measure in PANELS]))
+    return found
 
 
-def table(runs: list[Run]) -> str:
-    """Return a row for each arm of each run: what differs, and what came out."""
-    names = [n for n in differing(runs) if n != "arms"]
-    head = ["run", *names, "arm", "rate", "n", "steps", "validation accuracy, %", "test accuracy, %"]
+def table(runs: Sequence[Run]) -> str:
+    """Return a row for each arm of each run: the settings in which runs differ, and what came out."""
+    names = dict.fromkeys(name for run in runs for name in run.settings if name != "arms")
+    names = [n for n in names if any(run.settings.get(n) != runs[0].settings.get(n) for run in runs)]
+    came = ["n", "steps", "validation accuracy, %", "test accuracy, %", "steps to target", "ms/step"]
     body = []
     for run in runs:
         given = [str(run.settings.get(n)) for n in names]
-        for arm in dict.fromkeys(r["arm"] for r in run.rows):
-            rate = summary.best_rate(run.rows, arm)
+        for arm, rate in run.rates.items():
             logged = summary.curves(run.rows, arm, rate, "val_accuracy")
-            tested = run.arms.get(arm, {}).get("test_accuracy")
-            came = [str(len(logged.values)), f"{logged.steps[-1]:.0f}", summary.percent(logged.values[:, -1])]
-            came.append(summary.percent(tested) if tested else "-")
-            body.append([run.name, *given, summary.NAMES[arm], f"{rate:g}", *came])
-    return tables.markdown(head, body)
+            row = [run.name, *given, summary.NAMES[arm], f"{rate:g}", str(len(logged.values))]
+            results = summary.results(run.arms[arm]) if arm in run.arms else ["-", "-", "-"]
+            body.append([*row, f"{logged.steps[-1]:.0f}", summary.percent(logged.values[:, -1]), *results])
+    return tables.markdown(["run", *names, "arm", "rate", *came], body)

@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The number of examples, and of the values of one."""
+        """Return the number of examples, and of the values of one."""
         return len(self.at), int(np.prod(self.array.shape[1:]))
 
     def read(self, which: Any) -> np.ndarray:
@@ -159,20 +159,22 @@ def own(part: files.Part, name: str) -> Data:
         raise ValueError(
             f"{name}: there must be ten examples at least, and two classes; got {len(x)} and {y.max() + 1}."
         )
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(x))
     few = min(MOST, len(x) // 5)
-    cuts = order[2 * few :], order[few : 2 * few], order[:few]
-    train, *rest = (Split(Rows(x, np.sort(at)), y[np.sort(at)].astype(np.int32)) for at in cuts)
-    validation, test = kept = [Split(read(split, np.arange(few)), split.labels) for split in rest]
+    parts = map(np.sort, np.split(np.random.default_rng(SPLIT_SEED).permutation(len(x)), [few, 2 * few]))
+    test, validation, train = (Split(Rows(x, at), y[at].astype(np.int32)) for at in parts)
     # Of a file larger than memory only what is kept can be looked at.
-    seen = kept if isinstance(x, np.memmap) else [*kept, Split(read(train, np.arange(len(y) - 2 * few)), y)]
-    if x.ndim != 3 and not all(np.isfinite(split.images).all() for split in seen):
+    test, validation = _in_memory(test), _in_memory(validation)
+    train = train if isinstance(x, np.memmap) else _in_memory(train)
+    seen = [split.images for split in (test, validation, train) if not isinstance(split.images, Rows)]
+    if x.ndim != 3 and not all(np.isfinite(images).all() for images in seen):
         raise ValueError(f"{name}: x must be finite; some is not. Only sequences `[n, steps, features]` end in NaN.")
     # Three axes: a sequence, or grey images without an axis of channels, which are bytes.
     shape = (*x.shape[1:], 1) if x.ndim == 3 and x.dtype == np.uint8 else x.shape[1:]
-    if not isinstance(x, np.memmap):
-        train = train._replace(images=seen[-1].images)
     return Data(train, validation, test, shape if len(shape) > 1 else (), int(y.max()) + 1)
+
+
+def _in_memory(split: Split) -> Split:
+    return split._replace(images=read(split, np.arange(len(split.labels))))
 
 
 def read(split: Split, which: np.ndarray) -> np.ndarray:

@@ -5,22 +5,19 @@
 It runs the configs of `configs/two_examples/` into `runs/two_examples/`; a run that is complete there is kept.
 """
 
-import json
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import disk
+from experiments.figures import open_figure
 from experiments.interrupt import Interrupt
 from experiments.training import command, compare, parallel, summary
 
 CONFIGS, RUNS, OUT = Path("configs/two_examples"), Path("runs/two_examples"), Path("docs/devices")
 NUMBERS = ("one_device", "two_devices", "four_devices", "eight_devices")
-COSTS = ("eight_devices", "local", "ghost", "renorm", "local_renorm", "group")
-LABELS = {
+COSTS = {
     "eight_devices": "global",
     "local": "per device",
     "ghost": "ghost batches of 2",
@@ -31,25 +28,26 @@ LABELS = {
 
 
 def main(interrupt: Interrupt) -> int:
-    """Run what is missing, and draw; the exit code."""
+    """Run what is missing, and draw; return the exit code."""
     parallel.simulate_devices(8)  # the run on one device comes first, and would start JAX with one
-    for name in dict.fromkeys((*NUMBERS, *COSTS)):
+    names = dict.fromkeys((*NUMBERS, *COSTS))
+    for name in names:
         done = RUNS / name / "summary.json"
-        if not (done.is_file() and json.loads(done.read_text())["complete"]):
+        if not (done.is_file() and disk.read_json(done)["complete"]):
             code = command.main([str(CONFIGS / f"{name}.toml"), "--out", str(RUNS / name), "--replace"], interrupt)
             if code:
                 return code
-    runs = {name: compare.read(RUNS / name) for name in dict.fromkeys((*NUMBERS, *COSTS))}
+    runs = {name: compare.read(RUNS / name) for name in names}
     OUT.mkdir(exist_ok=True)
-    draw(runs)
+    with open_figure(OUT / "two_examples.png", 1, 3, (13.0, 4.0)) as (_, panels):
+        draw(panels[0], runs)
     disk.write(OUT / "two_examples.md", compare.table(list(runs.values())) + "\n")
     return 0
 
 
-def draw(runs: dict[str, compare.Run]) -> None:
+def draw(panels: np.ndarray, runs: dict[str, compare.Run]) -> None:
     """Draw the trajectories on 1 to 8 devices, their distances, and the accuracies at 2 examples a device."""
-    mpl.use("Agg")
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    left, middle, right = panels
     losses = {n: _curves(runs[n], "train_loss") for n in NUMBERS}
     for at, (name, (steps, values)) in enumerate(losses.items()):
         look = {"color": compare.COLORS[at], "ls": compare.DASHES[at], "lw": 4 - at}
@@ -66,18 +64,15 @@ def draw(runs: dict[str, compare.Run]) -> None:
         tested = 100 * np.array(arm["test_accuracy"])
         right.plot(np.full(len(tested), at), tested, "o", color=compare.COLORS[at], alpha=0.6)
         right.plot([at - 0.3, at + 0.3], [summary.quartiles(tested).median] * 2, color=compare.COLORS[at], lw=2)
-    right.set_xticks(range(len(COSTS)), [LABELS[n] for n in COSTS], rotation=30, ha="right")
+    right.set_xticks(range(len(COSTS)), COSTS.values(), rotation=30, ha="right")
     right.set(ylabel="test accuracy, %; 5 seeds", title="2 examples on each of 8 devices")
-    for panel in (left, middle):
-        panel.legend(frameon=False, fontsize=8)
-    disk.write_figure(OUT / "two_examples.png", fig, dpi=130)
-    plt.close(fig)
+    left.legend()
+    middle.legend()
 
 
-def _curves(run: compare.Run, measure: str) -> tuple[np.ndarray, np.ndarray]:
-    arm = run.rows[0]["arm"]
-    c = summary.curves(run.rows, arm, summary.best_rate(run.rows, arm), measure)
-    return c.steps, c.values
+def _curves(run: compare.Run, measure: str) -> summary.Curves:
+    ((arm, rate),) = run.rates.items()
+    return summary.curves(run.rows, arm, rate, measure)
 
 
 if __name__ == "__main__":

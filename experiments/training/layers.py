@@ -58,7 +58,7 @@ def plain(activation: Callable[[Array], Array]) -> Layer:
 
 
 def batch_norm(**options: Any) -> Layer:
-    """Batch norm through the functional core, with the options of `bn_apply`.
+    """Make batch norm through the functional core, with the options of `bn_apply`.
 
     The activation goes inside: no memory for what lies between the two.
     """
@@ -70,7 +70,7 @@ def batch_norm(**options: Any) -> Layer:
 
 
 def group_norm(groups: int, activation: Callable[[Array], Array], epsilon: float = 1e-5) -> Layer:
-    """Group norm (Wu and He 2018): over all of an example within a group of channels; with one group layer norm."""
+    """Make group norm (Wu and He 2018): over all of an example in a group of channels; with one group layer norm."""
 
     def apply(params: Tree, state: None, x: Array, run: Pass) -> tuple[Array, None]:
         parts = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
@@ -83,7 +83,7 @@ def group_norm(groups: int, activation: Callable[[Array], Array], epsilon: float
 
 
 def whitening(size: int, activation: Callable[[Array], Array], **options: Any) -> Layer:
-    """Whitening of `size` features at a time, with the options of `whiten_apply`."""
+    """Make a whitening of `size` features at a time, with the options of `whiten_apply`."""
 
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
         y, state = jaxbn.whitening.whiten_apply(params, state, x, run.train, **run.over(x), **options)
@@ -93,7 +93,7 @@ def whitening(size: int, activation: Callable[[Array], Array], **options: Any) -
 
 
 def conditional(**options: Any) -> Layer:
-    """Batch norm with a scale and bias for every other row of x, the second domain."""
+    """Make batch norm with a scale and bias for every other row of x, the second domain."""
 
     def init(features: int) -> tuple[Tree, Tree]:
         return jaxbn.domains.domain_init(2, features)[0], jaxbn.bn_init(features)[1]
@@ -106,7 +106,7 @@ def conditional(**options: Any) -> Layer:
 
 
 def domains(**options: Any) -> Layer:
-    """Batch norm with statistics, scale and bias of its own for every other row of x, the second domain."""
+    """Make batch norm with statistics, scale and bias of its own for every other row, the second domain."""
 
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:
         parts = []

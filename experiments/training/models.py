@@ -32,6 +32,23 @@ class Model(NamedTuple):
     hidden: Callable[..., list[tuple[jax.Array, jax.Array]]] | None = None
 
 
+def model(init: Callable[[jax.Array], tuple[Any, Any]], forward: Callable[..., tuple[Any, Any]]) -> Model:
+    """Make a network of `forward(params, state, x, run)`, where `run` is a `Pass`."""
+
+    def apply(
+        params: Tree,
+        state: Tree,
+        x: Images,
+        train: bool,
+        axis_name: Any,
+        key: Array | None = None,
+        mask: Array | None = None,
+    ) -> tuple[Logits, Tree]:
+        return forward(params, state, x, Pass(train, axis_name, key, mask))
+
+    return Model(init, apply)
+
+
 def gaussian(scale: float, *, he: bool) -> Callable[..., Array]:
     """Make an initializer with standard deviation `scale`, times that of He et al. 2015 if `he`."""
 
@@ -43,7 +60,7 @@ def gaussian(scale: float, *, he: bool) -> Callable[..., Array]:
 
 
 def sides(pixels: int) -> tuple[int, int, int]:
-    """Height, width and channels of an image of so many values."""
+    """Return height, width and channels of an image of so many values."""
     channels = 1 if math.isqrt(pixels) ** 2 == pixels else 3
     side = math.isqrt(pixels // channels)
     return side, side, channels
@@ -56,7 +73,7 @@ def mlp(
     inputs: int = 64,
     outputs: int = CLASSES,
 ) -> Model:
-    """Fully connected layers of `widths` units, after each its layer of `between`."""
+    """Make fully connected layers of `widths` units, after each its layer of `between`."""
     sizes = (inputs, *widths)
 
     def init(key: Array) -> tuple[Tree, Tree]:
@@ -68,7 +85,7 @@ def mlp(
         params = {"kernels": kernels, "shifts": [p for p, _ in started], "last": jnp.zeros(outputs)}
         return params, [s for _, s in started]
 
-    def run_through(params: Tree, state: Tree, x: Images, run: Pass) -> tuple[list[tuple[Array, Array]], Tree]:
+    def hidden(params: Tree, state: Tree, x: Images, run: Pass) -> tuple[list[tuple[Array, Array]], Tree]:
         seen, new_state = [(jnp.asarray(x), jnp.asarray(x))], []
         for at, layer in enumerate(between):
             # Of its own for each layer: equal noise everywhere would be another experiment.
@@ -79,19 +96,11 @@ def mlp(
             new_state.append(running)
         return seen[1:], new_state
 
-    def apply(
-        params: Tree,
-        state: Tree,
-        x: Images,
-        train: bool,
-        axis_name: Any,
-        key: Array | None = None,
-        mask: Array | None = None,
-    ) -> tuple[Logits, Tree]:
-        seen, new_state = run_through(params, state, x, Pass(train, axis_name, key, mask))
+    def forward(params: Tree, state: Tree, x: Images, run: Pass) -> tuple[Logits, Tree]:
+        seen, new_state = hidden(params, state, x, run)
         return seen[-1][1] @ params["kernels"][-1] + params["last"][None], new_state
 
-    return Model(init, apply, lambda *given: run_through(*given)[0])
+    return model(init, forward)._replace(hidden=lambda *given: hidden(*given)[0])
 
 
 def inverted(model: Model) -> Model:

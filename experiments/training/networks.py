@@ -10,8 +10,8 @@ from jaxtyping import Array
 
 from experiments.training import layers
 from experiments.training.config import Settings
-from experiments.training.layers import ACTIVATIONS
-from experiments.training.models import CLASSES, Model, gaussian, inverted, mlp, sides
+from experiments.training.layers import ACTIVATIONS, Pass
+from experiments.training.models import CLASSES, Model, gaussian, inverted, mlp, model, sides
 from experiments.training.recurrent import Recurrence, lstm
 from experiments.training.shapes import Images, Logits, Tree
 from jaxbn.linen import BatchNorm
@@ -53,7 +53,7 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, train: bool, axis_name: Any = None, mask: Array | None = None) -> Logits:
-        """Class scores."""
+        """Return the logits."""
         activation, kernel = ACTIVATIONS[self.settings.activation], weights(self.settings)
         x = jnp.reshape(images, (-1, *self.shape))
         mask = None if mask is None else jnp.reshape(mask, (-1, 1, 1, 1))
@@ -77,17 +77,9 @@ def cnn(settings: Settings, arm: str, shape: tuple[int, ...], classes: int) -> M
         variables = net.init(key, jnp.zeros((1, math.prod(shape))), train=False)
         return variables["params"], variables.get("batch_stats", {})
 
-    def apply(
-        params: Tree,
-        state: Tree,
-        x: Images,
-        train: bool,
-        axis_name: Any,
-        key: Array | None = None,
-        mask: Array | None = None,
-    ) -> tuple[Logits, Tree]:
-        variables = {"params": params, "batch_stats": state}
-        logits, new = net.apply(variables, x, train, axis_name, mask, mutable=["batch_stats"] if train else [])
-        return logits, new["batch_stats"] if train and state else state
+    def forward(params: Tree, state: Tree, x: Images, run: Pass) -> tuple[Logits, Tree]:
+        variables, changed = {"params": params, "batch_stats": state}, ["batch_stats"] if run.train else []
+        logits, new = net.apply(variables, x, run.train, run.axis_name, run.mask, mutable=changed)
+        return logits, new["batch_stats"] if run.train and state else state
 
-    return Model(init, apply)
+    return model(init, forward)

@@ -23,29 +23,75 @@ GROUP, DATA = "group", "data"  # the axes of a mesh: rows of devices, and the de
 
 
 class Way(NamedTuple):
-    """The batch as a step sees it. Functions are of one device's part, or of all of it where the compiler divides it.
+    """The batch as a step sees it: one device's part where the axes are named, else all of it, divided by the compiler.
 
     Attributes:
+        name: of the way, as in `Settings`.
         mesh: the devices.
         axes: of the mesh, along which the batch is divided.
         parts: how many parts of the batch have statistics of their own; 1 for global statistics.
         of_parts: the axes along which the running statistics of the parts are divided.
-        forward: `(apply, params, state, x, mask) -> (logits, state)` in training.
-        mean: the mean over the whole batch, from the mean over the part that is seen here.
-        gradients: of the loss over the whole batch, from what differentiating it gives here.
-        spread: `(f, in_specs, out_specs) -> g`: run `f` over the devices.
-        split: mark an array whose leading axis is the batch as divided over the devices.
     """
 
+    name: str
     mesh: jax.sharding.Mesh
     axes: tuple[str, ...]
     parts: int
     of_parts: tuple[str, ...]
-    forward: Callable[..., tuple[Any, Any]]
-    mean: Callable[[jax.Array], jax.Array]
-    gradients: Callable[[Tree], Tree]
-    spread: Callable[..., Callable[..., Any]]
-    split: Callable[[jax.Array], jax.Array]
+
+    @property
+    def named(self) -> bool:
+        """Return whether the program is that of one device, which says what is communicated."""
+        return self.name in ("shard_map", "pmap")
+
+    def place(self, x: jax.Array, spec: P) -> jax.Array:
+        """Divide an array over the devices."""
+        placed = NamedSharding(self.mesh, spec)
+        return jax.sharding.reshard(x, placed) if self.name == "explicit" else lax.with_sharding_constraint(x, placed)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """Divide an array whose leading axis is the batch over the devices."""
+        return self.place(x, P(self.axes))
+
+    def spread(self, f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """Run `f` over the devices; without named axes the shardings of the arguments say how."""
+        if self.name == "shard_map":
+            return jax.shard_map(f, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=True)
+        return _mapped(f, self.mesh, in_specs, out_specs) if self.name == "pmap" else f
+
+    def mean(self, v: Any) -> Any:
+        """Return the mean over the whole batch, from that over the part that is seen here."""
+        return lax.pmean(v, self.axes) if self.named else v
+
+    def gradients(self, given: Tree) -> Tree:
+        """Return those of the loss over the whole batch, from what differentiating it gives here."""
+        # Under `pmap` the derivative of a mean over devices is of the part that is seen here alone.
+        return self.mean(given) if self.name == "pmap" else given
+
+    def forward(self, apply: Callable[..., Any], params: Any, state: Any, x: Any, mask: Any) -> tuple[Any, Any]:
+        """Return the logits in training and the new state."""
+        given = {} if mask is None else {"mask": mask}
+        within = tuple(axis for axis in self.axes if axis not in self.of_parts)
+        over: Any = within[0] if len(within) == 1 else within or None
+        if not self.of_parts:
+            return apply(params, state, x if self.named else self.split(x), True, over if self.named else None, **given)
+        if self.named:
+            mine = jax.tree.map(lambda s: lax.squeeze(s, [0]), state)
+            logits, mine = apply(params, mine, x, True, over, **given)
+            return logits, jax.tree.map(lambda s: s[None], mine)
+
+        # Parts whose boundaries are those of the shards: each normalizes by its own statistics.
+        def whole(v):  # whole batches are reshaped, since a sharded axis of an Explicit mesh is not cut in two
+            return self.place(v, P()) if self.name == "explicit" else v
+
+        def cut(v):
+            return self.place(whole(v).reshape(self.parts, -1, *v.shape[1:]), P(self.of_parts, within or None))
+
+        def one(s, part, given):
+            return apply(params, s, part, True, None, **given)
+
+        logits, state = jax.vmap(one)(state, cut(x), jax.tree.map(cut, given))
+        return self.split(whole(logits).reshape(-1, logits.shape[-1])), state
 
 
 def require_devices(count: int) -> None:
@@ -75,93 +121,19 @@ def simulate_devices(count: int) -> None:
 def way(settings: Settings) -> Way:
     """Make the way that `settings` names, over its first `devices` devices; of several processes, over equally many."""
     per_process = settings.devices // jax.process_count()
-    devices = [d for p in range(jax.process_count()) for d in _devices_of(p)[:per_process]]
+    by_process = [[d for d in jax.devices() if d.process_index == p] for p in range(jax.process_count())]
+    devices = [d for own in by_process for d in own[:per_process]]
     shape, axes = (settings.devices,), (DATA,)
     if settings.groups > 1:
         shape, axes = (settings.groups, settings.devices // settings.groups), (GROUP, DATA)
     kind = AxisType.Explicit if settings.way == "explicit" else AxisType.Auto
     mesh = jax.make_mesh(shape, axes, axis_types=(kind,) * len(axes), devices=devices)
     of_parts = {"global": (), "groups": (GROUP,), "per_device": axes}[settings.statistics]
-    if settings.way in ("shard_map", "pmap"):
-        return _by_name(mesh, axes, settings.parts, of_parts, pmap=settings.way == "pmap")
-    return _by_compiler(mesh, axes, settings.parts, of_parts, explicit=settings.way == "explicit")
-
-
-def _devices_of(process: int) -> list[Any]:
-    return [d for d in jax.devices() if d.process_index == process]
-
-
-def _by_compiler(
-    mesh: jax.sharding.Mesh, axes: tuple[str, ...], parts: int, of_parts: tuple[str, ...], explicit: bool
-) -> Way:
-    """Make the program of one device; arrays are sharded, and the compiler adds the communication."""
-    within = tuple(axis for axis in axes if axis not in of_parts) or None
-
-    def place(x, spec):
-        placed = NamedSharding(mesh, spec)
-        return jax.sharding.reshard(x, placed) if explicit else lax.with_sharding_constraint(x, placed)
-
-    def split(x):
-        return place(x, P(axes))
-
-    def whole(apply, params, state, x, mask):
-        return apply(params, state, split(x), True, None, **_given(mask))
-
-    def in_parts(apply, params, state, x, mask):
-        # Parts whose boundaries are those of the shards: each normalizes by its own statistics.
-        def cut(v):
-            if explicit:  # whole batches are reshaped, since a sharded axis is not cut in two
-                v = jax.sharding.reshard(v, NamedSharding(mesh, P()))
-            return place(v.reshape(parts, -1, *v.shape[1:]), P(of_parts, within))
-
-        def one(s, part, counted):
-            return apply(params, s, part, True, None, **_given(counted))
-
-        logits, state = jax.vmap(one)(state, cut(x), None if mask is None else cut(mask))
-        if explicit:
-            logits = jax.sharding.reshard(logits, NamedSharding(mesh, P()))
-        return split(logits.reshape(-1, logits.shape[-1])), state
-
-    def spread(f, in_specs, out_specs):
-        del in_specs, out_specs  # the shardings of the arguments say it
-        return f
-
-    return Way(mesh, axes, parts, of_parts, in_parts if of_parts else whole, _same, _same, spread, split)
-
-
-def _by_name(mesh: jax.sharding.Mesh, axes: tuple[str, ...], parts: int, of_parts: tuple[str, ...], pmap: bool) -> Way:
-    """Make the program of each device on its part, which says what is communicated."""
-    over = tuple(axis for axis in axes if axis not in of_parts)
-    named: Any = over if len(over) != 1 else over[0]
-    named = named or None
-
-    def whole(apply, params, state, x, mask):
-        return apply(params, state, x, True, named, **_given(mask))
-
-    def in_parts(apply, params, state, x, mask):
-        mine = jax.tree.map(lambda s: lax.squeeze(s, [0]), state)
-        logits, mine = apply(params, mine, x, True, named, **_given(mask))
-        return logits, jax.tree.map(lambda s: s[None], mine)
-
-    def spread(f, in_specs, out_specs):
-        if pmap:
-            return _mapped(f, mesh, in_specs, out_specs)
-        return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=True)
-
-    def split(x):
-        return lax.with_sharding_constraint(x, NamedSharding(mesh, P(axes)))
-
-    def mean(v):
-        return lax.pmean(v, axes)
-
-    # Under `pmap` the derivative of a mean over devices is of the part that is seen here alone.
-    forward, gradients = in_parts if of_parts else whole, mean if pmap else _same
-    return Way(mesh, axes, parts, of_parts, forward, mean, gradients, spread, split)
+    return Way(settings.way, mesh, axes, settings.parts, of_parts)
 
 
 def _mapped(f: Callable[..., Any], mesh: jax.sharding.Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """Run `f` under `jax.pmap`, whose mapped axes have the length of the devices: sharded axes are cut and joined."""
-    n = mesh.size
 
     def axis_of(spec):
         return next((at for at, name in enumerate(spec) if name), None)
@@ -169,33 +141,23 @@ def _mapped(f: Callable[..., Any], mesh: jax.sharding.Mesh, in_specs: Any, out_s
     def is_spec(node):
         return isinstance(node, P)
 
-    def cut(at, tree):
+    def cut(spec, tree):
+        at = axis_of(spec)
         if at is None:
             return tree
-        return jax.tree.map(lambda v: v.reshape(*v.shape[:at], n, -1, *v.shape[at + 1 :]), tree)
+        return jax.tree.map(lambda v: v.reshape(*v.shape[:at], mesh.size, -1, *v.shape[at + 1 :]), tree)
 
-    def join(at, tree):
-        if at is None:
-            return tree
-        return jax.tree.map(lambda v: v.reshape(*v.shape[:at], -1, *v.shape[at + 2 :]), tree)
+    def join(spec, tree):
+        at = axis_of(spec)
+        return tree if at is None else jax.tree.map(lambda v: v.reshape(*v.shape[:at], -1, *v.shape[at + 2 :]), tree)
 
     def mapped(*args):
-        ins = jax.tree.map(axis_of, in_specs, is_leaf=is_spec)
-        outs = jax.tree.map(axis_of, out_specs, is_leaf=is_spec)
-        none = lambda node: node is None or isinstance(node, int)  # noqa: E731
-        args = jax.tree.map(cut, ins, args, is_leaf=none)
-        made = jax.pmap(f, axis_name=DATA, in_axes=ins, out_axes=outs, devices=mesh.devices.ravel().tolist())(*args)
-        return jax.tree.map(join, outs, made, is_leaf=none)
+        ins, outs = (jax.tree.map(axis_of, specs, is_leaf=is_spec) for specs in (in_specs, out_specs))
+        over = jax.pmap(f, axis_name=DATA, in_axes=ins, out_axes=outs, devices=mesh.devices.ravel().tolist())
+        made = over(*jax.tree.map(cut, in_specs, args, is_leaf=is_spec))
+        return jax.tree.map(join, out_specs, made, is_leaf=is_spec)
 
     return mapped
-
-
-def _same(v: Any) -> Any:
-    return v
-
-
-def _given(mask: Any) -> dict[str, Any]:
-    return {} if mask is None else {"mask": mask}
 
 
 def replicated_state(way: Way, state: Tree) -> Tree:
@@ -214,14 +176,17 @@ def pooled_state(way: Way, state: Tree) -> Tree:
     if not way.of_parts:
         return state
 
-    def is_record(node):
-        return hasattr(node, "mean") or (isinstance(node, dict) and "mean" in node)
-
     def pool(node):
+        own = fields_of(node)
+        m = jaxbn.pool(jaxbn.Moments(jnp.ones(()), own["mean"], own["var"]))
         if isinstance(node, dict):
-            m = jaxbn.pool(jaxbn.Moments(jnp.ones(()), node["mean"], node["var"]))
             return {"mean": m.mean, "var": m.var}
-        m = jaxbn.pool(jaxbn.Moments(jnp.ones(()), node.mean, node.var))
         return node._replace(mean=m.mean, var=m.var, count=jnp.max(node.count, 0))
 
-    return jax.tree.map(pool, state, is_leaf=is_record)
+    return jax.tree.map(pool, state, is_leaf=lambda node: bool(fields_of(node)))
+
+
+def fields_of(node: Any) -> dict[str, Any]:
+    """Return the running statistics of a norm by name, where `node` of a state has them."""
+    fields = node if isinstance(node, dict) else getattr(node, "_asdict", dict)()
+    return fields if {"mean", "var"} <= fields.keys() else {}

@@ -1,13 +1,13 @@
 """Several processes that train together: how they find each other, agree, and end when one of them is gone."""
 
 import ctypes
+import dataclasses
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from experiments.training.saved import FOLDER, numbers
 
@@ -28,17 +28,26 @@ def several(arguments: list[str]) -> bool:
     return named or "JAX_COORDINATOR_ADDRESS" in os.environ
 
 
-def initialize(
-    coordinator: str | None, count: int | None, index: int | None, cluster: str | None, devices: int
-) -> None:
-    """Join the other processes, before JAX starts.
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """The processes that train together, as a command line says it.
 
-    Args:
-        coordinator: the host and port of process 0; by default `JAX_COORDINATOR_ADDRESS`.
-        count, index: how many processes there are, and which this is; by default `JAX_NUM_PROCESSES` and
-            `JAX_PROCESS_ID`.
-        cluster: `auto`, or how JAX names the cluster whose environment says all that: slurm, ompi, k8s and others.
-        devices: of all processes together; on the CPU each simulates its share.
+    Attributes:
+        coordinator: host and port of process 0, where several processes train together; by default
+            JAX_COORDINATOR_ADDRESS.
+        processes: how many there are; by default JAX_NUM_PROCESSES.
+        process: which of them this is, from 0; by default JAX_PROCESS_ID.
+        cluster: `auto`, or a cluster that JAX knows (slurm, ompi, k8s, ...), whose environment says the three above.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    cluster: str | None = None
+
+
+def initialize(given: Together, devices: int) -> None:
+    """Join the other processes, before JAX starts; on the CPU each simulates its share of the `devices`.
 
     Raises:
         ValueError: something is missing, or the others cannot be reached.
@@ -47,11 +56,11 @@ def initialize(
 
     from experiments.training import parallel
 
-    environment = os.environ.get
-    if cluster is None:
-        coordinator = coordinator or environment("JAX_COORDINATOR_ADDRESS")
-        count = int(environment("JAX_NUM_PROCESSES", 0)) if count is None else count
-        index = int(environment("JAX_PROCESS_ID", -1)) if index is None else index
+    coordinator, count, index = given.coordinator, given.processes, given.process
+    if given.cluster is None:
+        coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+        count = int(os.environ.get("JAX_NUM_PROCESSES", 0)) if count is None else count
+        index = int(os.environ.get("JAX_PROCESS_ID", -1)) if index is None else index
         if not coordinator or count < 1 or not 0 <= index < count:
             raise ValueError(
                 "several processes need `--coordinator HOST:PORT --processes N --process I`, or "
@@ -63,14 +72,19 @@ def initialize(
         parallel.simulate_devices(devices // count)
     # JAX would take SIGTERM for itself; here it is a wish to stop, as on one process.
     jax.config.update("jax_enable_preemption_service", False)
-    given: dict[str, Any] = {} if cluster in (None, "auto") else {"cluster_detection_method": cluster}
+    method = None if given.cluster == "auto" else given.cluster
     try:
         jax.distributed.initialize(
-            coordinator, count or None, index, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=60, **given
+            coordinator,
+            count or None,
+            index,
+            cluster_detection_method=method,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            initialization_timeout=60,
         )
     except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
-        raise ValueError(f"the processes must reach each other through {coordinator or cluster}; {said}.") from None
+        raise ValueError(f"the processes must reach each other through {coordinator or method}; {said}.") from None
 
 
 def first() -> bool:

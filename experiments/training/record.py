@@ -65,26 +65,14 @@ def check_same(folder: Path, settings: Settings) -> None:
         )
 
 
-def set_aside(folder: Path, checkpoints: list[int]) -> None:
-    """Move checkpoints out of the way of those that will have their numbers; nothing is deleted."""
-    for number in checkpoints:
-        disk.move_aside(folder / "checkpoints" / str(number), folder / "set_aside")
-
-
-def rewrite(path: Path, lines: list[Row]) -> None:
-    """Make a JSONL file hold `lines` alone."""
-    disk.write(path, _text(lines))
-
-
 def revision() -> str | None:
     """Return the git revision of the program, and whether files differ from it; None where there is none."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= and changes"]
+    git = ["git", "-C", str(Path(__file__).parent), *describe]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + (" and changes" if changed.strip() else "")
 
 
 def versions() -> dict[str, str]:
@@ -105,19 +93,19 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def rows(arm: str, rates: tuple[float, ...], step: int, metrics: Metrics) -> list[Row]:
-    """Return the lines of the log for one chunk of one arm; JSON has no NaN, so that a number not finite is None."""
-    runs = np.ndindex(*np.shape(metrics.train_loss))
-    return [
-        {"arm": arm, "seed": seed, "learning_rate": rates[rate], "step": step}
-        | {name: _number(values[seed, rate]) for name, values in metrics._asdict().items()}
-        for seed, rate in runs
-    ]
+def rows(arm: str, rates: tuple[float, ...], step: int, metrics: Metrics, gaps: dict[str, Any]) -> list[Row]:
+    """Return the lines of the log for one chunk of one arm; `gaps` are those of its norms, if it has any."""
+    lines = []
+    for seed, rate in np.ndindex(*np.shape(metrics.train_loss)):
+        line: Row = {"arm": arm, "seed": seed, "learning_rate": rates[rate], "step": step}
+        line |= {name: _number(values[seed, rate]) for name, values in metrics._asdict().items()}
+        lines.append(line | ({"gaps": {k: _number(v[seed, rate]) for k, v in gaps.items()}} if gaps else {}))
+    return lines
 
 
-def append(path: Path, lines: list[Row]) -> None:
-    """Add `lines` to a JSONL file."""
-    disk.append(path, _text(lines))
+def write(path: Path, lines: list[Row], *, over: bool = False) -> None:
+    """Add `lines` to a JSONL file, or write them over what it holds."""
+    (disk.write if over else disk.append)(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
 def read(path: Path) -> list[Row]:
@@ -125,10 +113,6 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _text(lines: list[Row]) -> str:
-    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-
-
 def _number(value: np.float32) -> float | None:
-    """Return a float that prints with the digits of float32, or None if it is not finite."""
+    """Return a float that prints with the digits of float32; JSON has no NaN, so one that is not finite is None."""
     return float(str(value)) if math.isfinite(value) else None

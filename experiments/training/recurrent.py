@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import jaxbn
-from experiments.training.models import CLASSES, Model
+from experiments.training.layers import Pass
+from experiments.training.models import CLASSES, Model, model
 from experiments.training.shapes import Images, Logits, Tree
 
 
@@ -41,7 +42,7 @@ def lstm(
     outputs: int = CLASSES,
     ragged: bool = False,
 ) -> Model:
-    """One LSTM over `steps` pieces of the image, its pixels in `order`, and a dense layer on its last output.
+    """Make an LSTM over `steps` pieces of an image, its pixels in `order`, and a dense layer on its last output.
 
     All ways to normalize it get the same kernels from the same key. With `ragged` examples are sequences that are NaN
     after their end: the last output is that of the last step before it, and later steps enter no statistic.
@@ -60,62 +61,43 @@ def lstm(
             state = ()
         return {"cell": params, "head": head(last, (hidden, outputs)), "last": jnp.zeros(outputs)}, state
 
-    def apply(
-        params: Tree,
-        state: Tree,
-        x: Images,
-        train: bool,
-        axis_name: Any,
-        key: Array | None = None,
-        mask: Array | None = None,
-    ) -> tuple[Logits, Tree]:
+    def forward(params: Tree, state: Tree, x: Images, run: Pass) -> tuple[Logits, Tree]:
         cell, xs, lengths = params["cell"], pieces(x, steps, order), None
-        if ragged or mask is not None:
-            there = ~jnp.isnan(xs[..., 0]) if mask is None else ~jnp.isnan(xs[..., 0]) & mask[None]
+        if ragged or run.mask is not None:
+            there = ~jnp.isnan(xs[..., 0]) if run.mask is None else ~jnp.isnan(xs[..., 0]) & run.mask[None]
             lengths, xs = jnp.sum(there, 0, dtype=jnp.int32), jnp.where(there[..., None], xs, 0)
         carry = jaxbn.lstm.lstm_carry(cell, x.shape[0], lengths)
-        options = {"momentum": how.momentum, "axis_name": axis_name}
+        options = {"momentum": how.momentum, "axis_name": run.axis_name}
         if how.norm == "batch":
-            if train and how.noise and key is not None:
-                carry = carry._replace(h=how.noise * jax.random.normal(key, carry.h.shape))
-            carry, _, state = jaxbn.lstm.lstm_apply(cell, state, carry, xs, train, **options)
+            if run.train and how.noise and run.key is not None:
+                carry = carry._replace(h=how.noise * jax.random.normal(run.key, carry.h.shape))
+            carry, _, state = jaxbn.lstm.lstm_apply(cell, state, carry, xs, run.train, **options)
             h = carry.h
         else:
-            inputs, state = _project(how, cell, state, xs, train, options)
+            inputs = xs @ cell.input_kernel
+            if how.norm == "input":
+                inputs, state = jaxbn.bn_apply(cell.input_norm, state, inputs, run.train, **options)
             hs = _recur(how, cell, carry, inputs)
-            h = hs[-1] if lengths is None else _at(hs, jnp.maximum(lengths - 1, 0))
+            # The output of each sequence at its own last step.
+            h = hs[-1] if lengths is None else jnp.take_along_axis(hs, jnp.maximum(lengths - 1, 0)[None, :, None], 0)[0]
         return h @ params["head"] + params["last"][None], state
 
-    return Model(init, apply)
-
-
-def _at(hs: Array, steps: Array) -> Array:
-    """Return the output of each sequence at its own step."""
-    return jnp.take_along_axis(hs, steps[None, :, None], 0)[0]
+    return model(init, forward)
 
 
 def pieces(x: Images, steps: int, order: Any = None) -> Array:
-    """Images as sequences `[steps, batch, pixels / steps]`, their pixels in `order`."""
+    """Return images as sequences `[steps, batch, pixels / steps]`, their pixels in `order`."""
     x = jnp.asarray(x) if order is None else jnp.asarray(x)[:, order]
     return jnp.swapaxes(jnp.reshape(x, (x.shape[0], steps, -1)), 0, 1)
-
-
-def _project(how: Recurrence, cell: Any, state: Any, xs: Array, train: bool, options: Any) -> tuple[Array, Any]:
-    """Return the inputs' share of the gates at all steps, normalized or not, and the new state."""
-    inputs = xs @ cell.input_kernel
-    if how.norm == "input":
-        return jaxbn.bn_apply(cell.input_norm, state, inputs, train, **options)
-    return inputs, state
 
 
 def _recur(how: Recurrence, cell: Any, carry: Any, inputs: Array) -> Array:
     """Return the outputs of all steps of an LSTM without norms across examples."""
 
     def norm(params: Any, v: Array) -> Array:
-        if how.norm != "layer":
-            return v if params.bias is None else v + jnp.asarray(params.bias)[None]
-        mean, var = jnp.mean(v, -1, keepdims=True), jnp.var(v, -1, keepdims=True)
-        v = params.scale[None] * (v - mean) * jax.lax.rsqrt(var + 1e-5)
+        if how.norm == "layer":
+            mean, var = jnp.mean(v, -1, keepdims=True), jnp.var(v, -1, keepdims=True)
+            v = params.scale[None] * (v - mean) * jax.lax.rsqrt(var + 1e-5)
         return v if params.bias is None else v + jnp.asarray(params.bias)[None]
 
     def step(before: Any, x: Array) -> Any:

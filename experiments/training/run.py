@@ -1,7 +1,11 @@
 """A run under way: every arm trained from where it stands, saved as it goes, and reported at its end."""
 
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,28 +14,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import disk
 from experiments.interrupt import INTERRUPTED, Interrupt
-from experiments.training import data, figure, networks, observe, processes, record, statistics, summary, train
+from experiments.training import compare, data, networks, observe, processes, record, statistics, summary, train
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.config import Config, Settings
 from experiments.training.saved import numbers
 
 
-class Saving(NamedTuple):
-    """The options of a command line for checkpoints and logs.
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """The checkpoints and logs of a run, as a command line says it.
 
     Attributes:
-        resume: whether to go on from a checkpoint.
-        checkpoint: which one; None for the last.
-        every: steps between two; None for a tenth of all.
-        keep: how many stay.
-        tensorboard: whether to write for TensorBoard, too.
+        resume: go on from the last checkpoint of the run in the folder, on as many devices as you like where
+            statistics are global.
+        checkpoint: which one to resume from, by its number; later ones are set aside.
+        checkpoint_every: steps between two checkpoints, a multiple of `log_every`; a tenth of the steps by default.
+        keep: how many checkpoints stay.
+        tensorboard: write the log for TensorBoard, too.
     """
 
-    resume: bool
-    checkpoint: int | None
-    every: int | None
-    keep: int
-    tensorboard: bool
+    resume: bool = False
+    checkpoint: int | None = None
+    checkpoint_every: int | None = None
+    keep: int = 3
+    tensorboard: bool = False
 
 
 class Run:
@@ -56,25 +62,22 @@ class Run:
         return processes.any_of(self.interrupt.requested)
 
     def execute(self) -> int:
-        """Train every arm, to the end or until interrupted; the exit code."""
+        """Train every arm, to the end or until interrupted; return the exit code."""
         s, console, identity = self.settings, Console(quiet=not self.writes), record.identity(self.folder)
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
         with (
             Checkpoints(self.folder, identity, self.saving.keep) as checkpoints,
-            observe.Observer(self.folder, s, self.data, tensorboard=self.saving.tensorboard) as observer,
+            observe.open_logs(self.folder, s, tensorboard=self.saving.tensorboard) as observed,
             Progress(TextColumn("{task.description}"), *columns, console=console, disable=not self.writes) as progress,
         ):
             done, start = self._restored(checkpoints)
             bar = progress.add_task("starting", total=s.steps * len(s.arms), completed=done)
-            for at, norm in enumerate(s.arms):
-                if norm in self.finished and self.finished[norm]["steps"] == s.steps:
-                    continue
+            for norm in s.arms[done // s.steps :]:
                 if self.stopped():
                     break
                 progress.update(bar, description=f"{summary.NAMES[norm]} (of {len(s.arms)} arms)")
-                begun = done - at * s.steps if start is not None else 0
-                self._train(norm, at, start, begun, checkpoints, observer, lambda: progress.advance(bar, s.log_every))
-                start = None
+                self._train(norm, start, done % s.steps, checkpoints, observed, partial(progress.advance, bar))
+                start, done = None, 0
         return self._report(console)
 
     def _restored(self, checkpoints: Checkpoints) -> tuple[int, train.Carry | None]:
@@ -87,37 +90,38 @@ class Run:
         carry = checkpoints.restore(number, self.build(known["arm"]).shapes())
         self.finished, self.rows = known["finished"], record.read(self.folder / record.LOG)[: known["lines"]]
         if self.writes:
-            record.rewrite(self.folder / record.LOG, self.rows)
+            record.write(self.folder / record.LOG, self.rows, over=True)
         done = s.arms.index(known["arm"]) * s.steps + known["step"]
         return done, carry if known["step"] < s.steps else None  # the next arm starts from its own weights
 
     def _train(
         self,
         norm: str,
-        at: int,
-        start: Any,
+        start: train.Carry | None,
         begun: int,
         checkpoints: Checkpoints,
-        observer: observe.Observer,
-        tick: Any,
+        observed: Callable[..., None],
+        advance: Callable[[int], None],
     ) -> None:
         s, arm = self.settings, self.build(norm)
-        every = self.saving.every or -(-s.steps // 10 // s.log_every) * s.log_every
-        watch = observer.watch(norm)
+        every = self.saving.checkpoint_every or -(-s.steps // 10 // s.log_every) * s.log_every
+        before, gauge, gauged = s.arms.index(norm) * s.steps, observe.gauge(s, norm, self.data), time.perf_counter()
 
         def save(step: int, carry: train.Carry) -> None:
             known = {"arm": norm, "step": step, "lines": len(self.rows), "finished": self.finished}
-            checkpoints.save(at * s.steps + step, carry, known)
+            checkpoints.save(before + step, carry, known)
 
         def log(step: int, metrics: train.Metrics, carry: train.Carry) -> None:
-            measured = zip(record.rows(norm, s.learning_rates, step, metrics), watch(step, metrics, carry), strict=True)
-            rows = [row | gaps for row, gaps in measured]
+            nonlocal gauged
+            gaps, last, gauged = gauge(carry) if gauge else {}, gauged, time.perf_counter()
+            observed(norm, step, gauged - last, metrics, gaps)
+            rows = record.rows(norm, s.learning_rates, step, metrics, gaps)
             self.rows += rows
             if self.writes:
-                record.append(self.folder / record.LOG, rows)
+                record.write(self.folder / record.LOG, rows)
             if step % every == 0 and step < s.steps:
                 save(step, carry)
-            tick()
+            advance(s.log_every)
 
         trained = train.train(s, arm, self.data, log, self.stopped, start, begun)
         if trained.steps:
@@ -143,15 +147,14 @@ class Run:
             disk.write_json(folder / "summary.json", {"complete": complete, "arms": results})
             spread = f"lines: median of {s.seeds} seeds; bands: interquartile range; loss: mean of {s.log_every} steps"
             name = self.config.name if complete else f"{self.config.name}, interrupted"
-            title = f"{name}: {described(s)}\n{spread}"
-            figure.draw(folder / "figure.png", figure.lines(self.rows), title, s.target_accuracy)
-            console.print(
-                summary.table(
-                    results, f"Median (quartiles) of n seeds; ms/step: all runs of an arm at once. {described(s)}."
-                )
-            )
-            for told in summary.evaluations(results):
-                console.print(told)
+            described = describe_settings(s)
+            title = f"{name}: {described}\n{spread}"
+            ran = compare.read(folder)
+            compare.draw(folder / "figure.png", [ran], title, s.target_accuracy)
+            console.print(compare.table([ran]), markup=False, soft_wrap=True)
+            console.print(f"Median (quartiles) of n seeds; ms/step: all runs of an arm at once. {described}.")
+            for line in (line for arm in results for line in summary.evaluations(arm)):
+                console.print(line)
             console.print(expectation(self.config))
         if not complete:
             console.print(f"Interrupted: {folder} holds what was done until then; `--resume` goes on.")
@@ -167,7 +170,7 @@ def expectation(config: Config) -> str:
     return f"What the config expects: {' '.join(config.claim.expected.split())}"
 
 
-def described(s: Settings) -> str:
+def describe_settings(s: Settings) -> str:
     """Name the settings that a reader of a figure wants to know."""
     scope = f"{s.statistics.replace('_', '-')} statistics"
     over = f" over {s.devices} devices by {s.way}, {scope}" if s.devices > 1 else ""

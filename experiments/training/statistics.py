@@ -37,7 +37,7 @@ NAMES = {
 
 
 def accuracies(settings: Settings, arm: Arm, carry: Carry, digits: Data) -> dict[str, list[float]]:
-    """Test accuracy of each seed by `NAMES`, or a share of its layers, of the runs in `carry` at their only rate."""
+    """Return each seed's test accuracy, or a share of its layers, by evaluation; of runs at their only rate."""
     far = shifted(digits.test)
     train = digits.train.images.reshape(BATCHES, -1, digits.train.images.shape[-1])
 
@@ -71,13 +71,13 @@ def accuracies(settings: Settings, arm: Arm, carry: Carry, digits: Data) -> dict
 
 
 def shifted(split: Split) -> Split:
-    """Half the contrast, and noise: images that no training has seen."""
+    """Return images of half the contrast, with noise, as no training has seen them."""
     noise = 0.3 * jax.random.normal(jax.random.key(0), split.images.shape)
     return split._replace(images=0.5 * jnp.asarray(split.images) + noise)
 
 
 def _folded(params: Tree, state: Tree) -> Tree:
-    """Parameters of the network without a norm that computes what this one does in evaluation."""
+    """Return the parameters of a network without a norm that computes what this one does in evaluation."""
     *kernels, last = params["kernels"]
     pairs = [jaxbn.inference.fold(p, s, k) for p, s, k in zip(params["shifts"], state, kernels, strict=True)]
     return {"kernels": [k for k, _ in pairs] + [last], "shifts": [b for _, b in pairs], "last": params["last"]}

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.table import Table
 
 from experiments.training.record import Row
 from experiments.training.shapes import Logged, LoggedBySeed, Values
@@ -97,26 +96,16 @@ def summarize(rows: Sequence[Row], target: float, finished: dict[str, Any], chun
     return records
 
 
-def table(records: Sequence[dict[str, Any]], caption: str) -> Table:
-    """Return the summary for the terminal."""
-    target = records[0]["target_accuracy"] if records else 0
-    out = Table(caption=caption, caption_justify="left")
-    out.add_column("arm")
-    for heading in ("rate", "n", "test accuracy, %", f"steps to {target:.0%}", "ms/step"):
-        out.add_column(heading, justify="right")
-    for r in records:
-        reached = [math.inf if s is None else s for s in r["steps_to_target"]]
-        steps = spread(reached, lambda v, limit=r["steps"]: count(v, limit))
-        time = "-" if r["seconds_per_step"] is None else f"{1000 * r['seconds_per_step']:.2f}"
-        tested = r["test_accuracy"]
-        out.add_row(NAMES[r["arm"]], f"{r['learning_rate']:g}", str(len(tested)), percent(tested), steps, time)
-    return out
+def evaluations(record: dict[str, Any]) -> list[str]:
+    """Return a line for each other way to evaluate an arm."""
+    return [f"{name}: {percent(accuracy)} %" for name, accuracy in record.get("evaluations", {}).items()]
 
 
-def evaluations(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line for each other way to evaluate."""
-    found = [pair for r in records for pair in r.get("evaluations", {}).items()]
-    return [f"{name}: {percent(accuracy)} %" for name, accuracy in found]
+def results(record: dict[str, Any]) -> list[str]:
+    """Format the results of an arm: test accuracy in percent, steps to the target, milliseconds of a step."""
+    reached = [math.inf if s is None else s for s in record["steps_to_target"]]
+    steps, seconds = spread(reached, lambda v: count(v, record["steps"])), record["seconds_per_step"]
+    return [percent(record["test_accuracy"]), steps, "-" if seconds is None else f"{1000 * seconds:.2f}"]
 
 
 def count(steps: float, limit: int) -> str:

@@ -155,28 +155,21 @@ def compile_arm(
         return carry, Metrics(jnp.mean(losses, axis=-1), *evaluate(carry, validation))
 
     def evaluate(carry: Carry, split: Split) -> tuple[PerRun, PerRun]:
-        if np.ndim(split.images) == 3:  # each seed has examples of its own
-
-            def of_seed(carry: Carry, own: Split) -> tuple[PerRun, PerRun]:
-                return evaluate(jax.tree.map(lambda v: v[None], carry), own)
-
-            loss, accuracy = jax.vmap(of_seed)(carry._replace(optimizer=None), split)
-            return loss[:, 0], accuracy[:, 0]
-        # Where the devices do not divide the examples, copies of the first are added, and weigh nothing.
-        n = len(split.labels)
-        more = -n % way.mesh.size
-        images, labels = (
-            way.split(jnp.concatenate([v, v[:1].repeat(more, 0)]) if more else v) for v in map(jnp.asarray, split)
-        )
-        weight = way.split(jnp.asarray(np.arange(n + more) < n, jnp.float32)) if more else None
-
-        def one(params, state):
+        def one(params, state, images, labels):
+            # Where the devices do not divide the examples, copies of the first are added, and weigh nothing.
+            n, more = len(labels), -len(labels) % way.mesh.size
+            images, labels = (
+                way.split(jnp.concatenate([v, v[:1].repeat(more, 0)]) if more else v) for v in (images, labels)
+            )
             logits, _ = model.apply(params, parallel.pooled_state(way, state), images, False, None)
-            if weight is None:
+            if not more:
                 return loss_of(logits, labels), accuracy_of(logits, labels)
+            weight = way.split(jnp.asarray(np.arange(n + more) < n, jnp.float32))
             return tuple(jnp.sum(f(logits, labels) * weight) / n for f in (losses_of, hits_of))
 
-        return _over_runs(one, (0, 0), (0, 0))(carry.params, carry.state)
+        own = 0 if np.ndim(split.images) == 3 else None  # examples of each seed's own
+        runs = _over_runs(one, (0, 0, own, own), (0, 0, None, None))
+        return runs(carry.params, carry.state, *map(jnp.asarray, split))
 
     def within(f: Callable[..., Any]) -> Any:
         """Set an Explicit mesh around what is compiled for it."""
@@ -190,29 +183,14 @@ def compile_arm(
         return inside
 
     begin = jax.jit(start, out_shardings=placed, compiler_options=options)
+    given = {"in_shardings": (placed, here, spread_out, here), "out_shardings": (placed, here)}
     return Arm(
         within(begin),
         lambda first, data: feed.make(settings, data.train, first, spread_out),
-        within(
-            jax.jit(
-                step,
-                in_shardings=(placed, here, spread_out, here),
-                out_shardings=(placed, here),
-                compiler_options=options,
-            )
-        ),
+        within(jax.jit(step, **given, compiler_options=options)),
         within(jax.jit(evaluate, in_shardings=(placed, here), out_shardings=here, compiler_options=options)),
-        lambda: _abstract(within(begin.eval_shape)(), placed),
+        within(begin.eval_shape),
     )
-
-
-def _abstract(shapes: Carry, placed: Carry) -> Carry:
-    """Return the shape, dtype and sharding of every array of a carry."""
-
-    def one(sharding: NamedSharding, part: Any) -> Any:
-        return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding), part)
-
-    return jax.tree.map(one, placed, shapes, is_leaf=lambda node: isinstance(node, NamedSharding))
 
 
 def _step(
@@ -223,7 +201,7 @@ def _step(
     now: Feed,
     key: Array,
 ) -> tuple[Carry, Scalar]:
-    """One update of one run on the examples `now`, and the loss over the whole batch before it."""
+    """Return one run after an update on the examples `now`, and the loss over the whole batch before it."""
 
     def loss(params: Tree):
         logits, state = way.forward(partial(model.apply, key=key), params, carry.state, now.images, now.mask)
@@ -239,20 +217,20 @@ def _step(
     return Carry(optax.apply_updates(carry.params, updates), state, moved), value
 
 
-def losses_of(logits: Logits, labels: Labels) -> PerExample:
-    """Return the cross-entropy of each example."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+def losses_of(outputs: Logits, labels: Labels) -> PerExample:
+    """Return the cross-entropy of each example; of real labels `[batch, outputs]` the squared distance."""
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return jnp.sum((outputs - labels) ** 2, -1)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
 
-def hits_of(logits: Logits, labels: Labels) -> PerExample:
-    """1 for each example whose class is right, else 0."""
-    return (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+def hits_of(outputs: Logits, labels: Labels) -> PerExample:
+    """Return 1 for each example whose class is right, else 0."""
+    return (jnp.argmax(outputs, -1) == labels).astype(jnp.float32)
 
 
 def loss_of(outputs: Logits, labels: Labels) -> Scalar:
-    """Mean cross-entropy; of real labels `[batch, outputs]` the mean squared distance."""
-    if jnp.issubdtype(labels.dtype, jnp.floating):
-        return jnp.mean(jnp.sum((outputs - labels) ** 2, -1))
+    """Return the mean loss of the examples."""
     return jnp.mean(losses_of(outputs, labels))
 
 
@@ -266,5 +244,5 @@ def accuracy_of(outputs: Logits, labels: Labels) -> Scalar:
 def _over_runs(
     f: Callable[..., Any], seeds: tuple[int | None, ...], rates: tuple[int | None, ...]
 ) -> Callable[..., Any]:
-    """`f` for all seeds and learning rates at once; the arguments' axes for each. Axes `[seeds, rates]` come first."""
+    """Map `f` over seeds and learning rates, given the arguments' axes for each; axes `[seeds, rates]` come first."""
     return jax.vmap(jax.vmap(f, rates), seeds)

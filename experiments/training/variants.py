@@ -56,7 +56,7 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
 
 
 def main(arguments: list[str], interrupt: Interrupt) -> int:
-    """Run the command line `arguments`; the exit code."""
+    """Run the command line `arguments`; return the exit code."""
     named = tyro.cli(Command, args=arguments, prog="python -m experiments.training.variants").configs
     known = names()
     try:

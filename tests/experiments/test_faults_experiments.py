@@ -201,7 +201,7 @@ FILES = {
     "JSON": (lambda f: disk.write_json(f / "file", {"new": 1}), ["file"]),
     "checked": (lambda f: disk.write_checked(f / "file", {"new": 1}), ["file"]),
     "figure": (lambda f: disk.write_figure(f / "file", Figure(), 20), ["file"]),
-    "lines": (lambda f: record.append(f / "file", [{"new": 1}]), ["file"]),
+    "lines": (lambda f: record.write(f / "file", [{"new": 1}]), ["file"]),
     "a page's table": (lambda f: tables.put(page(f, report.MARKS), "new", report.MARKS), ["PAGE.md"]),
     "the claims' report": (write_report, ["index.md"]),
     "a part": (write_part, ["parts"]),
@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_every_file_as_it_was(kind, tmp_path, full):
 def test_a_line_that_fits_in_half_is_taken_back(tmp_path, monkeypatch):
     """An unbuffered write to a full disk is short, and no error."""
     path, opened = tmp_path / "log", Path.open
-    record.append(path, [{"a": 1}])
+    record.write(path, [{"a": 1}])
     before = path.read_bytes()
 
     class Short(io.FileIO):
@@ -242,7 +242,7 @@ def test_a_line_that_fits_in_half_is_taken_back(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", lambda p, mode="r", **o: Short(p, "a") if "a" in mode else opened(p, mode, **o))
     with pytest.raises(disk.DiskError, match="No space left"):
-        record.append(path, [{"a": 2}])
+        record.write(path, [{"a": 2}])
     assert path.read_bytes() == before
 
 
