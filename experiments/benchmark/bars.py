@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from experiments.benchmark.sizes import OURS, RESNET_50
+from experiments.benchmark.sizes import OURS, RESNET_50, TORCH
 
 Results = dict[str, Any]
 Group = tuple[str, str]  # dtype and epilogue
@@ -50,61 +50,56 @@ def bars(results: Results) -> list[dict[str, Any]]:
     Of times the geometric mean over all sizes, dtypes and epilogues; then over the sizes alone, for the worst dtype and
     epilogue.
     """
-    platform, plan, both = results["hardware"]["platform"], results["plan"], "forward+backward"
-    cpu, gpu = platform == "cpu", platform == "gpu"
+    plan, both = results["plan"], "forward+backward"
+    cpu, gpu = (results["hardware"]["platform"] == platform for platform in ("cpu", "gpu"))
     rows: list[dict[str, Any]] = []
 
-    def bar(what: str, measured: tuple[float | None, str], limit: float) -> None:
-        rows.append(
-            {
-                "bar": what,
-                "limit": f"<= {limit:g}",
-                "value": measured[0] if measured[0] is None or math.isfinite(measured[0]) else None,
-                "where": measured[1],
-                "verdict": verdict(measured[0], limit),
-            }
-        )
+    def bar(what: str, limit: float, measured: float | None, where: str = "") -> None:
+        shown = None if measured is None or math.isinf(measured) else measured
+        row = {"bar": what, "limit": f"<= {limit:g}", "value": shown, "where": where}
+        rows.append(row | {"verdict": verdict(measured, limit)})
 
-    def times(what: str, program: str, peer: str, limit: float, here: bool) -> None:
+    def times(what: str, limit: float, program: str, peer: str, here: bool) -> None:
         found = ratios(results, program, peer) if here else {}
         every = [v for by_size in found.values() for v in by_size.values()]
-        bar(what, (geometric_mean(every) if every else None, ""), limit)
+        bar(what, limit, geometric_mean(every) if every else None)
         grouped = {f"{d}, {e}": geometric_mean(by_size.values()) for (d, e), by_size in found.items()}
-        bar(f"{what}: worst dtype and epilogue", _worst(grouped), limit)
+        bar(f"{what}: worst dtype and epilogue", limit, *_worst(grouped))
 
-    times("CPU, forward+backward over flax", both, "flax", 0.85, cpu)
+    def over_flax(what: str, limit: float, measure: str, ours: str = "", here: bool = True, **labels: Any) -> None:
+        pair = ((ours or measure, OURS), (measure, "flax"))
+        own, flax = (value(results, m, name, **labels) if here else None for m, name in pair)
+        bar(what, limit, None if own is None or flax is None else own / flax)
+
+    times("CPU, forward+backward over flax", 0.85, both, "flax", cpu)
     sizes = ratios(results, both, "flax") if cpu else {}
     each = {f"{d}, {e}, {size}": v for (d, e), by_size in sizes.items() for size, v in by_size.items()}
-    bar("CPU, forward+backward over flax: worst size", _worst(each), 1.1)
-    times("CPU, forward+backward over flax with `use_fast_variance=False`", both, "flax, stable", 0.7, cpu)
-    times("CPU, forward+backward over torch channels_last", both, "torch, channels_last", 0.8, cpu)
+    bar("CPU, forward+backward over flax: worst size", 1.1, *_worst(each))
+    times("CPU, forward+backward over flax with `use_fast_variance=False`", 0.7, both, "flax, stable", cpu)
+    times("CPU, forward+backward over torch channels_last", 0.8, both, TORCH, cpu)
     best = _best(results, "evaluation")
-    times(f"CPU, evaluation over the best peer, {best}", "evaluation", best, 1.0, cpu)
+    times(f"CPU, evaluation over the best peer, {best}", 1.0, "evaluation", best, cpu)
     for dtype, size in (("float32", 4.0), ("bfloat16", 2.0)):
         kept = value(results, "kept", OURS, dtype=dtype, epilogue="relu")
         # What is kept of each feature is not counted against x.
-        bar(f"bytes kept per element with ReLU, {dtype}", (None if kept is None else round(kept, 1), ""), size)
+        bar(f"bytes kept per element with ReLU, {dtype}", size, None if kept is None else round(kept, 1))
+    loop = f"temporary memory of {plan['scanned']} conv-norm-ReLU layers under `lax.scan`, rematerialized"
     for dtype, limit in (("float32", 0.5), ("bfloat16", 0.35)):
-        own = value(results, "temporary, scan, rematerialized", OURS, dtype=dtype)
-        flax = value(results, "temporary, scan", "flax", dtype=dtype)
-        ratio = None if own is None or flax is None else own / flax
-        layers = f"{plan['scanned']} conv-norm-ReLU layers"
-        what = f"temporary memory of {layers} under `lax.scan`, rematerialized, over flax's plain loop"
-        bar(f"{what}, {dtype}", (ratio, ""), limit)
+        ours = "temporary, scan, rematerialized"
+        over_flax(f"{loop}, over flax's plain loop, {dtype}", limit, "temporary, scan", ours, dtype=dtype)
     counts = {
-        r["way"]: r["value"] for r in results["measures"] if (r["measure"], r["contender"]) == ("collectives", OURS)
+        r["way"]: math.inf if r["value"] is None else float(r["value"])
+        for r in results["measures"]
+        if (r["measure"], r["contender"]) == ("collectives", OURS)
     }
-    counts = {way: math.inf if count is None else float(count) for way, count in counts.items()}
-    bar("collectives of a layer in a training step on 8 devices", _worst(counts), 3.0)
-    own, flax = (value(results, "compile time", n, part="trace + compile") for n in (OURS, "flax"))
-    bar(f"trace and compile time of {plan['deep']} layers over flax", (None if own is None else own / flax, ""), 1.0)
-    for what, measure in (("step time", "step time, ResNet-20"), ("peak memory", "peak, ResNet-20")):
-        own, flax = (value(results, measure, n) for n in (OURS, "flax"))
-        bar(f"{what} of ResNet-20 over flax", (None if own is None else own / flax, ""), 1.0)
-    times("GPU, forward+backward over torch channels_last", both, "torch, channels_last", 1.0, gpu)
-    for what, measure in (("step time", "step time, ResNet"), ("peak memory", "peak, ResNet")):
-        own, flax = (value(results, measure, n) if gpu else None for n in (OURS, "flax"))
-        bar(f"GPU, {what} of {resnet(plan)} over flax", (None if own is None or flax is None else own / flax, ""), 1.0)
+    bar("collectives of a layer in a training step on 8 devices", 3.0, *_worst(counts))
+    compiling = f"trace and compile time of {plan['deep']} layers over flax"
+    over_flax(compiling, 1.0, "compile time", part="trace + compile")
+    for what, measure in (("step time", "step time"), ("peak memory", "peak")):
+        over_flax(f"{what} of ResNet-20 over flax", 1.0, f"{measure}, ResNet-20")
+    times("GPU, forward+backward over torch channels_last", 1.0, both, TORCH, gpu)
+    for what, measure in (("step time", "step time"), ("peak memory", "peak")):
+        over_flax(f"GPU, {what} of {resnet(plan)} over flax", 1.0, f"{measure}, ResNet", here=gpu)
     return rows
 
 

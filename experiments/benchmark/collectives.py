@@ -6,38 +6,31 @@ Run as a program of its own: the simulated devices must exist before anything el
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.benchmark import hlo
-from experiments.benchmark.layers import Layer, functions, linen
+from experiments.benchmark.layers import LAYERS, MODULES
 
 DEVICES, FEATURES, AXIS = 8, 4, "devices"
-# Given the name of the axis, or None where the compiler sees the whole batch.
-SYNCED: dict[str, Callable[[str | None], Layer]] = {
-    "jaxbn": lambda axis: functions(FEATURES, axis_name=axis),
-    "flax": lambda axis: linen(nn.BatchNorm, axis_name=axis)(FEATURES),
-    "flax, stable": lambda axis: linen(nn.BatchNorm, axis_name=axis, use_fast_variance=False)(FEATURES),
-}
 WAYS = ("shard_map", "shard_map, check_vma=False", "pmap", "jit, Auto mesh", "jit, Explicit mesh")
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """Return a row for each way and layer; where a layer cannot be run in a way, the reason instead of the value."""
-    for way in WAYS:
-        for name, layer in SYNCED.items():
-            row = {"measure": "collectives", "contender": name, "way": way}
-            try:
-                yield row | {"value": count(text(layer, way))}
-            except Exception as error:  # of any kind: a library's failure is a result, not the end of the run
-                yield row | {"value": None, "error": str(error).splitlines()[0][:200]}
+    """Yield a row for each way and layer; where a layer cannot be run in a way, the reason instead of the value."""
+    for way, name in product(WAYS, MODULES):
+        row = {"measure": "collectives", "contender": name, "way": way}
+        try:
+            yield row | {"value": count(text(name, way))}
+        except Exception as error:  # of any kind: a library's failure is a result, not the end of the run
+            yield row | {"value": None, "error": str(error).splitlines()[0][:200]}
 
 
 def count(program: str) -> int:
@@ -51,10 +44,10 @@ def count(program: str) -> int:
     return sum(i.operation.removesuffix("-start") in hlo.COLLECTIVES for i in always)
 
 
-def text(synced: Callable[[str | None], Layer], way: str) -> str:
+def text(name: str, way: str) -> str:
     """Return the optimized program of the step with a ReLU: new state, all gradients, and the output."""
-    jitted = way.startswith("jit")
-    layer = synced(None if jitted else AXIS)
+    jitted = way.startswith("jit")  # where the compiler sees the whole batch, and no axis has a name
+    layer = LAYERS[name](FEATURES, axis_name=None if jitted else AXIS)
     summed = jitted or way == "shard_map"  # the gradients of what all devices share
     params = {"scale": jnp.ones(FEATURES), "bias": jnp.zeros(FEATURES)}
     state = layer.start(jnp.zeros(FEATURES), jnp.ones(FEATURES))

@@ -50,7 +50,7 @@ class Command:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line `arguments`; the exit code."""
+    """Run the command line `arguments`; return the exit code."""
     command = tyro.cli(Command, args=arguments, prog="python -m experiments.benchmark")
     folder = command.output or Path("runs/benchmark" if command.quick else "docs/benchmark")
     plan = sizes.QUICK if command.quick else sizes.FULL

@@ -21,6 +21,7 @@ import jaxbn.linen
 from experiments.benchmark import torch_layers
 from experiments.benchmark.accuracy import Inputs
 from experiments.benchmark.clock import Call
+from experiments.benchmark.networks import follow
 from experiments.benchmark.sizes import TORCH, Case
 
 PROGRAMS = ("forward", "forward+backward", "evaluation")
@@ -41,12 +42,6 @@ class Layer(NamedTuple):
     channels_first: bool = False
 
 
-def followed(y: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
-    """Apply the epilogue as users write it after a layer that has none."""
-    y = y if residual is None else y + residual
-    return nn.relu(y) if relu else y
-
-
 def functions(features: int, **options: Any) -> Layer:
     """Return `jaxbn.bn_apply`."""
 
@@ -62,17 +57,18 @@ def functions(features: int, **options: Any) -> Layer:
     return Layer(start, apply)
 
 
-def linen(layer: Callable[..., nn.Module], epilogue_inside: bool = False, **options: Any) -> Callable[[int], Layer]:
+def linen(features: int, make: Callable[..., nn.Module], epilogue_inside: bool = False, **options: Any) -> Layer:
     """Return a Flax linen module."""
+    del features  # it is that of the parameters
 
     def apply(params, state, x, residual, train, relu):
         inside = {"activation": jax.nn.relu} if epilogue_inside and relu else {}
-        module = layer(use_running_average=not train, dtype=x.dtype, **inside, **options)
+        module = make(use_running_average=not train, dtype=x.dtype, **inside, **options)
         call = {"residual": residual} if epilogue_inside else {}
         y, new = module.apply({"params": params, "batch_stats": state}, x, mutable=["batch_stats"], **call)
-        return y if epilogue_inside else followed(y, residual, relu), new["batch_stats"]
+        return y if epilogue_inside else follow(y, residual, relu), new["batch_stats"]
 
-    return lambda features: Layer(lambda mean, var: {"mean": mean, "var": var}, apply)
+    return Layer(lambda mean, var: {"mean": mean, "var": var}, apply)
 
 
 def haiku(features: int) -> Layer:
@@ -95,7 +91,7 @@ def haiku(features: int) -> Layer:
         kept = {f"batch_norm/~/{name}_ema": jax.tree.map(laid_out, v) for name, v in state.items()}
         y, new = network.apply({"batch_norm": own}, kept, key, x.astype(jnp.float32), train)
         flat = {k: jax.tree.map(lambda v: v.ravel() if v.ndim else v, new[f"batch_norm/~/{k}_ema"]) for k in state}
-        return followed(y.astype(x.dtype), residual, relu), flat
+        return follow(y.astype(x.dtype), residual, relu), flat
 
     return Layer(start, apply)
 
@@ -113,17 +109,22 @@ def equinox(features: int) -> Layer:
         layer = eqx.nn.inference_mode(layer, not train)
         over = jax.vmap(layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
         y, new = over(x.astype(jnp.float32), state)
-        return followed(y.astype(x.dtype), residual, relu), new
+        return follow(y.astype(x.dtype), residual, relu), new
 
     return Layer(start, apply, channels_first=True)
 
 
+MODULES: dict[str, Callable[..., nn.Module]] = {
+    "jaxbn": jaxbn.linen.BatchNorm,
+    "flax": nn.BatchNorm,
+    "flax, stable": partial(nn.BatchNorm, use_fast_variance=False),
+}
 # By the name that tables show. The modules of jaxbn compile to what its functions do.
-LAYERS: dict[str, Callable[[int], Layer]] = {
+LAYERS: dict[str, Callable[..., Layer]] = {
     "jaxbn": functions,
-    "jaxbn.linen": linen(jaxbn.linen.BatchNorm, epilogue_inside=True),
-    "flax": linen(nn.BatchNorm),
-    "flax, stable": linen(nn.BatchNorm, use_fast_variance=False),
+    "jaxbn.linen": partial(linen, make=MODULES["jaxbn"], epilogue_inside=True),
+    "flax": partial(linen, make=MODULES["flax"]),
+    "flax, stable": partial(linen, make=MODULES["flax, stable"]),
     "haiku": haiku,
     "equinox": equinox,
 }

@@ -22,7 +22,11 @@ def ours(x: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
 
 def theirs(x: jax.Array, residual: jax.Array | None, relu: bool, **options: Any) -> jax.Array:
     """Apply flax's layer, and the epilogue after it."""
-    y = nn.BatchNorm(use_running_average=False, dtype=x.dtype, **options)(x)
+    return follow(nn.BatchNorm(use_running_average=False, dtype=x.dtype, **options)(x), residual, relu)
+
+
+def follow(y: jax.Array, residual: jax.Array | None, relu: bool) -> jax.Array:
+    """Apply the epilogue as users write it after a layer that has none."""
     y = y if residual is None else y + residual
     return nn.relu(y) if relu else y
 
@@ -38,7 +42,7 @@ class Deep(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, 16]` to the same."""
+        """Map `[batch, 16]` to the same."""
         for _ in range(self.layers):
             x = self.norm(nn.Dense(16)(x), None, True)
         return x
@@ -54,7 +58,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, height, width, channels]` to `[batch, height / stride, width / stride, features]`, or 4 features."""
+        """Map images `[batch, height, width, channels]` to `[..., height / stride, width / stride, features]`."""
         f, y = self.features, x
         inner = [(f, 1, 1), (f, 3, self.stride)] if self.bottleneck else [(f, 3, self.stride)]
         for features, size, stride in inner:
@@ -79,7 +83,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, height, width, 3]` to the logits `[batch, classes]`, float32."""
+        """Map `[batch, height, width, 3]` to the logits `[batch, classes]`, float32."""
         x = self.norm(_conv(x, self.width, *((3, 1) if self.small else (7, 2))), None, True)
         x = x if self.small else nn.max_pool(x, (3, 3), (2, 2), "SAME")
         for i, blocks in enumerate(self.stages):

@@ -1,27 +1,20 @@
 """One layer: every contender's times at every size with the errors beside them, and what a call costs by itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
-import jaxbn.linen
 from experiments.benchmark import accuracy
 from experiments.benchmark.clock import Call, interleaved, quartiles
-from experiments.benchmark.layers import LAYERS, PROGRAMS, arguments, contender, present
+from experiments.benchmark.layers import LAYERS, MODULES, PROGRAMS, arguments, contender, present
 from experiments.benchmark.sizes import OURS, TORCH, Case, Plan
 
 Row = dict[str, Any]
 ROWS = 65536  # of the inputs whose errors are measured
 MEMBERS = 8  # that share statistics
-MASKED: dict[str, Callable[..., nn.Module]] = {
-    "jaxbn": jaxbn.linen.BatchNorm,
-    "flax": nn.BatchNorm,
-    "flax, stable": partial(nn.BatchNorm, use_fast_variance=False),
-}
 TINY = Case((8, 4), "float32", "relu")
 
 
@@ -81,7 +74,7 @@ def masked_rows() -> Iterator[Row]:
     mask = np.arange(8)[None, :, None] <= np.arange(MEMBERS)[:, None, None]
     x = x.astype(np.float32)
     exact = np.mean(x.astype(np.float64), axis=(0, 1), where=mask)
-    for name, make in MASKED.items():
+    for name, make in MODULES.items():
         layer = make(use_running_average=False, axis_name="members", momentum=0.0)
         variables = layer.init(jax.random.key(0), x[0])
 

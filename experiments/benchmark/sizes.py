@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
     @property
     def size(self) -> str:
-        """The shape as a label."""
+        """Return the shape as a label."""
         return "x".join(map(str, self.shape))
 
 

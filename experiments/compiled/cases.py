@@ -39,12 +39,12 @@ class Case(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The kind of target."""
+        """Return the kind of target."""
         return TARGETS[self.target].kind
 
     @property
     def title(self) -> str:
-        """All but the contender, in words."""
+        """Return all but the contender, in words."""
         return ", ".join(v for v in self[:-1] if v != BATCH)
 
 

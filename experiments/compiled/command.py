@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import disk, tables
 from experiments.compiled import bars, report
-from experiments.compiled.cases import Case, list_cases
+from experiments.compiled.cases import list_cases
 from experiments.compiled.measure import hash_sources, keep_valid, measure_case, measure_missing, read_records
-from experiments.compiled.targets import ENVIRONMENT, PACKAGES, TARGETS, find_versions
+from experiments.compiled.targets import ENVIRONMENT, PACKAGES, find_versions
 from experiments.interrupt import INTERRUPTED, refuse
 
 RUNS, DOCS = Path("runs/compiled"), Path("docs/compiled")
@@ -23,19 +23,15 @@ RUNS, DOCS = Path("runs/compiled"), Path("docs/compiled")
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """Compile the programs for the targets of one kind; add a record of each to a file, in which a later run goes on.
+    """Compile the programs for the targets of one kind into records in `runs/compiled`, where a later run goes on.
 
     Attributes:
         kind: whose compiler.
         small: only what is checked with every change.
-        targets: only these, such as `v5e-4 h100-8`; all by default.
-        records: the folder of records.
     """
 
     kind: tyro.conf.Positional[Literal["tpu", "gpu"]]
     small: bool = False
-    targets: tuple[str, ...] = ()
-    records: Path = RUNS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +39,10 @@ class Report:
     """Join the records of both kinds to `results.json` and `table.md`; print the bars; exit with 1 if one is missed.
 
     Attributes:
-        small: only what is checked with every change.
-        records: the folder of records.
-        output: the folder to write to; `docs/compiled` by default, the folder of records if small.
+        small: only what is checked with every change; written to `runs/compiled`, and not to `docs/compiled`.
     """
 
     small: bool = False
-    records: Path = RUNS
-    output: Path | None = None
 
 
 Command = Annotated[Measure, tyro.conf.subcommand("measure")] | Annotated[Report, tyro.conf.subcommand("report")]
@@ -64,7 +56,7 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         return refuse(error)
     except KeyboardInterrupt:
-        print(f"Interrupted: what was measured is in {command.records}; the same command goes on.", file=sys.stderr)
+        print(f"Interrupted: what was measured is in {RUNS}; the same command goes on.", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -72,17 +64,17 @@ def measure(command: Measure) -> int:
     """Measure what has no valid record yet; return the exit code.
 
     Raises:
-        ValueError: a target is unknown or of the other kind, a package is missing, or the folder cannot be written to.
+        ValueError: a package is missing, or the folder cannot be written to.
     """
-    kind, chosen = command.kind, choose_cases(command)
+    kind, chosen = command.kind, list_cases((command.kind,), command.small)
     versions = find_versions(kind)
-    disk.make_folder("--records", command.records)
+    disk.make_folder(str(RUNS), RUNS)
     os.environ.update(ENVIRONMENT[kind])
     failed, console = 0, Console(soft_wrap=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("programs"), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn(kind), *columns, console=console) as progress:
         bar = progress.add_task(kind, total=len(chosen))
-        for case, record in measure_missing(command.records / f"{kind}.jsonl", chosen, versions, measure_case):
+        for case, record in measure_missing(RUNS / f"{kind}.jsonl", chosen, versions, measure_case):
             failed += "error" in record
             console.print(report.describe(case, record), markup=False, highlight=False)
             progress.advance(bar)
@@ -91,34 +83,20 @@ def measure(command: Measure) -> int:
     return 0  # which of them count, the bars say
 
 
-def choose_cases(command: Measure) -> list[Case]:
-    """Return the cases that a command names.
-
-    Raises:
-        ValueError: a target is unknown or of the other kind.
-    """
-    known = [name for name, target in TARGETS.items() if target.kind == command.kind]
-    for name in command.targets:
-        if name not in known:
-            raise ValueError(f"`--targets` of {command.kind} are {', '.join(known)}; {name} is none of them.")
-    chosen = list_cases((command.kind,), command.small)
-    return [case for case in chosen if not command.targets or case.target in command.targets]
-
-
 def write(command: Report) -> int:
     """Write the tables; return 0 if all bars are met, else 1.
 
     Raises:
         ValueError: a folder is missing or cannot be written to.
     """
-    if not command.records.is_dir():
-        raise ValueError(f"`--records` must be the folder of a run of `measure`; there is none at {command.records}.")
-    folder = command.output or (command.records if command.small else DOCS)
-    disk.make_folder("--output", folder)
+    if not RUNS.is_dir():
+        raise ValueError(f"`report` needs the records of `measure`; there are none in {RUNS}.")
+    folder = RUNS if command.small else DOCS
+    disk.make_folder(str(folder), folder)
     wanted, hashes = list_cases(small=command.small), hash_sources()
     found: bars.Records = {}
     for kind in PACKAGES:
-        found |= read_records(command.records / f"{kind}.jsonl")
+        found |= read_records(RUNS / f"{kind}.jsonl")
     # Those that were made from the sources as they are, failures too.
     found = {c: found[c] for c in wanted if c in found and found[c]["sources"] == hashes[c.ours]}
     verdicts = bars.judge(keep_valid(found, hashes), wanted)

@@ -144,9 +144,7 @@ def classify(model: nn.Module) -> Callable[..., Any]:
 def _swapped(x: jax.Array, residual: jax.Array | None, relu: bool, inside: bool = False) -> jax.Array:
     inside = inside and relu and residual is None
     layer = jaxbn.linen.BatchNorm(use_running_average=False, dtype=x.dtype, activation=nn.relu if inside else None)
-    y = layer(x)
-    y = y if residual is None else y + residual
-    return nn.relu(y) if relu and not inside else y
+    return networks.follow(layer(x), residual, relu and not inside)
 
 
 NORMS: dict[str, networks.Norm] = {

@@ -183,9 +183,9 @@ def test_bytes_kept_in_float32_with_relu(name):
 @pytest.mark.parametrize("way", collectives.WAYS)
 def test_collectives_of_flax(way):
     """Two in all: one forward, one backward. The same instrument finds four in its stable variant under shard_map."""
-    assert collectives.count(collectives.text(collectives.SYNCED["flax"], way)) == 2
+    assert collectives.count(collectives.text("flax", way)) == 2
     if way == "shard_map":
-        assert collectives.count(collectives.text(collectives.SYNCED["flax, stable"], way)) == 4
+        assert collectives.count(collectives.text("flax, stable", way)) == 4
 
 
 def test_collectives_in_a_program():
@@ -211,10 +211,11 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 
 
 def test_a_way_that_fails_is_a_result(monkeypatch):
-    def broken(axis):
+    def broken(features, axis_name):
         raise TypeError("no such way\nat all")
 
-    monkeypatch.setattr(collectives, "SYNCED", {"broken": broken})
+    monkeypatch.setitem(collectives.LAYERS, "flax", broken)
+    monkeypatch.setattr(collectives, "MODULES", ["flax"])
     rows = list(collectives.rows())
     assert [row["way"] for row in rows] == list(collectives.WAYS)
     assert all(row["value"] is None and row["error"] == "no such way" for row in rows)
@@ -367,7 +368,7 @@ def results():
     found = [
         {"measure": "collectives", "contender": name, "way": way, "value": 2}
         for way in collectives.WAYS
-        for name in collectives.SYNCED
+        for name in collectives.MODULES
     ]
     asked, cleared = [], []
 

@@ -210,21 +210,23 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, compiler):
 
 
 def test_report(tmp_path, monkeypatch, compiler, capsys):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "hash_sources", measure.hash_sources)
+    folder = tmp_path / "runs" / "compiled"
+    folder.mkdir(parents=True)
     for kind in ("tpu", "gpu"):
-        path = tmp_path / f"{kind}.jsonl"
+        path = folder / f"{kind}.jsonl"
         list(measure.measure_missing(path, list_cases((kind,), small=True), {"jax": "0.12.0.1"}, compiler))
-    arguments = ["report", "--small", "--records", str(tmp_path)]
-    assert command.main(arguments) == 0
-    table, results = (tmp_path / "table.md").read_text(), json.loads((tmp_path / "results.json").read_text())
+    assert command.main(["report", "--small"]) == 0
+    table, results = (folder / "table.md").read_text(), json.loads((folder / "results.json").read_text())
     assert len(results["records"]) == len(list_cases(small=True))
     row = next(line for line in table.splitlines() if line.startswith("| TPU v5p | 4,096 | jit |"))
     assert "10.00 (" in row
     assert row.endswith("| flax: 10.00 |")
     assert "computed and not measured" in table
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["gpu.jsonl", "results.json", "table.md", "tpu.jsonl"]
-    (tmp_path / "tpu.jsonl").unlink()
-    assert command.main(arguments) == 1
+    assert sorted(p.name for p in folder.iterdir()) == ["gpu.jsonl", "results.json", "table.md", "tpu.jsonl"]
+    (folder / "tpu.jsonl").unlink()
+    assert command.main(["report", "--small"]) == 1
     assert "| not measured |" in capsys.readouterr().out
 
 
@@ -258,19 +260,24 @@ def refused(capsys, *arguments):
 
 
 def test_refusals(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     installed = dict.fromkeys(targets.PACKAGES["tpu"], "0.12.0.1")
     install(monkeypatch, installed)
-    assert "v5e-5 is none of them" in refused(capsys, "measure", "tpu", "--targets", "v5e-5")
-    assert "h100-8 is none of them" in refused(capsys, "measure", "tpu", "--targets", "v5e-4", "h100-8")
-    (tmp_path / "file").touch()
-    assert "is a file" in refused(capsys, "measure", "tpu", "--records", tmp_path / "file")
-    assert "cannot be made" in refused(capsys, "measure", "tpu", "--records", tmp_path / "file" / "in")
-    assert "there is none at" in refused(capsys, "report", "--records", tmp_path / "absent")
-    assert "is a file" in refused(capsys, "report", "--records", tmp_path, "--output", tmp_path / "file")
+    assert "there are none in runs/compiled" in refused(capsys, "report")
+    (tmp_path / "runs").touch()
+    assert "cannot be made" in refused(capsys, "measure", "tpu")
+    (tmp_path / "runs").unlink()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "compiled").touch()
+    assert "is a file" in refused(capsys, "measure", "tpu")
+    (tmp_path / "runs" / "compiled").unlink()
+    (tmp_path / "docs").touch()
+    (tmp_path / "runs" / "compiled").mkdir()
+    assert "cannot be made" in refused(capsys, "report")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "can be written to" in refused(capsys, "measure", "tpu", "--records", tmp_path)
+    assert "can be written to" in refused(capsys, "measure", "tpu")
     del installed["libtpu"]
-    assert "libtpu, not installed here" in refused(capsys, "measure", "tpu", "--records", tmp_path)
+    assert "libtpu, not installed here" in refused(capsys, "measure", "tpu")
 
 
 def test_what_is_installed_must_fit(monkeypatch):
