@@ -33,13 +33,11 @@ def require(settings: Settings, data: Data) -> None:
 
 def needed(settings: Settings, norm: str, data: Data) -> int:
     """Return a lower bound on the bytes that an arm takes: on all devices if they are a CPU's, else on each."""
-    values = data.train.images.shape[1]
-    chunk = 4 * settings.seeds * settings.log_every * settings.batch_size * (values + 1)  # of examples and labels
+    chunk = 4 * settings.seeds * settings.log_every * settings.batch_size * (data.pixels + 1)  # of examples and labels
     # Which takes more than there is where nothing of it can be known without making it.
     if chunk > 1 << 50:
         return chunk
-    model = networks.build(settings, norm, values, data.shape, data.classes)
-    carry = train.compile_arm(settings, model).shapes()
+    carry = train.compile_arm(settings, networks.build(settings, norm, data)).shapes()
     each = 2 * _bytes(carry.params) + _bytes(carry.optimizer)  # twice: the gradients
     on_cpu = jax.default_backend() == "cpu"
     return chunk // (1 if on_cpu else settings.devices) + each * (settings.devices if on_cpu else 1)

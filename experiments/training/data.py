@@ -42,6 +42,11 @@ class Data(NamedTuple):
     shape: tuple[int, ...] = ()
     classes: int = 10
 
+    @property
+    def pixels(self) -> int:
+        """Return the number of values of an example."""
+        return self.train.images.shape[-1]
+
 
 class Rows(NamedTuple):
     """Rows of an array, most of which need not be in memory: those that are asked for become float32 rows."""

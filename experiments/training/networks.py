@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from experiments.training import layers
 from experiments.training.config import Settings
+from experiments.training.data import Data
 from experiments.training.layers import ACTIVATIONS, Pass
 from experiments.training.models import CLASSES, Model, gaussian, inverted, mlp, model, sides
 from experiments.training.recurrent import Recurrence, lstm
@@ -17,16 +18,9 @@ from experiments.training.shapes import Images, Logits, Tree
 from jaxbn.linen import BatchNorm
 
 
-def build(settings: Settings, arm: str, pixels: int = 64, shape: tuple[int, ...] = (), classes: int = CLASSES) -> Model:
-    """Build the network of `settings` with the norm `arm`.
-
-    Args:
-        settings: of the run.
-        arm: the norm.
-        pixels: values of an example.
-        shape: of an example; a square image by default.
-        classes: outputs.
-    """
+def build(settings: Settings, arm: str, data: Data | None = None) -> Model:
+    """Build the network of `settings` with the norm `arm`, for examples like those of `data`, digits by default."""
+    pixels, shape, classes = (64, (), CLASSES) if data is None else (data.pixels, data.shape, data.classes)
     if settings.model == "cnn":
         return cnn(settings, arm, shape or sides(pixels), classes)
     if settings.model == "lstm":

@@ -68,8 +68,7 @@ def gauge(settings: Settings, arm: str, data: Data) -> Callable[[Carry], Gaps] |
     """
     # With momentum 0 the state that a batch leaves is its moments.
     probing = dataclasses.replace(settings, bn_momentum=0.0, ghost_batches=1)
-    images, plain = data.validation.images, "batch" if arm in ("ghost", "renorm") else arm
-    model = networks.build(probing, plain, images.shape[1], data.shape, data.classes)
+    model = networks.build(probing, "batch" if arm in ("ghost", "renorm") else arm, data)
     way = parallel.way(settings)
     probe = read(data.validation, np.arange(min(PROBED, len(data.validation.labels)) // 2 * 2))
 

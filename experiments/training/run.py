@@ -53,9 +53,7 @@ class Run:
 
     def build(self, arm: str) -> train.Arm:
         """Compile an arm."""
-        pixels = self.data.train.images.shape[1]
-        model = networks.build(self.settings, arm, pixels, self.data.shape, self.data.classes)
-        return train.compile_arm(self.settings, model)
+        return train.compile_arm(self.settings, networks.build(self.settings, arm, self.data))
 
     def stopped(self) -> bool:
         """Return whether any process was asked to stop."""
