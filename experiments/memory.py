@@ -15,11 +15,7 @@ MEMINFO, LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
 def require(settings: Settings, data: Data) -> None:
-    """Check that there is as much memory as a run cannot do without.
-
-    Raises:
-        ValueError: there is less.
-    """
+    """Raise ValueError if there is less memory than a run cannot do without."""
     need = max(needed(settings, norm, data) for norm in settings.arms)
     there = available()
     if there is not None and need > there:

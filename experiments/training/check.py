@@ -11,21 +11,13 @@ EVALUATIONS = {  # that each model has
 
 
 def check(s: Any, where: str) -> None:
-    """Check that settings are consistent; `where` is named in errors.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Raise ValueError if settings do not fit each other; `where` is named."""
     for problem in _problems(s):
         raise ValueError(f"{where}: {problem}")
 
 
 def check_data(s: Any, data: Any) -> None:
-    """Check that the settings fit the data.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Raise ValueError if the settings do not fit the data."""
     for problem in _problems_with_data(s, data):
         raise ValueError(f"data {s.data}: {problem}")
 

@@ -51,11 +51,7 @@ class Checkpoints:
             raise DiskError(f"{self._folder} cannot be written ({said}). What was there is as it was.") from None
 
     def save(self, number: int, carry: Carry, record: dict[str, Any]) -> None:
-        """Save under `number`, which grows; nothing where that number is there.
-
-        Raises:
-            DiskError: it cannot be written.
-        """
+        """Save under `number`, which grows, if that number is not there; raise DiskError if it cannot be written."""
         if number in self._manager.all_steps():
             return
         known = ocp.args.JsonSave(record | {"run": self._run})

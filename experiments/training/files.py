@@ -5,7 +5,7 @@ import gzip
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,11 +15,14 @@ PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 COLOURS, SIDE = 3, 32  # of CIFAR-10
 
 
-class Part(NamedTuple):
-    """Examples `[n, ...]` and their labels `[n]`; arrays in memory, or mapped from a file."""
+class Split(NamedTuple):
+    """Examples `[n, ...]` and their labels `[n]`; in networks an example is a row of values.
 
-    images: np.ndarray
-    labels: np.ndarray
+    In memory these are arrays; of a file that is mapped into memory `images` are an array like it, or `data.Rows`.
+    """
+
+    images: Any
+    labels: Any
 
 
 @contextlib.contextmanager
@@ -31,14 +34,14 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
         raise ValueError(f"{path}: must be {kind}; {error}. Make or download it again.") from None
 
 
-def mnist(folder: Path) -> tuple[Part, Part]:
+def mnist(folder: Path) -> tuple[Split, Split]:
     """Read the training and the test images from the four IDX files in `folder`, each as it is or with `.gz`.
 
     Raises:
         ValueError: a file is missing, or its length is not that of its header.
     """
     images, labels, test_images, test_labels = (_idx(_find(folder, name)) for name in IDX)
-    return Part(images, labels), Part(test_images, test_labels)
+    return Split(images, labels), Split(test_images, test_labels)
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -48,33 +51,33 @@ def _idx(path: Path) -> np.ndarray:
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
 
-def cifar10(folder: Path) -> tuple[Part, Part]:
+def cifar10(folder: Path) -> tuple[Split, Split]:
     """Read the training and the test images from the six files of CIFAR-10's binary version in `folder`.
 
     Raises:
         ValueError: a file is missing, or does not hold whole records.
     """
     *train, test = [_records(_find(folder, name)) for name in CIFAR]
-    return Part(*(np.concatenate(arrays) for arrays in zip(*train, strict=True))), test
+    return Split(*(np.concatenate(arrays) for arrays in zip(*train, strict=True))), test
 
 
-def _records(path: Path) -> Part:
+def _records(path: Path) -> Split:
     with _reading(path, "whole records of 3,073 bytes"):
         rows = np.frombuffer(_bytes(path), np.uint8).reshape(-1, 1 + COLOURS * SIDE**2)
     planes = rows[:, 1:].reshape(-1, COLOURS, SIDE, SIDE)
-    return Part(planes.transpose(0, 2, 3, 1), rows[:, 0].astype(np.int32))
+    return Split(planes.transpose(0, 2, 3, 1), rows[:, 0].astype(np.int32))
 
 
-def npz(path: Path) -> Part:
+def npz(path: Path) -> Split:
     """Read `x` and `y` from an `.npz` file."""
     with _reading(path, "an `.npz` of arrays `x` and `y`"), np.load(path, allow_pickle=False) as held:
-        return Part(held["x"], held["y"])
+        return Split(held["x"], held["y"])
 
 
-def npy(folder: Path) -> Part:
+def npy(folder: Path) -> Split:
     """Map `x.npy` into memory, of which only the rows that are asked for are read, and read `y.npy`."""
     x, y = (_map(_find(folder, name)) for name in ("x.npy", "y.npy"))
-    return Part(x, np.asarray(y))
+    return Split(x, np.asarray(y))
 
 
 def _map(path: Path) -> np.ndarray:
@@ -82,7 +85,7 @@ def _map(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def pictures(folder: Path) -> Part:
+def pictures(folder: Path) -> Split:
     """Read a folder of images, with a folder for each class; all of one size, grey or in colours."""
     from PIL import Image
 
@@ -98,10 +101,10 @@ def pictures(folder: Path) -> Part:
                 f"{path}: all images must have the size and colours of {paths[0][0].name}, {images[0].shape}; got "
                 f"{images[-1].shape}. Resize them first."
             )
-    return Part(np.stack(images), np.array([k for _, k in paths], np.int32))
+    return Split(np.stack(images), np.array([k for _, k in paths], np.int32))
 
 
-def japanese_vowels() -> tuple[Part, Part]:
+def japanese_vowels() -> tuple[Split, Split]:
     """Read JapaneseVowels (Kudo, Toyama and Shimbo 1999) from the files of the package aeon.
 
     Sequences `[n, 29, 12]` of 7 to 29 steps by nine speakers; after its end a sequence is NaN.
@@ -118,7 +121,7 @@ def japanese_vowels() -> tuple[Part, Part]:
         for row, (*channels, _) in zip(x, lines, strict=True):
             values = np.array([channel.split(",") for channel in channels], np.float32).T
             row[: len(values)] = values
-        parts.append(Part(x, np.array([int(line[-1]) - 1 for line in lines], np.int32)))
+        parts.append(Split(x, np.array([int(line[-1]) - 1 for line in lines], np.int32)))
     return parts[0], parts[1]
 
 

@@ -49,11 +49,7 @@ def identity(folder: Path) -> str:
 
 
 def check_same(folder: Path, settings: Settings) -> None:
-    """Check that the run in `folder` has these settings; with global statistics devices may differ.
-
-    Raises:
-        ValueError: others differ.
-    """
+    """Raise ValueError if the run in `folder` has other settings; with global statistics devices may differ."""
     former, own = disk.read_json(folder / FILES[0])["settings"], json.loads(json.dumps(dataclasses.asdict(settings)))
     free = SPREAD if settings.statistics == "global" else set()
     others = [key for key in own if key not in free and former.get(key) != own[key]]
