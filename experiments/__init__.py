@@ -5,5 +5,6 @@
 * `training`: the configs, the data, the networks and the loop.
 * `claims`, `benchmark`, `compiled`: twelve claims with their report, time and memory, and what XLA's compilers for GPUs
   and TPUs make of the layer; packages with a command of their own.
-* `disk`, `memory`, `interrupt`, `tables`: how files are written, what a run needs, how it ends early, Markdown tables.
+* `disk`, `memory`, `interrupt`: how files are written, what a run needs, how it ends early.
+* `tables`, `figures`: Markdown tables, and figures in one style.
 """
