@@ -7,11 +7,11 @@ collectives that it sends, the memory that it takes. Those are facts about a tar
 
 How it is built, from the ground up:
 
-* `targets`: the cards, their environment variables and their meshes.
+* `targets`: the cards, and the environment variables and packages of their compilers.
 * `cases`: what is measured, as data; all of it, and the small part.
-* `programs`: a case's training step and the shapes that it is compiled for.
 * `counting`: what is read off an optimized program.
-* `measure`: a case's record, and which records are still valid.
+* `programs`: a case's training step, the shapes and meshes that it is compiled for, and its record.
+* `measure`: the file of records, and which of them are still valid.
 * `bars`, `report`: what was promised with the verdicts, and the tables.
 * `command`, `__main__`: the command line.
 """

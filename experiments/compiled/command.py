@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments import disk, tables
 from experiments.compiled import bars, report
 from experiments.compiled.cases import list_cases
-from experiments.compiled.measure import hash_sources, keep_valid, measure_case, measure_missing, read_records
+from experiments.compiled.measure import hash_sources, keep_valid, measure_missing, read_records
 from experiments.compiled.targets import ENVIRONMENT, PACKAGES, find_versions
 from experiments.interrupt import INTERRUPTED, refuse
 
@@ -70,6 +70,8 @@ def measure(command: Measure) -> int:
     versions = find_versions(kind)
     disk.make_folder(str(RUNS), RUNS)
     os.environ.update(ENVIRONMENT[kind])
+    from experiments.compiled.programs import measure_case  # with JAX, which reads these variables once
+
     failed, console = 0, Console(soft_wrap=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("programs"), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn(kind), *columns, console=console) as progress:

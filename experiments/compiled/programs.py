@@ -1,20 +1,25 @@
-"""The program of a case: a training step, and the shapes and shardings that it is compiled for."""
+"""The program of a case: a training step, the shapes and shardings that it is compiled for, and what came of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxbn.linen
 from experiments.benchmark import networks
 from experiments.compiled import cases
 from experiments.compiled.cases import Case
-from experiments.compiled.targets import TARGETS, make_mesh
+from experiments.compiled.counting import count_collectives, count_moved, has_loop
+from experiments.compiled.targets import H100, TARGETS, Target
 
 EXAMPLES, SIZE, CHANNELS = 32, 28, 128  # of each device, for the layer alone and the net
 IMAGES, PIXELS, CLASSES = 64, 224, 1000  # of each device, for ResNet-50
@@ -34,8 +39,58 @@ class Program(NamedTuple):
 
     step: Callable[..., Any]
     arguments: tuple[Any, ...]
-    mesh: jax.sharding.Mesh
+    mesh: Mesh
     array_bytes: float
+
+
+def measure_case(case: Case) -> dict[str, Any]:
+    """Return what the compiler made of a case.
+
+    `moved_bytes` is that of the steady state, in which the second pass that jaxbn makes in its first steps and after
+    jumps is not taken; `moved_bytes_rare` that of the program with it. Temporaries and collectives are the program's.
+    """
+    lowered, array = _lower(case)
+    with never_repeating():
+        steady, _ = _lower(case)
+    repeats = lowered.as_text() != steady.as_text()
+    with ThreadPoolExecutor() as pool:  # each takes one core
+        compiled, *others = pool.map(lambda program: program.compile(), [lowered, steady][: 1 + repeats])
+    usual = others[0] if repeats else compiled
+    if has_loop(usual.as_text()):
+        raise ValueError("the program has a loop or a branch beside `jax.lax.while_loop`: no steady state")
+    return {
+        "array_bytes": array,
+        "moved_bytes": _moved(case, usual),
+        "moved_bytes_rare": _moved(case, compiled) if repeats else None,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "collectives": {kind: sent._asdict() for kind, sent in count_collectives(compiled.as_text()).items()},
+    }
+
+
+@contextmanager
+def never_repeating() -> Iterator[None]:
+    """Compile `jax.lax.while_loop` as if its condition were false: in jaxbn it is the rare second pass."""
+    while_loop = jax.lax.while_loop
+    jax.lax.while_loop = lambda condition, body, start: start
+    try:
+        yield
+    finally:
+        jax.lax.while_loop = while_loop
+
+
+def _lower(case: Case) -> tuple[Any, float]:
+    """Return what a case's compiler is given, and the bytes that a device holds of x."""
+    jax.clear_caches()  # no trace from before `jax.lax.while_loop` was another
+    program = build_program(case)
+    with jax.set_mesh(program.mesh):
+        return jax.jit(program.step, donate_argnums=0).lower(*program.arguments), program.array_bytes
+
+
+def _moved(case: Case, compiled: Any) -> float:
+    """Return the compiler's own count of the bytes moved; for GPUs, for which it makes none, the count by operation."""
+    if case.kind == "tpu":
+        return compiled.cost_analysis()["bytes accessed"]
+    return count_moved(compiled.as_text())
 
 
 def build_program(case: Case) -> Program:
@@ -154,6 +209,22 @@ NORMS: dict[str, networks.Norm] = {
 }
 
 
-def _placed(shapes: Any, mesh: jax.sharding.Mesh, spec: P) -> Any:
+def _placed(shapes: Any, mesh: Mesh, spec: P) -> Any:
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding), shapes)
+
+
+def make_mesh(target: Target, shape: tuple[int, ...], names: tuple[str, ...], explicit: bool) -> Any:
+    """Return a mesh of the target's devices."""
+    of_kind: dict[str, Any] = {
+        "platform": "cuda",
+        "topology_name": "",
+        "target_config": H100,
+        "topology": target.topology,
+    }
+    if target.kind == "tpu":
+        of_kind = {"platform": "tpu", "topology_name": target.topology, "chips_per_host_bounds": [2, 2, 1]}
+    described = topologies.get_topology_desc(**of_kind)
+    devices = np.array(described.devices[: target.devices]).reshape(shape)
+    kind = AxisType.Explicit if explicit else AxisType.Auto
+    return Mesh(devices, names, axis_types=(kind,) * len(names))

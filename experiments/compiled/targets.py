@@ -2,7 +2,7 @@
 
 import contextlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # The card's data sheet, in the format in which XLA describes the GPUs that it compiles for.
 H100 = """gpu_device_info {
@@ -96,23 +96,3 @@ def find_versions(kind: str) -> dict[str, str]:
     if other:
         raise ValueError(f"all of JAX must be of one release; JAX is {versions['jax']}, beside {', '.join(other)}.")
     return versions
-
-
-def make_mesh(target: Target, shape: tuple[int, ...], names: tuple[str, ...], explicit: bool) -> Any:
-    """Return a mesh of the target's devices."""
-    import numpy as np
-    from jax.experimental import topologies
-    from jax.sharding import AxisType, Mesh
-
-    of_kind: dict[str, Any] = {
-        "platform": "cuda",
-        "topology_name": "",
-        "target_config": H100,
-        "topology": target.topology,
-    }
-    if target.kind == "tpu":
-        of_kind = {"platform": "tpu", "topology_name": target.topology, "chips_per_host_bounds": [2, 2, 1]}
-    described = topologies.get_topology_desc(**of_kind)
-    devices = np.array(described.devices[: target.devices]).reshape(shape)
-    kind = AxisType.Explicit if explicit else AxisType.Auto
-    return Mesh(devices, names, axis_types=(kind,) * len(names))
