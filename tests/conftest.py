@@ -8,6 +8,11 @@ from pathlib import Path
 import jax
 import pytest
 
+# Compiling is most of what tests cost, and takes half as long with little optimization. Whoever sets XLA_FLAGS, if to
+# nothing, decides alone: `.ci/run` and the workflow of GitHub also compile as users do.
+QUICK = ["--xla_backend_optimization_level=0"]
+QUICK += ["--xla_cpu_use_fusion_emitters=false"] * (jax.__version_info__ < (0, 11))  # later versions do not know it
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
 # Before any array exists: eight devices on one machine, no silent promotion of dtypes or ranks. Tests that need no more
 # than one run on one as well, as most users have it: `TEST_DEVICES=1`.
 DEVICES = int(os.environ.get("TEST_DEVICES", "8"))
@@ -15,7 +20,7 @@ jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling is most of what tests cost: programs are kept on disk from run to run, and for the other worker.
+# Programs are kept on disk from run to run, and for the other worker.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache" / jax.__version__))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -204,7 +204,7 @@ def test_resnet_in_linen_gives_the_same_logits(trained, momentum):
         assert variables["batch_stats"]["block0"]["bn1"]["count"] == 10
     statistics = variables["batch_stats"]["block0"]["bn1"]["var"]
     assert np.abs(statistics - 1).max() > 0.1  # they are not what they are initialized with
-    here = np.asarray(LinenResNet(momentum).apply(variables, IMAGES))
+    here = np.asarray(jax.jit(LinenResNet(momentum).apply)(variables, IMAGES))
     np.testing.assert_allclose(here, logits, rtol=0, atol=1e-4)
     assert np.std(logits) > 0.1
 

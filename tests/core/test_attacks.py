@@ -118,6 +118,7 @@ def test_pool_updates_of_stacked_layers(momentum):
     layers = jax.tree.map(lambda v: jnp.stack([v, v]), STATE)
     data = np.stack([X, 3 * X + 1])
 
+    @jax.jit
     def update(x):
         return jax.vmap(lambda s, x: jaxbn.bn_apply(PARAMS, s, x, True, momentum=momentum)[1])(layers, x)
 

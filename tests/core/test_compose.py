@@ -48,15 +48,21 @@ def test_training_equals_bn_apply_and_float64(name):
     x, dy, mask, params, state = case(**CASES[name])
     axis = CASES[name].get("axis", -1)
 
-    def run(layer):
+    def run(layer, params, state, x):
         def f(params, x):
             return layer(params, state, x)
 
         y, pull, new = jax.vjp(f, params, x, has_aux=True)
         return y, *pull(dy), new
 
-    composed = jax.jit(lambda: run(lambda *args: compose(*args, axis, mask, momentum=0.9)))()
-    fused = jax.jit(lambda: run(lambda *args: jaxbn.bn_apply(*args, True, axis=axis, mask=mask, momentum=0.9)))()
+    @jax.jit
+    def both(*args):
+        return (
+            run(lambda *args: compose(*args, axis, mask, momentum=0.9), *args),
+            run(lambda *args: jaxbn.bn_apply(*args, True, axis=axis, mask=mask, momentum=0.9), *args),
+        )
+
+    composed, fused = both(params, state, x)
     assert jax.tree.map(jnp.result_type, composed) == jax.tree.map(jnp.result_type, fused)
     epsilon = float(jnp.finfo(x.dtype).eps)
     for one, other in zip(jax.tree.leaves(composed), jax.tree.leaves(fused), strict=True):
@@ -86,7 +92,7 @@ def test_float64_equals_bn_apply():
             def loss(params, x):
                 return jnp.sum(layer(params, state, x)[0] * dy)
 
-            return jax.grad(loss, (0, 1))(params, x)
+            return jax.jit(jax.grad(loss, (0, 1)))(params, x)
 
         composed = grads(lambda *args: compose(*args, 1, mask))
         fused = grads(lambda *args: jaxbn.bn_apply(*args, True, axis=1, mask=mask))
@@ -111,6 +117,7 @@ def test_gradients_of_everything_by_finite_differences():
         params = jax.tree.map(lambda v: v.astype(jnp.float64), params)
         m = jaxbn.moments(x)
 
+        @jax.jit
         def f(params, m, x):
             return jnp.sum(dy * jaxbn.normalize(params, m, x))
 
@@ -135,10 +142,14 @@ def test_scale_and_bias_by_example():
 
 def test_ghost_batches_by_composition():
     x, _, _, params, state = case()
-    parts = x.reshape(3, 2, 4, 5)
-    m = jax.vmap(jaxbn.moments)(parts)
-    y = jax.vmap(lambda m, x: jaxbn.normalize(params, m, x))(m, parts).reshape(x.shape)
-    new = jaxbn.update_state(state, jaxbn.pool(m), unbiased_running_var=True)
+
+    @jax.jit
+    def composed(parts):
+        m = jax.vmap(jaxbn.moments)(parts)
+        y = jax.vmap(lambda m, x: jaxbn.normalize(params, m, x))(m, parts).reshape(x.shape)
+        return y, jaxbn.update_state(state, jaxbn.pool(m), unbiased_running_var=True)
+
+    y, new = composed(x.reshape(3, 2, 4, 5))
     expected = jaxbn.bn_apply(params, state, x, True, ghost_batches=3, unbiased_running_var=True)
     for one, other in zip(jax.tree.leaves((y, new)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
@@ -155,7 +166,7 @@ def test_cross_replica_statistics_by_composition():
         y, pull, new = jax.vjp(f, params, x, has_aux=True)
         return y, pull(dy)[1], new
 
-    y, x_bar, new = jax.vmap(layer, axis_name="batch")(x.reshape(2, 3, 4, 5), dy.reshape(2, 3, 4, 5))
+    y, x_bar, new = jax.jit(jax.vmap(layer, axis_name="batch"))(x.reshape(2, 3, 4, 5), dy.reshape(2, 3, 4, 5))
     exact = oracle.training(x, params.scale, params.bias)
     np.testing.assert_allclose(y.reshape(x.shape), exact.y, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(x_bar.reshape(x.shape), oracle.gradients(x, dy, params.scale)[0], rtol=1e-5, atol=1e-5)

@@ -1,6 +1,6 @@
 """Keep padding out of the statistics of an LSTM cell by the lengths that flax's `RNN` is given."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import chex
@@ -33,8 +33,13 @@ def linen_rnn(train):
     return nn.RNN(jaxbn.linen.BatchNormLSTMCell(5, 4, use_running_average=not train), return_carry=True, **how)
 
 
+@cache
+def linen_variables():
+    return jax.jit(linen_rnn(False).init)(KEY, SEQUENCES)
+
+
 def run_linen(x, **options):
-    variables = linen_rnn(False).init(KEY, SEQUENCES)
+    variables = linen_variables()
     (carry, y), update = linen_rnn(True).apply(variables, x, **options, mutable=STATS)
     return carry, y, update["batch_stats"]
 

@@ -74,11 +74,12 @@ def norms_of(variables):
 def test_linen(norm, use_bias):
     """Every kind of layer: same outputs; the normalizations are the identity, or a shift where layers have no bias."""
     model = Net(norm, use_bias)
-    variables = trained(model.init(KEY, X))
+    variables = trained(jax.jit(model.init)(KEY, X))
     before = jax.tree.map(np.asarray, variables)
-    wanted = model.apply(variables, X)
+    apply = jax.jit(model.apply)
+    wanted = apply(variables, X)
     new = jaxbn.linen.fold(lambda v, x: model.apply(v, x, train=False), variables, X, pairs=PAIRS)
-    near(model.apply(new, X), wanted)
+    near(apply(new, X), wanted)
     jax.tree.map(np.testing.assert_array_equal, variables, before)
     assert jax.tree.map(lambda v: (v.shape, v.dtype), new) == jax.tree.map(lambda v: (v.shape, v.dtype), variables)
     for path, value in norms_of(new).items():
@@ -94,7 +95,7 @@ def test_linen(norm, use_bias):
     # Without them: the same model with the identity in their place and biases in its layers.
     dropped = jaxbn.linen.fold(model.apply, variables, X, pairs=PAIRS, drop=True)
     assert "batch_stats" not in dropped
-    near(Net(lambda **_: lambda x: x).apply(dropped, X), wanted)
+    near(jax.jit(Net(lambda **_: lambda x: x).apply)(dropped, X), wanted)
 
 
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 1e-3, 3e-4, 0.3, 5.0])

@@ -6,8 +6,9 @@ Functions of finished statistics (`adapt`, `fold`, `health`) have no batch to ma
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
 
 import chex
 import jax
@@ -31,8 +32,9 @@ MASK = (np.arange(ROWS) % 4 != 3)[:, None]  # the same number in each ghost batc
 BY_EXAMPLE = {"scale": X[::-1] / 4, "bias": X / 8}
 
 
-class Variant(NamedTuple):
-    """One way to call the layer.
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One way to call the layer, itself a key of its compiled programs.
 
     Attributes:
         start: `(params, state)`, parameters of a dtype.
@@ -43,8 +45,8 @@ class Variant(NamedTuple):
 
     start: Callable[..., Any]
     apply: Callable[..., Any]
-    fields: dict[str, Any] = {}  # noqa: RUF012
-    called: dict[str, Any] = {}  # noqa: RUF012
+    fields: dict[str, Any] = field(default_factory=dict)
+    called: dict[str, Any] = field(default_factory=dict)
 
 
 def conditional_start(dtype=jnp.float32):
@@ -87,11 +89,12 @@ SLOW = ("renorm-schedule", "ghost-renorm")
 each = pytest.mark.parametrize("variant", [param(v, quick=n not in SLOW, id=n) for n, v in VARIANTS.items()])
 
 
-def gradients(variant, train=True, **options):
-    """Return a compiled function of `(params, state, x)`: gradients, and output with the new state."""
+@cache
+def gradients(variant, train=True):
+    """Return a compiled function of `(params, state, x)` and maybe a mask: gradients, and output with the new state."""
 
-    def loss(params, state, x):
-        y, new = variant.apply(params, state, x, train, **options)
+    def loss(params, state, x, mask=None):
+        y, new = variant.apply(params, state, x, train, mask=mask)
         return jnp.sum(jnp.sin(y.astype(jnp.float32))), (y, new)
 
     return jax.jit(jax.grad(loss, argnums=(0, 2), has_aux=True))
@@ -134,16 +137,16 @@ def test_extreme_input_gives_finite_output_and_gradients(variant):
     """Constant rows, none that count, values at the ends of float32: output and gradients stay finite."""
     params, state = variant.start()
     nothing = np.zeros((ROWS, 1), bool)
-    plain, masked = gradients(variant), gradients(variant, mask=nothing)
+    step = gradients(variant)
     for x in (np.zeros_like(X), np.full_like(X, 7e4), X * np.float32(1e-30), X * np.float32(1e15)):
-        chex.assert_tree_all_finite(plain(params, state, x))
+        chex.assert_tree_all_finite(step(params, state, x))
     for x in (X, np.full_like(X, 3e38)):
-        own, (y, new) = masked(params, state, x)
+        own, (y, new) = step(params, state, x, nothing)
         chex.assert_tree_all_finite((own, y))
         chex.assert_trees_all_equal(new, state)
     broken = X.copy()
     broken[3, 1] = np.nan
-    _, (_, new) = plain(params, state, broken)
+    _, (_, new) = step(params, state, broken)
     chex.assert_tree_all_finite(new)
 
 
@@ -151,10 +154,10 @@ def test_extreme_input_gives_finite_output_and_gradients(variant):
 def test_masked_values_do_not_count(variant):
     """NaN, infinity or a number under the mask: the same for all that counts, in values, gradients and state."""
     params, state = variant.start()
-    masked = gradients(variant, mask=MASK)
+    step = gradients(variant)
 
     def counted(x):
-        (_, dx), (y, new) = masked(params, state, x)
+        (_, dx), (y, new) = step(params, state, x, MASK)
         return jax.tree.map(lambda v: jnp.where(MASK, v, 0), (dx, y)), new
 
     hidden = [counted(np.where(MASK, X, np.float32(v))) for v in (np.nan, np.inf, 0.5)]
