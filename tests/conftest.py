@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-# Compiling is most of what tests cost, and takes half as long with little optimization. Whoever sets XLA_FLAGS, if to
-# nothing, decides alone: `.ci/run` and the workflow of GitHub also compile as users do.
+# Compiling is most of what tests cost, and takes half as long with little optimization. Whoever sets XLA_FLAGS, be it
+# to nothing, decides alone: so `.ci/run` and the workflow of GitHub also compile as users do.
 QUICK = ["--xla_backend_optimization_level=0"]
 QUICK += ["--xla_cpu_use_fusion_emitters=false"] * (jax.__version_info__ < (0, 11))  # later versions do not know it
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))

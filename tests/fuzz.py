@@ -9,7 +9,6 @@ Nearly all of the time is tracing and compiling. So each `SHARED` seeds are of o
 values, counts, masks, running statistics. A line in each hundred seeds says from which to go on after an interruption.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -396,9 +395,7 @@ def run(seeds: range) -> list[str]:
 
 
 if __name__ == "__main__":
-    # Half as much time for compiling; the tests compile as users do.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
-    import conftest  # noqa: F401  # eight devices
+    import conftest  # noqa: F401  # eight devices, and little optimization
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # thousands of programs, each used once
