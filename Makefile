@@ -13,11 +13,12 @@ QUICK := $(filter-out tests/experiments/ tests/__pycache__/,$(wildcard tests/*/)
 test: $(VENV)/tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(or $(TESTS),$(QUICK))
 
+# Compiled as users do, as the slow tests are; `make test` is quicker with little optimization (tests/conftest.py).
 test-experiments: $(VENV)/tests
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/experiments
+	XLA_FLAGS= $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/experiments
 
 slow: $(VENV)/tests
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow $(TESTS)
+	XLA_FLAGS= $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow $(TESTS)
 
 # Generated layers against the oracle, from seed START on: ten seeds of each program. It prints where to go on.
 fuzz: $(VENV)/tests

@@ -8,7 +8,7 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(0, 100, 50))
 def test_generated_layers_agree(start):
-    """Each of a program of its own."""
+    """Each of a program of its own, as users compile it."""
     assert not fuzz.run(range(start * fuzz.SHARED, (start + 50) * fuzz.SHARED, fuzz.SHARED))
 
 
