@@ -6,103 +6,116 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims._lib import plots
-from experiments.claims._lib.intervals import Estimate, at_edge, mean, median, tuned
+from experiments.claims._lib.intervals import Estimate, at_edge, best, geometric, mean, tuned
 from experiments.claims._lib.verdict import Estimates
 
-EVERY = 50  # steps between two observations of the ReLU network
-LEARNS = 0.5  # validation accuracy of both arms at a rate that counts as common
-EACH = ("cosine_relu_batch", "cosine_relu_none", "cosine_linear_batch", "cosine_linear_none")
+LEARNS = 0.5  # validation accuracy, or the share that is explained, of both arms at a rate that counts as common
 NAMES = {"batch": "batch norm", "none": "no norm", "noisy": "noisy batch norm", "noise": "no norm, same noise"}
+ARMS = ("batch", "none")
 
 
 def estimates(found: dict[str, Any]) -> Estimates:
     """Return the estimates by the keys of the criteria."""
-
-    def drifts(name: str, best: bool) -> Estimate:
-        batch, none = (found[f"drift_{arm}"] for arm in ("batch", "none"))
-        at = [part["best"] if best else found["rates"].index(0.1) for part in (batch, none)]
-        e = median(np.array(batch[name])[:, at[0]] / np.array(none[name])[:, at[1]])
-        rates = found["rates"]
-        edge = at_edge(rates, batch_norm=rates[at[0]], no_norm=rates[at[1]]) if best else ""
-        return e.with_caveat(edge)
-
-    def pair(kind: str, name: str, at: int | None = None) -> list[np.ndarray]:
-        parts = [found[f"{kind}_{arm}"] for arm in ("batch", "none")]
-        return [np.array(p[name])[:, p["best"] if at is None else at] for p in parts]
-
-    def cosine(kind: str) -> Estimate:
-        parts = [found[f"{kind}_{arm}"] for arm in ("batch", "none")]
-        scores, values = ([p[name] for p in parts] for name in ("val_accuracy", "cosine"))
-        e = tuned(scores, values, lambda a, b: a - b)
-        if kind == "linear":  # no classes: the rate is chosen by the loss, of which only the mean over seeds is kept
-            e = mean(np.subtract(*pair(kind, "cosine")))
-        best = [found[f"{kind}_rates"][p["best"]] for p in parts]
-        return e.with_caveat(at_edge(found[f"{kind}_rates"], batch_norm=best[0], no_norm=best[1]))
-
-    test = {arm: 100 * np.array(found[f"relu_{arm}"]["test"]) for arm in NAMES}
-    each = [mean(pair(kind, "cosine")[at]) for kind in ("relu", "linear") for at in (0, 1)]
+    drift, relu, linear = found["drift"], found["relu"], found["linear"]
     return {
-        "drift": drifts("inputs", False),
-        "drift_scaled": drifts("inputs_scaled", False),
-        "drift_tuned": drifts("inputs", True),
-        "drift_tuned_scaled": drifts("inputs_scaled", True),
-        "drift_normalized": drifts("normalized_scaled", False),
-        "cosine_common": mean(np.mean([np.subtract(*pair("relu", "cosine", at)) for at in common(found)], 0)),
-        "cosine": cosine("relu"),
-        "cosine_linear": cosine("linear"),
-        "change": median(np.divide(*pair("relu", "relative"))),
-        "change_linear": median(np.divide(*pair("linear", "relative"))),
-        "cosine_small_rate": mean(np.subtract(*pair("linear", "cosine", 0))),
-        **dict(zip(EACH, each, strict=True)),
-        "noisy": mean(test["batch"] - test["noisy"], "pp"),
-        "noisy_and_plain": mean(test["noisy"] - test["none"], "pp"),
-        "noise_alone": mean(test["none"] - test["noise"], "pp"),
+        "drift_common": _ratio(drift, "inputs"),
+        "drift_common_scaled": _ratio(drift, "inputs_scaled"),
+        "drift_normalized": _ratio(drift, "normalized_scaled"),
+        "drift_tuned": _tuned(drift, ARMS, "inputs", log=True),
+        "drift_tuned_scaled": _tuned(drift, ARMS, "inputs_scaled", log=True),
+        "cosine_common": _difference(relu, "cosine"),
+        "cosine_linear": _difference(linear, "cosine"),
+        "cosine": _tuned(relu, ARMS, "cosine"),
+        "cosine_batch": _mean(relu, "batch", "cosine"),
+        "cosine_none": _mean(relu, "none", "cosine"),
+        "change": _ratio(relu, "relative"),
+        "change_linear": _ratio(linear, "relative"),
+        "unpredicted": _ratio(relu, "unpredicted"),
+        "smoothness": _ratio(relu, "smoothness"),
+        "loss_range": _ratio(relu, "loss_range"),
+        "noisy": _points(found, "batch", "noisy"),
+        "noisy_and_plain": _points(found, "noisy", "none"),
+        "noise_alone": _points(found, "none", "noise"),
+        "noisy_and_noise": _points(found, "noisy", "noise"),
     }
 
 
-def common(found: dict[str, Any]) -> list[int]:
-    """Return the rates at which both ReLU networks learn and have gradients to compare; the first if there is none."""
+def common(run: dict[str, Any], name: str) -> list[int]:
+    """Return the rates at which both arms learn and have the numbers `name`; the first if there is none."""
     good = [
-        (np.mean(found[f"relu_{arm}"]["val_accuracy"], 0) >= LEARNS)
-        & np.isfinite(found[f"relu_{arm}"]["cosine"]).all(0)
-        for arm in ("batch", "none")
+        (np.mean(np.nan_to_num(np.asarray(run[arm]["validation"], float)), 0) >= LEARNS)
+        & np.isfinite(np.asarray(run[arm][name], float)).all(0)
+        for arm in ARMS
     ]
     return [int(at) for at in np.flatnonzero(good[0] & good[1])] or [0]
 
 
+def _pair(run: dict[str, Any], name: str) -> list[np.ndarray]:
+    return [np.asarray(run[arm][name], float)[:, common(run, name)] for arm in ARMS]
+
+
+def _ratio(run: dict[str, Any], name: str) -> Estimate:
+    """Return batch norm over no norm, the geometric mean over the rates that both learn at."""
+    batch, none = _pair(run, name)
+    return geometric(np.exp(np.mean(np.log(batch / none), 1)))
+
+
+def _difference(run: dict[str, Any], name: str) -> Estimate:
+    """Return batch norm minus no norm, the mean over the rates that both learn at."""
+    return mean(np.mean(np.subtract(*_pair(run, name)), 1))
+
+
+def _mean(run: dict[str, Any], arm: str, name: str) -> Estimate:
+    return mean(np.mean(_pair(run, name)[ARMS.index(arm)], 1))
+
+
+def _tuned(run: dict[str, Any], arms: tuple[str, str], name: str, unit: str = "", *, log: bool = False) -> Estimate:
+    """Return the comparison of two arms, each at its best rate by validation."""
+    scores, values = ([run[arm][kind] for arm in arms] for kind in ("validation", name))
+    edge = at_edge(run["grid"], **{a: run["grid"][best(s)] for a, s in zip(arms, scores, strict=True)})
+    made = tuned(scores, values, np.divide if log else lambda a, b: (100 if unit else 1) * (a - b), unit, log=log)
+    return made.with_caveat(edge)
+
+
+def _points(found: dict[str, Any], one: str, other: str) -> Estimate:
+    return _tuned(found["noise"], (one, other), "test", "pp")
+
+
 def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
-    """Draw one unit's quantiles, the gradients' cosine by rate, and learning with noise."""
-    left, middle, right = figure.subplots(1, 3)
-    for arm in ("batch", "none"):
-        part = found[f"drift_{arm}"]
-        unit, look = np.array(part["inputs_unit"])[:, found["rates"].index(0.1)], plots.style(arm) | {"marker": ""}
+    """Draw one unit's quantiles, the gradients' cosine by rate, and test accuracy with noise."""
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
+    drift, relu, noise = found["drift"], found["relu"], found["noise"]
+    rate = common(drift, "inputs")[0]
+    for arm in ARMS:
+        unit, look = np.array(found["units"][arm])[rate], plots.style(arm) | {"marker": ""}
         for quantile in range(3):
             more = {"lw": 2, "label": NAMES[arm]} if quantile == 1 else {"lw": 1}
-            left.plot(np.linspace(0, found["steps"], len(unit)), unit[:, quantile], **look, **more)
-        rates = np.array(found["relu_rates"])[common(found)]
-        cosines = np.array(found[f"relu_{arm}"]["cosine"])[:, common(found)]
-        plots.points(middle, rates, cosines, arm, NAMES[arm])
-    for arm, name in NAMES.items():
-        curve = found[f"relu_{arm}"]["val_curve"]
-        plots.band(right, EVERY * np.arange(1, len(curve[0]) + 1), curve, arm, name)
-    title = "quantiles 15, 50 and 85%,\nrate 0.1"
+            left.plot(np.linspace(0, drift["steps"], len(unit)), unit[:, quantile], **look, **more)
+        rates = np.array(relu["grid"])[common(relu, "cosine")]
+        plots.points(middle, rates, _pair(relu, "cosine")[ARMS.index(arm)], arm, NAMES[arm])
+    title = f"quantiles 15, 50 and 85%,\nrate {drift['grid'][rate]:.2g}"
     plots.finish(left, "training step", "input of one sigmoid", title, "upper left")
     title = "a layer's gradient before and after\nthe earlier layers' step"
     plots.finish(middle, "learning rate", "cosine", title, "lower left", xscale="log", ylim=(0, 1))
-    middle.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
+    middle.set_xticks(rates, [f"{r:.2g}" for r in rates])
     middle.minorticks_off()
-    title = "with noise that restores the shift"
-    plots.finish(right, "training step", "validation accuracy", title, "lower right", ylim=(0, 1))
+    rows = {
+        label: (arm, 100 * np.asarray(noise[arm]["test"], float)[:, best(noise[arm]["validation"])])
+        for arm, label in NAMES.items()
+    }
+    plots.strip(right, rows)
+    plots.finish(right, "test accuracy, %", "", "10 ReLU layers, with noise\nthat restores the shift", xlim=(None, 100))
     low, high = left.get_ylim()
     left.set_ylim(low, high + 0.2 * (high - low))  # room for the legend above the lines
-    means = [np.mean(np.array(found[f"relu_{arm}"]["cosine"])[:, common(found)]) for arm in ("batch", "none")]
+    means = [f"{np.mean(v):.2f}" for v in _pair(relu, "cosine")]
+    tests = ", ".join(f"{np.median(v):.1f}% with {label}" for label, (_, v) in rows.items())
+    n = len(relu["batch"]["test"])
     alt = (
         "Quantiles of one unit's input over training; the cosine between gradients before and after the earlier "
-        f"layers' step by learning rate, {means[0]:.2f} with batch norm and {means[1]:.2f} without; and validation "
-        "accuracy of four networks with and without noise."
+        f"layers' step by learning rate, {means[0]} with batch norm and {means[1]} without; test accuracies, {tests}."
     )
-    n = len(found["relu_batch"]["test"])
     return alt, (
-        f"Left: one unit of the last hidden layer, first seed. Middle: ReLU network, rates that both learn at. "
-        f"Right: each network at its best rate. Middle and right: median of n = {n} seeds, bars and bands quartiles."
+        f"At equal rates the cosine between a layer's gradients is {means[0]} with batch norm and {means[1]} without "
+        f"(middle); medians of test accuracy are {tests} (right). Left: one unit of the last hidden layer. Middle: all "
+        f"rates that both learn at, medians and quartiles; right: best rates. n = {n} splits of one seed."
     )

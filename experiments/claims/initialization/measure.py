@@ -1,7 +1,7 @@
 """Claim 6: training from weights of the wrong scale, from equal weights, and the scaling that changes nothing."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -9,59 +9,74 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.claims._lib.search import at_best, search, widened
+from experiments.claims._lib.search import Results, at_best, kept, results, search, widened
 from experiments.claims._lib.study import Study
 from experiments.training import layers
 from experiments.training.config import Settings
 from experiments.training.models import Model, gaussian, mlp
-from experiments.training.train import Carry
+from experiments.training.train import Arm, Carry, compile_arm
 
-SCALES = (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-ARMS = ("none", "batch", "small_epsilon")
+SCALES = (1e-3, 1e-2, 0.1, 1.0, 3.0, 10.0, 100.0)
+STARTS = tuple(f"{scale:g}" for scale in SCALES)
+ARMS, ALIKE = ("none", "batch"), ("zero", "equal")
 EPSILON, SMALL_EPSILON = 1e-5, 1e-12
 EXACT, EXACT_STEPS, EXACT_RATE = (0.1, 10.0), 30, 0.1
 
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
-    """Measure accuracies of each seed by scale, and how far a training that should be the same is from it.
+    """Measure accuracies `[seeds, rates]` from each start, and how far a training that should be the same is from it.
 
-    Of each arm `hidden` and `all` are training accuracies at the rate that is best from He's weights, `..._test` test
-    accuracies there, and `..._tuned` test accuracies at the rate that is best from the same start: `[seeds, starts]`.
+    The rate that is best from He's weights is kept for all starts under `rate`, and `runs` have all rates, from the
+    grid of He's weights on. `last` are trainings at that rate whose last layer is scaled too.
     """
-    s, make = study.settings(given), partial(_model, study)
-    run = search(study, "initialization-rate", s, ARMS[:2], make, asked={})
-    s = dataclasses.replace(s, learning_rates=tuple(run["grid"]), steps=run["steps"])
-    found: dict[str, Any] = {"scales": SCALES, "grid": run["grid"], "steps": run["steps"], "moved": run["moved"]}
-    found |= {arm: {"rate": run["grid"][at_best(run[arm])[0]]} for arm in ARMS[:2]}
-    found["small_epsilon"] = {"rate": found["batch"]["rate"]}
-    starts = (*(f"{scale:g}" for scale in SCALES), "zero", "equal")
-    for part in ("hidden", "all"):
-        runs = [
-            widened(
-                study,
-                f"initialization-{part}-{start}",
-                s,
-                ARMS if part == "hidden" else ARMS[:2],
-                make,
-                asked={"from": start, "part": part},
-                start=partial(_begin, start, part == "all"),
-            )
-            for start in study.few(starts)
-        ]
-        # A smoke run has the first and the last start only; it repeats them.
-        runs = [runs[at % len(runs)] for at in range(len(starts))]
-        for arm in ARMS if part == "hidden" else ARMS[:2]:
-            at = [run["grid"].index(found[arm]["rate"]) for run in runs]
-            for name, what in ((part, "train"), (f"{part}_test", "test")):
-                found[arm][name] = np.stack([run[arm][what][:, i] for run, i in zip(runs, at, strict=True)], 1)
-            found[arm][f"{part}_tuned"] = np.stack([at_best(run[arm])[1] for run in runs], 1)
+    s, make = study.settings(given), cache(partial(_arm, study))
+    he = search(study, "initialization-1", s, ARMS, make, asked={"from": "1"})
+    s = dataclasses.replace(s, learning_rates=tuple(he["grid"]), steps=he["steps"])
+    found: dict[str, Any] = {
+        "scales": SCALES,
+        "steps": he["steps"],
+        "moved": he["moved"],
+        "runs": {"1": kept(he, ARMS)},
+    }
+    for start in study.few(STARTS):
+        if start != "1":
+            name, begin = f"initialization-{start}", partial(_begin, start, False)
+            run = widened(study, name, s, ARMS, make, asked={"from": start}, start=begin)
+            found["runs"][start] = kept(run, ARMS)
+    found["rate"] = {arm: he["grid"][at_best(he[arm])[0]] for arm in ARMS}
+    found["last"] = {arm: [] for arm in ARMS}
+    for arm in ARMS:
+        one = dataclasses.replace(s, learning_rates=(found["rate"][arm],))
+        for start in study.few(STARTS):
+            begin, asked = partial(_begin, start, True), {"from": start, "last": True}
+            run = _one(study, f"initialization-last-{start}", one, arm, make, asked, begin)
+            found["last"][arm].append(run["train"][:, 0])
+    one = dataclasses.replace(s, learning_rates=(found["rate"]["batch"],))
+    for name, arm, start in (("small_epsilon", "small_epsilon", STARTS[0]), *((v, "batch", v) for v in ALIKE)):
+        begin = partial(_begin, start, False)
+        found[name] = _one(study, f"initialization-{name}", one, arm, make, {"from": start}, begin)["train"][:, 0]
     e = study.settings(given, learning_rates=(EXACT_RATE,), steps=EXACT_STEPS, log_every=EXACT_STEPS)
+    e = dataclasses.replace(e, steps=e.log_every)
     found["same_training"] = study.part("initialization-exact", {"settings": e}, lambda: _same_training(study, e))
     return found
 
 
-def _model(study: Study, s: Settings, arm: str, epsilon: float = EPSILON) -> Model:
-    act, epsilon = layers.ACTIVATIONS[s.activation], SMALL_EPSILON if arm == "small_epsilon" else epsilon
+def _one(study: Study, name: str, s: Settings, arm: str, make: Any, asked: dict[str, Any], start: Any) -> Any:
+    """Train one arm at one rate, which is no grid to widen."""
+
+    def run() -> Results:
+        return results(study, s, lambda one: make(one, arm), start=start)
+
+    return study.part(f"{name}-{arm}", {"settings": s, "arm": arm, **asked}, run)
+
+
+def _arm(study: Study, s: Settings, arm: str) -> Arm:
+    """Compile an arm, once for all starts."""
+    return compile_arm(s, _model(study, s, SMALL_EPSILON if arm == "small_epsilon" else EPSILON, arm))
+
+
+def _model(study: Study, s: Settings, epsilon: float, arm: str = "batch") -> Model:
+    act = layers.ACTIVATIONS[s.activation]
     norm = layers.batch_norm(momentum=s.bn_momentum, activation=act, epsilon=epsilon)
     layer = layers.plain(act) if arm == "none" else norm
     return mlp([layer] * len(s.widths), s.widths, gaussian(1.0, he=True), study.pixels)
@@ -91,7 +106,7 @@ def _same_training(study: Study, s: Settings) -> dict[str, Any]:
             *hidden, last = carry.params["kernels"]
             return carry._replace(params=carry.params | {"kernels": [a * k for k in hidden] + [last]})
 
-        done = study.fit(s, _model(study, s, "batch", EPSILON * a**2), optimizer=optimizer, start=start)
+        done = study.fit(s, _model(study, s, EPSILON * a**2), optimizer=optimizer, start=start)
         return [np.asarray(k, np.float64)[:, 0] / a for k in done.carry.params["kernels"][:-1]]
 
     plain = trained(1.0)

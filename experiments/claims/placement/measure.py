@@ -1,6 +1,5 @@
-"""Claim 9: batch norm before the activation, after it, and nowhere."""
+"""Claim 9: batch norm before the activation, after it, and nowhere; and normalized inputs alone."""
 
-import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -9,43 +8,69 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from sklearn.preprocessing import QuantileTransformer, StandardScaler
 
 from experiments.claims._lib.intervals import first_step
-from experiments.claims._lib.search import at_best, search
-from experiments.claims._lib.study import Study, at_rate, tested
+from experiments.claims._lib.search import Results, at_best, search, widened
+from experiments.claims._lib.study import Study, Trained, at_rate
 from experiments.training import layers, networks
 from experiments.training.config import Settings
+from experiments.training.data import Data
 from experiments.training.layers import Layer, Pass
 from experiments.training.models import Model, mlp
 from experiments.training.shapes import Tree
-from experiments.training.train import Carry, loss_of
+from experiments.training.train import loss_of
 
-PLACES = ("none", "before", "after")
+PLACES = ("before", "after", "none")
 DRAWN = 32  # points of a curve that are kept for the figure, closer where it rises
+LEARNED, SMOOTHED = 0.01, 6  # a training loss near its minimum of 0, the mean of so many chunks
 # 1 / fan_in for units that saturate, 2 / fan_in for ReLU, which halves the power.
 GAINS = {"sigmoid": math.sqrt(0.5), "tanh": math.sqrt(0.5), "relu": 1.0}
+INPUTS = {
+    "standard": lambda: StandardScaler(),
+    "gaussian": lambda: QuantileTransformer(n_quantiles=200, output_distribution="normal", random_state=0),
+}
 
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
-    """Measure for each activation and place steps to the target, test accuracy and the curve, at the best rate."""
+    """Measure for each activation and place steps to the target and test accuracy, by seed and rate."""
     found: dict[str, Any] = {"target": given.target_accuracy}
-    # A smoke run measures the first, and lets it stand for the rest.
-    activations = tuple(GAINS)[: 1 if study.smoke else None]
+    read = partial(_steps, given.target_accuracy)
+    # A smoke run measures the last, and lets it stand for the rest.
+    activations = tuple(GAINS)[-1 if study.smoke else 0 :]
     for activation in activations:
         s = study.settings(given, activation=activation, init_scale=GAINS[activation])
-        run = search(study, f"placement-rate-{activation}", s, PLACES, partial(_model, study), asked={})
-        found["grid"], found[activation] = run["grid"], {"steps": run["steps"], "moved": run["moved"]}
-        for place in PLACES:
-            rate = run["grid"][at_best(run[place])[0]]
-            own = dataclasses.replace(s, learning_rates=(rate,), steps=run["steps"])
-            asked = {"settings": own, "place": place}
-            part = study.part(f"placement-{activation}-{place}", asked, partial(_trained, study, own, place))
-            found[activation][place] = part
+        run = search(study, f"placement-{activation}", s, PLACES, partial(_model, study), read=read)
+        found[activation] = run | {place: _shown(run[place]) for place in PLACES}
+    s = study.settings(given, activation="relu", init_scale=GAINS["relu"])
+    for name in INPUTS:
+        asked, change = {"inputs": name}, partial(prepared, name)
+        run = widened(
+            study,
+            f"placement-{name}",
+            s,
+            ("none",),
+            partial(_model, study),
+            asked=asked,
+            change=change,
+            read=read,
+        )
+        found[name] = run | {"none": _shown(run["none"])}
+    own = study.settings(given, activation="relu", seeds=2, learning_rates=(0.1,))
+    found["bias_gradient"] = study.part(
+        "placement-bias", {"settings": own}, lambda: {"largest": _bias_gradients(study, own)}
+    )["largest"]
     return found | {name: found[activations[0]] for name in GAINS if name not in activations}
 
 
+def prepared(name: str, data: Data) -> Data:
+    """Return the images standardized pixel by pixel, or made Gaussian, by the training images."""
+    change = INPUTS[name]().fit(np.asarray(data.train.images, np.float64))
+    return Data(*(p._replace(images=change.transform(p.images).astype(np.float32)) for p in data[:3]))
+
+
 def both(first: Layer, second: Layer) -> Layer:
-    """One layer and then the other."""
+    """Chain one layer and then the other."""
 
     def init(features: int) -> tuple[Tree, Tree]:
         (a, before), (b, after) = first.init(features), second.init(features)
@@ -65,31 +90,42 @@ def _model(study: Study, s: Settings, place: str | Layer) -> Model:
 
 
 def _layer(s: Settings, place: str) -> Layer:
-    """After the activation batch norm does not take the bias out, so there each unit has one."""
+    """Make the layer; after the activation batch norm does not take the bias out, so there each unit has one."""
     if place == "after":
         return both(layers.of(s, "none"), layers.batch_norm(momentum=s.bn_momentum))
     return layers.of(s, "none" if place == "none" else "batch")
 
 
-def _trained(study: Study, s: Settings, place: str) -> dict[str, Any]:
-    """Return the numbers of one place at the rate of `s`."""
-    trained = study.fit(s, _model(study, s, place))
-    curve = trained.log.val_accuracy[:, 0]
-    drawn = np.unique(np.round(np.geomspace(1, len(trained.log.steps), DRAWN)).astype(int)) - 1
-    found = {
-        "rate": s.learning_rates[0],
-        "steps": trained.log.steps[drawn],
-        "val_accuracy": curve[:, drawn],
-        "steps_to_target": first_step(trained.log.steps, curve, s.target_accuracy),
-        "test_accuracy": tested(trained.log, 0),
+def _steps(target: float, done: Trained) -> Results:
+    """Return the steps to the target and near the smallest loss, and points of the curve, `[seeds, rates, ...]`."""
+    log = done.log
+    before = np.pad(log.train_loss, ((0, 0), (0, 0), (SMOOTHED - 1, 0)), constant_values=np.inf)
+    loss = np.lib.stride_tricks.sliding_window_view(before, SMOOTHED, -1).mean(-1)
+    drawn = np.unique(np.round(np.geomspace(1, len(log.steps), DRAWN)).astype(int)) - 1
+
+    def first(curves: np.ndarray, level: float) -> np.ndarray:
+        found = first_step(log.steps, curves.reshape(-1, curves.shape[-1]), level)
+        return np.reshape(found, curves.shape[:2])
+
+    steps = np.broadcast_to(log.steps[drawn], (*log.val_accuracy.shape[:2], len(drawn)))
+    return {
+        "to_target": first(log.val_accuracy, target),
+        "to_minimum": first(-loss, -LEARNED),
+        "curve": log.val_accuracy[..., drawn],
+        "at": steps,
     }
-    if place == "before":
-        found["bias_gradient"] = _bias_gradients(study, s, at_rate(trained.carry, 0))
-    return found
 
 
-def _bias_gradients(study: Study, s: Settings, carry: Carry) -> Array:
+def _shown(arm: Results) -> Results:
+    """Return the results of an arm, with the curve at its best rate alone."""
+    best, curve = at_best(arm, "curve")
+    names = ("validation", "test", "train", "to_target", "to_minimum")
+    return {n: arm[n] for n in names} | {"best": best, "curve": curve, "at": arm["at"][0, best]}
+
+
+def _bias_gradients(study: Study, s: Settings) -> Array:
     """Return the largest |dL/db| of a bias before batch norm, of each seed, where training ended."""
+    carry = at_rate(study.fit(s, _model(study, s, "before"), test=False).carry, 0)
     model = _model(study, s, both(layers.plain(lambda x: x), layers.of(s, "batch")))
     images, labels = (jnp.asarray(part[: s.batch_size]) for part in study.data.train)
 
@@ -102,5 +138,4 @@ def _bias_gradients(study: Study, s: Settings, carry: Carry) -> Array:
         gradients = jax.grad(loss)([jnp.zeros(n) for n in s.widths])
         return jnp.max(jnp.abs(jnp.concatenate(gradients)))
 
-    over_runs = jax.vmap(jax.vmap(largest))
-    return jax.jit(over_runs)(carry.params, carry.state)[:, 0]
+    return jax.jit(jax.vmap(jax.vmap(largest)))(carry.params, carry.state)[:, 0]
