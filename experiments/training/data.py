@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from experiments.training import files
 from experiments.training.files import Split
-from experiments.training.shapes import Count, Order
+from experiments.training.shapes import Count
 
 TRAIN, VALIDATION, TEST = 1149, 288, 360  # how the digits are split
 SPLIT_SEED = 0  # one split for all experiments: no run may choose its test set
@@ -182,33 +181,8 @@ def _floats(values: np.ndarray) -> np.ndarray:
     return np.asarray(values / np.float32(255) if values.dtype == np.uint8 else values, np.float32)
 
 
-def batches(seed: Count, first: Count, *, steps: int, batch_size: int, examples: int) -> Order:
-    """Return the examples of `steps` steps from step `first` on: a function of the seed and the step alone.
-
-    Each epoch is a fresh permutation cut into whole batches; the few examples left over sit that epoch out. One
-    permutation is made for each epoch that the steps touch, not for each step: sorting costs as much as training.
-
-    Args:
-        seed: of the run. Arms, learning rates and numbers of devices do not enter: all see the same examples.
-        first: the number of the first step.
-        steps: how many steps.
-        batch_size: examples a step.
-        examples: how many there are to draw from.
-
-    Returns:
-        Indices in [0, examples).
-    """
-    in_epoch = examples // batch_size
-    step = first + jnp.arange(steps, dtype=jnp.int32)
-    epoch, start = step // in_epoch, step[0] // in_epoch
-    touched = start + jnp.arange((steps + in_epoch - 2) // in_epoch + 1, dtype=jnp.int32)
-    orders = jax.vmap(lambda e: permutation(seed, e, examples))(touched)
-    cut = orders[:, : in_epoch * batch_size].reshape(-1, in_epoch, batch_size)
-    return cut[epoch - start, step % in_epoch]
-
-
 def permutation(seed: Count, epoch: Count, examples: int) -> jax.Array:
-    """Return the order of all examples in an epoch."""
+    """Return the order of all examples in an epoch; arms, learning rates and devices do not enter: all see the same."""
     key = jax.random.fold_in(jax.random.key(seed), 1)  # 0 makes the weights
     return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 

@@ -45,7 +45,8 @@ def make(settings: Settings, split: Split, first: int, sharding: NamedSharding) 
 def order(settings: Settings, examples: int, first: int) -> np.ndarray:
     """Return the indices of the examples of each seed and step, `[seeds, steps, batch]`; -1 where a batch is padded.
 
-    They are those of `data.batches`; with `last_batch = "pad"` an epoch has the short last batch too.
+    A function of the seed and the step alone: each epoch is a fresh permutation cut into whole batches. The few
+    examples left over sit that epoch out, or with `last_batch = "pad"` are a short last batch.
     """
     size, short = settings.batch_size, settings.last_batch == "pad"
     in_epoch = -(-examples // size) if short else examples // size

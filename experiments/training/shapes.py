@@ -9,7 +9,6 @@ Count = Int[Array | np.ndarray, ""]
 Images = Float[Array | np.ndarray, "batch pixels"]
 Labels = Int[Array | np.ndarray, " batch"] | Float[Array | np.ndarray, "batch outputs"]
 PerExample = Float[Array, " batch"]
-Order = Int[Array, "steps batch"]  # which examples each step sees
 Logits = Float[Array, "batch outputs"]
 PerRun = Float[Array | np.ndarray, "seeds rates"]
 Logged = Float[np.ndarray, " logged"]

@@ -4,8 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from training_runs import QUICKSTART, ROOT, digits
@@ -147,23 +145,6 @@ def test_the_split_is_disjoint_complete_and_stratified():
         np.testing.assert_allclose(count, whole * len(part.labels) / whole.sum(), atol=1.5)
     rows = np.concatenate([p.images for p in parts])
     assert len(np.unique(rows, axis=0)) == len(rows) == 1797  # no image twice, so no image in two parts
-
-
-def test_the_order_is_a_permutation_each_epoch_and_a_function_of_seed_and_step():
-    """However the steps are cut into chunks; epochs and seeds differ."""
-    order = jax.jit(data.batches, static_argnames=("steps", "batch_size", "examples"))
-    sizes = {"batch_size": 6, "examples": 20}  # three steps an epoch, two examples sit it out
-
-    def steps(seed, first, count):
-        return np.asarray(order(jnp.asarray(seed), jnp.asarray(first), steps=count, **sizes))
-
-    whole = steps(0, 0, 12)
-    epochs = whole.reshape(4, 18)
-    assert all(len(set(e)) == 18 and set(e) <= set(range(20)) for e in epochs)
-    assert len({tuple(e) for e in epochs}) == 4
-    for first in range(8):
-        np.testing.assert_array_equal(steps(0, first, 4), whole[first : first + 4])
-    assert not np.array_equal(steps(1, 0, 12), whole)
 
 
 # Summary

@@ -1,12 +1,12 @@
 """The data of a run: each kind is read as it is, what is wrong with it is one line, and order and padding are exact."""
 
+import dataclasses
 import gzip
 import importlib.util
 import struct
 import tracemalloc
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -175,13 +175,17 @@ def test_sequences_are_for_the_lstm():
 # Order
 
 
-@pytest.mark.parametrize("first", [0, 3, 17])
-def test_the_order_is_that_of_batches(first):
-    s = tiny(batch_size=64, log_every=20, steps=40)
-    wanted = jax.vmap(lambda seed: data.batches(seed, jnp.asarray(first), steps=20, batch_size=64, examples=300))(
-        jnp.arange(2)
-    )
-    np.testing.assert_array_equal(feed.order(s, 300, first), wanted)
+def test_the_order_is_a_permutation_each_epoch_and_a_function_of_seed_and_step():
+    """However the steps are cut into chunks; epochs and seeds differ. Three steps an epoch, two examples sit it out."""
+    s = tiny(batch_size=6, devices=1, log_every=12, steps=12)
+    whole, other = feed.order(s, 20, 0)
+    epochs = whole.reshape(4, 18)
+    assert all(len(set(e)) == 18 and set(e) <= set(range(20)) for e in epochs)
+    assert len({tuple(e) for e in epochs}) == 4
+    for first in range(8):
+        chunk = feed.order(dataclasses.replace(s, log_every=4), 20, first)
+        np.testing.assert_array_equal(chunk[0], whole[first : first + 4])
+    assert not np.array_equal(other, whole)
 
 
 def test_a_padded_epoch_has_every_example_once():
