@@ -13,10 +13,10 @@ QUICK := $(filter-out tests/experiments/ tests/__pycache__/,$(wildcard tests/*/)
 test: $(VENV)/tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" $(or $(TESTS),$(QUICK))
 
-# Compiled as users do, as the slow tests are; `make test` is quicker with little optimization (tests/conftest.py).
 test-experiments: $(VENV)/tests
-	XLA_FLAGS= $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/experiments
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests/experiments
 
+# Compiled as users do; the quick ones are quicker with little optimization (tests/conftest.py).
 slow: $(VENV)/tests
 	XLA_FLAGS= $(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow $(TESTS)
 

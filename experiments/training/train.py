@@ -131,7 +131,7 @@ def compile_arm(
     specs = Carry(shared, P(None, None, way.of_parts) if way.of_parts else shared, shared)
     placed = jax.tree.map(lambda s: NamedSharding(way.mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
     here, spread_out = NamedSharding(way.mesh, shared), NamedSharding(way.mesh, divided)
-    seeds = np.arange(settings.seeds, dtype=np.int32)
+    seeds = partial(jnp.arange, settings.seeds, dtype=jnp.int32)  # an array of very many would fill memory already here
     rates = np.asarray(settings.learning_rates, np.float32)
 
     def start(first_seed: Count | int = 0) -> Carry:
@@ -139,7 +139,7 @@ def compile_arm(
             params, state = model.init(jax.random.fold_in(jax.random.key(seed), 0))
             return Carry(params, parallel.replicated_state(way, state), optimizer(rate).init(params))
 
-        return _over_runs(one, (0, None), (None, 0))(seeds + first_seed, rates)
+        return _over_runs(one, (0, None), (None, 0))(seeds() + first_seed, rates)
 
     def step(carry: Carry, first: Count, chunk: Feed, validation: Split) -> tuple[Carry, Metrics]:
         def keys(seed):
@@ -151,7 +151,7 @@ def compile_arm(
 
         runs = _over_runs(run, (0, None, 0, 0), (0, 0, None, None))
         spread = way.spread(runs, (specs, shared, divided, shared), (specs, shared))
-        carry, losses = spread(carry, rates, chunk, jax.vmap(keys)(seeds))
+        carry, losses = spread(carry, rates, chunk, jax.vmap(keys)(seeds()))
         return carry, Metrics(jnp.mean(losses, axis=-1), *evaluate(carry, validation))
 
     def evaluate(carry: Carry, split: Split) -> tuple[PerRun, PerRun]:
