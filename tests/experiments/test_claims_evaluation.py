@@ -32,7 +32,7 @@ def test_each_average_is_that_of_its_momentum():
 
 
 def hidden(x, params, norms):
-    """What enters each layer, in float64, normalized by `norms`: `(x, layer) -> (mean, var)`."""
+    """Return the inputs of each layer, in float64, normalized by `norms`: `(x, layer) -> (mean, var)`."""
     entering = []
     for at in range(len(WIDTHS)):
         x = x @ np.asarray(params["kernels"][at], np.float64)

@@ -110,7 +110,7 @@ def test_edges_of_a_grid():
 
 
 def estimate(value, p, **more):
-    """A number whose every bound has the same p."""
+    """Make an estimate with the same p at every bound."""
     return Estimate(value, value - 1, value + 1, 8, p=lambda bound: p, **more)
 
 

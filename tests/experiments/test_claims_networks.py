@@ -8,13 +8,16 @@ import pytest
 from jax import lax
 
 from experiments.claims._lib import networks
+from experiments.claims._lib.study import BASE
+from experiments.claims._lib.trained import Log, Trained
 from experiments.claims.covariate_shift import measure as covariate_shift
 from experiments.claims.depth import judge as depth
 from experiments.claims.initialization import judge as initialization
 from experiments.training import layers
+from experiments.training.data import Data, Split
 from experiments.training.layers import Layer, Pass
-from experiments.training.models import gaussian, mlp
-from experiments.training.train import loss_of
+from experiments.training.models import Model, gaussian, mlp
+from experiments.training.train import Carry, loss_of
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
@@ -73,17 +76,34 @@ def test_a_stack_is_an_mlp():
     assert len(set(spread.tolist())) == 2  # drawn anew for each layer
 
 
+def convolve(x, weight):
+    square = weight.reshape(3, 3, x.shape[-1], -1)
+    return lax.conv_general_dilated(x, square, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def test_pooled_cnn_by_hand():
+    """Four layers against XLA's convolutions, the last at one position."""
+    model = networks.pooled_cnn(layers.batch_norm(activation=jax.nn.relu), 4, 3, kernel, 64)
+    params, state = model.init(jax.random.key(2))
+    images = jnp.asarray(rng.random((6, 64)), jnp.float32)
+    y, new = model.apply(params, state, images, True, None)
+    x = images.reshape(6, 8, 8, 1)
+    for weight in params["kernels"]:
+        out = convolve(x, weight)
+        x = jax.nn.relu((out - jnp.mean(out, (0, 1, 2))) / jnp.sqrt(jnp.var(out, (0, 1, 2)) + 1e-5))
+        x = nn.avg_pool(x, (2, 2), (2, 2)) if x.shape[1] > 1 else x
+    assert x.shape == (6, 1, 1, 3)
+    np.testing.assert_allclose(y, x[:, 0, 0] @ params["head"] + params["last"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(new[-1].mean, 0.01 * jnp.mean(out, (0, 1, 2)), rtol=0, atol=1e-5)
+
+
 def test_residual_cnn_by_hand():
-    """Two blocks against XLA's convolutions."""
+    """Two blocks against XLA's convolutions; with SkipInit the blocks do nothing at first."""
     layer = layers.batch_norm(activation=jax.nn.relu)
     model = networks.residual_cnn(layer, 2, 4, kernel, 64)
     params, state = model.init(jax.random.key(2))
     images = jnp.asarray(rng.random((6, 64)), jnp.float32)
     y, new = model.apply(params, state, images, True, None)
-
-    def convolve(x, weight):
-        square = weight.reshape(3, 3, x.shape[-1], -1)
-        return lax.conv_general_dilated(x, square, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     def normal(x):
         return jax.nn.relu((x - jnp.mean(x, (0, 1, 2))) / jnp.sqrt(jnp.var(x, (0, 1, 2)) + 1e-5))
@@ -100,6 +120,13 @@ def test_residual_cnn_by_hand():
     )
     last = through(images, 2)
     np.testing.assert_allclose(new["end"].mean, 0.01 * jnp.mean(last, (0, 1, 2)), rtol=0, atol=1e-5)
+    skip = networks.residual_cnn(layers.plain(jax.nn.relu), 2, 4, kernel, 64, skip=True)
+    own, state = skip.init(jax.random.key(2))
+    y, _ = skip.apply(own, state, images, True, None)
+    still = jnp.mean(jax.nn.relu(through(images, 0)), (1, 2)) @ params["head"]
+    np.testing.assert_allclose(y, still, rtol=0, atol=1e-5)
+    again, _ = skip.apply(own | {"branches": jnp.ones(2)}, state, images, True, None)
+    assert jnp.max(jnp.abs(again - y)) > 0.1
 
 
 @pytest.mark.slow
@@ -127,6 +154,34 @@ def test_alignment_by_hand():
         assert found[0, layer - 1] < 0.999
     still = np.asarray(covariate_shift.alignment(model, 0.0, params, state, X, labels))
     np.testing.assert_allclose(still, [[1, 1], [0, 0], [0, 0]], atol=1e-6)
+
+
+def test_along_the_gradient_of_a_square():
+    """Its Hessian H is constant: the gradient g changes by t H g, and the loss by t g g - t^2 g H g / 2."""
+    x, y, weight = (rng.standard_normal(shape) for shape in ((7, 3), (7, 2), (3, 2)))
+    model, rate = Model(lambda key: (None, None), lambda p, state, x, *_: (x @ p, state)), 0.05
+    given = [jnp.asarray(v, jnp.float32) for v in (weight, x, y)]
+    found = jax.jit(lambda w, x, y: covariate_shift.along(model, rate, w, None, x, y))(*given)
+    hessian = 2 * x.T @ x / 7
+    g = 2 * x.T @ (x @ weight - y) / 7
+    slope = np.linalg.norm(hessian @ g) / np.linalg.norm(g)
+    drops = [t * rate * np.sum(g * g) - (t * rate) ** 2 * np.sum(g * (hessian @ g)) / 2 for t in (0, 0.5, 1, 2, 4)]
+    np.testing.assert_allclose(found, [np.ptp(drops), 4 * rate * slope, slope], rtol=1e-4)
+
+
+def test_drift_of_quantiles():
+    """The biases of a plain layer move by 1 between observations, and all three quantiles of each unit with them."""
+    model = mlp([layers.plain(jax.nn.sigmoid)], (4,), kernel, 8, 3)
+    params, state = jax.tree.map(lambda v: v[None, None], model.init(jax.random.key(0)))
+    watch, read = covariate_shift.drifts(BASE, model, [Data(*[Split(X, jnp.zeros(12, jnp.int32))] * 3)])
+    for step in range(3):
+        shifts = [v + step for v in params["shifts"]]
+        watch(step, Carry(params | {"shifts": shifts}, state, None))
+    nothing = Log(*[np.zeros(1)] * 5)
+    found = read(Trained(nothing, Carry(params, state, None), None))
+    np.testing.assert_allclose(found["inputs"], [[3.0]], rtol=1e-5)
+    low, high = np.quantile(np.asarray(X @ params["kernels"][0][0, 0], np.float64), (0.15, 0.85), axis=0)
+    np.testing.assert_allclose(found["inputs_scaled"], [[np.mean(3 / (high - low))]], rtol=1e-4)
 
 
 @pytest.mark.parametrize(("batch", "relu"), [(8, 1.788), (32, 1.522), (64, 1.493), (256, 1.473)])

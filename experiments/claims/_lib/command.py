@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from experiments import disk
-from experiments.claims._lib import report, study
+from experiments.claims._lib import program, report, study
 from experiments.claims._lib.config import ClaimConfig, load_all
 from experiments.claims._lib.values import differing
 from experiments.interrupt import INTERRUPTED, Interrupt, refuse
@@ -161,7 +161,7 @@ def measure(wanted: list[ClaimConfig], conditions: study.Study, name: str, kept:
             def show(parts: int, at: int = at, config: ClaimConfig = config) -> None:
                 status.update(f"claim {at + 1} of {len(wanted)}, {config.name}: {parts} parts done")
 
-            own = {"source": study.source_hash(config.name), "tick": tick, "show": show, "seconds": {}, "asked": {}}
+            own = {"source": program.source_hash(config.name), "tick": tick, "show": show, "seconds": {}, "asked": {}}
             here = dataclasses.replace(conditions, **own)
             try:
                 measured = report.module(config, "measure").measure(here, config.settings)

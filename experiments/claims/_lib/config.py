@@ -22,7 +22,7 @@ class ClaimConfig:
         name: of its folder.
         number: its place in the report.
         claim: the sentence that is tested.
-        question, source, command, expected, cost: as in every config.
+        question, source, command, expected: as in every config.
         where: the networks, data and steps that it was tested on, for the table.
         criteria: in the order of the report; the first is the effect that the table shows.
         settings: what the measurement starts from.
@@ -35,7 +35,6 @@ class ClaimConfig:
     source: Words
     command: Words
     expected: Words
-    cost: Words
     where: Words
     criteria: Annotated[tuple[Criterion, ...], Field(min_length=1)]
     settings: Settings

@@ -2,8 +2,7 @@
 
 Means have Student's interval, medians that of Hettmansperger and Sheather (1986) between order statistics. Where a
 learning rate was chosen from the same seeds, the choice is made again in every resample of a bootstrap, whose spread is
-the standard error; largest rates have its percentiles, widened for few values (Hesterberg 2015, section 5.3). A test
-shows the coverage of each at eight seeds.
+the standard error. A test shows the coverage of each at eight seeds.
 """
 
 import math
@@ -97,22 +96,6 @@ def median(values: Any, unit: str = "") -> Estimate:
     return Estimate(_middle(v), low, high, n, unit, how, p)
 
 
-def resampled(statistic: Callable[[np.ndarray], Any], n: int, unit: str = "", how: str = "") -> Estimate:
-    """Return `statistic` of seeds `[resamples, n]`, all of them and with the interval of resamples."""
-    drawn = np.concatenate([np.arange(n)[None], np.random.default_rng(0).integers(n, size=(RESAMPLES, n))])
-    value, spread = (lambda v: (float(v[0]), v[1:]))(np.asarray(statistic(drawn), float))
-    wider = math.sqrt(n / (n - 1))
-    tail = stats.norm.sf(wider * stats.t.ppf((1 + LEVEL) / 2, n - 1))
-    # Order statistics: interpolation between a number and infinity would be NaN.
-    low, high = np.quantile(spread, [tail, 1 - tail], method="inverted_cdf")
-
-    def p(bound: float) -> float:
-        beyond = max(min(np.mean(spread <= bound), np.mean(spread >= bound)), 0.5 / RESAMPLES)
-        return min(1.0, 2 * float(stats.t.sf(-stats.norm.ppf(beyond) / wider, n - 1)))
-
-    return Estimate(value, float(low), float(high), n, unit, f"{how or 'mean'}, bootstrap interval", p)
-
-
 def tuned(
     scores: Sequence[Any],
     values: Sequence[Any],
@@ -146,7 +129,7 @@ def tuned(
 
     def statistic(drawn: np.ndarray) -> np.ndarray:
         made = combined(drawn)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # a ratio of 0 and one of infinity in the same resample
             return np.mean(np.log(made) if log else made, -1)
 
     spread = statistic(np.random.default_rng(0).integers(n, size=(RESAMPLES, n)))

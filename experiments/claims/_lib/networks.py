@@ -1,5 +1,6 @@
 """Layers and networks that only claims need: noise, other norms, deep stacks."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -71,11 +72,14 @@ def stack(layer: Layer, depth: int, width: int, kernel: Callable[..., Array], in
     return Model(init, apply)
 
 
-def residual_cnn(layer: Layer, blocks: int, channels: int, kernel: Callable[..., Array], pixels: int = 64) -> Model:
+def residual_cnn(
+    layer: Layer, blocks: int, channels: int, kernel: Callable[..., Array], pixels: int = 64, *, skip: bool = False
+) -> Model:
     """Return a residual CNN of `2 blocks + 2` layers: `x + conv(layer(conv(layer(x))))` in each block (He et al. 2016).
 
     Images are averaged over squares after the first convolution until 7x7 positions or fewer are left, where all blocks
-    are.
+    are. With `skip` the branch of each block is multiplied by a scalar that is learned, from 0 on: SkipInit (De and
+    Smith 2020).
     """
     height, width, colours = sides(pixels)
 
@@ -93,7 +97,7 @@ def residual_cnn(layer: Layer, blocks: int, channels: int, kernel: Callable[...,
             "end": params,
             "head": kernel(last, (channels, CLASSES)),
             "last": jnp.zeros(CLASSES),
-        }, {"blocks": running, "end": state}
+        } | ({"branches": jnp.zeros(blocks)} if skip else {}), {"blocks": running, "end": state}
 
     def apply(
         params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
@@ -101,30 +105,75 @@ def residual_cnn(layer: Layer, blocks: int, channels: int, kernel: Callable[...,
         run = Pass(train, axis_name, key)
 
         def block(x: Array, given: Any) -> tuple[Array, Tree]:
-            kernels, shifts, running = given
+            kernels, shifts, running, branch = given
             y, kept = x, []
             for at in range(2):
                 shift, own = jax.tree.map(lambda v, at=at: v[at], (shifts, running))
                 y, own = layer.apply(shift, own, y, run)
                 y = _convolve(y, kernels[at])
                 kept.append(own)
-            return x + y, jax.tree.map(lambda *v: jnp.stack(v), *kept)
+            return x + branch * y, jax.tree.map(lambda *v: jnp.stack(v), *kept)
 
         x = _convolve(jnp.reshape(x, (-1, height, width, colours)), params["first"])
         while x.shape[1] > MOST:
             x = jnp.mean(_squares(x), (2, 4))
-        x, running = jax.lax.scan(block, x, (params["kernels"], params["shifts"], state["blocks"]))
+        branches = params["branches"] if skip else jnp.ones(blocks)
+        x, running = jax.lax.scan(block, x, (params["kernels"], params["shifts"], state["blocks"], branches))
         x, end = layer.apply(params["end"], state["end"], x, run)
         return jnp.mean(x, (1, 2)) @ params["head"] + params["last"][None], {"blocks": running, "end": end}
 
     return Model(init, apply)
 
 
+def pooled_cnn(layer: Layer, depth: int, channels: int, kernel: Callable[..., Array], pixels: int = 64) -> Model:
+    """Return a CNN of `depth` 3x3 convolutions, each with its layer, then averaged over squares of 2x2.
+
+    From 8x8 pixels on, the fourth convolution has one position, so that a batch statistic there has a value an image.
+    """
+    height, width, colours = sides(pixels)
+
+    def init(key: Array) -> tuple[Tree, Tree]:
+        keys = jax.random.split(key, depth + 1)
+        sizes = [9 * colours] + [9 * channels] * (depth - 1)
+        started = [layer.init(channels) for _ in range(depth)]
+        return {
+            "kernels": [kernel(k, (n, channels)) for k, n in zip(keys, sizes, strict=False)],
+            "shifts": [params for params, _ in started],
+            "head": kernel(keys[-1], (channels, CLASSES)),
+            "last": jnp.zeros(CLASSES),
+        }, [state for _, state in started]
+
+    def apply(
+        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
+    ) -> tuple[Logits, Tree]:
+        x, kept = jnp.reshape(x, (-1, height, width, colours)), []
+        for weight, shift, running in zip(params["kernels"], params["shifts"], state, strict=True):
+            x, running = layer.apply(shift, running, _convolve(x, weight), Pass(train, axis_name, key))
+            kept.append(running)
+            if min(x.shape[1:3]) > 1:
+                x = jnp.mean(_squares(x), (2, 4))
+        return jnp.mean(x, (1, 2)) @ params["head"] + params["last"][None], kept
+
+    return Model(init, apply)
+
+
 def _convolve(images: Array, weight: Array) -> Array:
-    """Return the 3x3 convolution of `images [n, rows, columns, a]` and `weight [9 a, b]`."""
-    rows, columns = images.shape[1:3]
-    wide = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return jnp.concatenate([wide[:, i : i + rows, j : j + columns] for i, j in np.ndindex(3, 3)], -1) @ weight
+    """Return the 3x3 convolution of `images [n, rows, columns, a]` and `weight [9 a, b]`.
+
+    As the product with a matrix of all positions by all positions: at these sizes that is far quicker on a CPU than to
+    copy each neighbourhood.
+    """
+    n, rows, columns, a = images.shape
+    matrix = jnp.einsum("kst,kab->satb", _neighbours(rows, columns), weight.reshape(9, a, -1))
+    return jnp.tensordot(images.reshape(n, -1, a), matrix, 2).reshape(n, rows, columns, -1)
+
+
+@functools.cache
+def _neighbours(rows: int, columns: int) -> np.ndarray:
+    """Return for each of nine offsets which position `s` is the neighbour of which `t`, `[9, s, t]` of 0 and 1."""
+    at = np.indices((rows, columns)).reshape(2, -1)
+    offsets = np.array(list(np.ndindex(3, 3))) - 1
+    return np.all(at[:, :, None] == at[:, None] + offsets[..., None, None], axis=1).astype(np.float32)
 
 
 def _squares(images: Array) -> Array:

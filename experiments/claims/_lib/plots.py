@@ -26,7 +26,7 @@ STYLES = {
     "none": ORANGE,
     **dict.fromkeys(("residual", "after", "whiten_within", "group"), GREEN),
     **dict.fromkeys(("noise", "moving", "shared"), PINK),
-    **dict.fromkeys(("small_epsilon", "renorm", "scale_1", "sigmoid_none"), YELLOW),
+    **dict.fromkeys(("small_epsilon", "renorm", "skip", "scale_1", "sigmoid_none"), YELLOW),
     **dict.fromkeys(("noisy", "whiten", "sigmoid_batch", "input", "second"), SKY),
     **dict.fromkeys(("pooled",), BLACK),
     **dict.fromkeys(("other", "layer"), BROWN),
@@ -47,10 +47,11 @@ def band(panel: Axes, x: Any, values: Any, arm: str, label: str) -> None:
 
 
 def points(panel: Axes, x: Any, values: Any, arm: str, label: str, **options: Any) -> None:
-    """Draw a marker for the median of `values [n, len(x)]` and a bar for the quartiles."""
-    quarters = quartiles(np.asarray(values, float))
+    """Draw a marker for the median of `values [n, len(x)]`, or a list of those of each x, and a bar for quartiles."""
+    columns = values if isinstance(values, list) else np.asarray(values, float).T
+    quarters = np.stack([quartiles(np.asarray(v, float)) for v in columns], 1)
     shown = np.isfinite(quarters[2])
-    median, low, high = (v[shown] for v in quarters)
+    median, low, high = quarters[:, shown]
     bars = np.stack([median - low, high - median])
     panel.errorbar(
         np.asarray(x, float)[shown],

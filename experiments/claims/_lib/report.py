@@ -141,8 +141,9 @@ def table(found: list[Judged | None], configs: list[ClaimConfig], to: str, *, br
         else:
             first = c.criteria[0]
             effect = f"{first.text}: {number(j.estimates[first.key])}"
+            answer = verdict.answer(c.criteria, j.parts, j.estimates, brief=True) if brief else j.answer
             rows.append(
-                [f"[{c.number}. {c.claim}]({to}{c.name}.md)", f"**{j.said.capitalize()}.** {j.answer}", effect, c.where]
+                [f"[{c.number}. {c.claim}]({to}{c.name}.md)", f"**{j.said.capitalize()}.** {answer}", effect, c.where]
             )
     head, shown = ["claim", "answer", "effect, 95% interval", "tested on"], 2 if brief else 4
     return markdown(head[:shown], [row[:shown] for row in rows])
@@ -230,7 +231,8 @@ def conditions(records: list[dict[str, Any]]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     small = " **This is a smoke run: its numbers and verdicts mean nothing.**" if first["smoke"] else ""
     on = f"{first['hardware']['cpus']} {first['hardware']['machine']} CPUs"
-    return f"Data: {first['data']}. {versions}; {on}; {minutes:.0f} minutes in all.{small}"
+    others = ", and MNIST and JapaneseVowels where a claim names them" if first["data"] == "digits" else ""
+    return f"Data: {first['data']}{others}. {versions}; {on}; {minutes:.0f} minutes in all.{small}"
 
 
 def _template(path: Path) -> jinja2.Template:

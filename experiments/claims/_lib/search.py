@@ -1,8 +1,8 @@
 """The protocol of a comparison: splits of the data, rates on a log grid that widens itself, and budgets that double.
 
 All arms get the same rates; each seed has initial weights and a split of the data of its own. The grid is widened until
-the best rate of each arm is interior, and the number of steps is doubled until the second half of them moves the test
-accuracy of the plain arm by less than its interval.
+the best rate of each arm is interior, and the number of steps is doubled, `DOUBLINGS` times at most, until the second
+half of them moves the test accuracy of the plain arm by less than its interval.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from experiments.claims._lib import intervals
-from experiments.claims._lib.study import Study, Trained, tested
+from experiments.claims._lib.study import Study
+from experiments.claims._lib.trained import Trained, tested
 from experiments.training import train
 from experiments.training.config import Settings
 from experiments.training.data import Data
@@ -20,7 +21,7 @@ from experiments.training.models import Model
 from experiments.training.train import Arm
 
 FACTOR, LOWEST, LARGEST = 10**0.5, 1e-4, 1e3
-DOUBLINGS = 3
+DOUBLINGS = 2
 CHANCE = 0.2  # validation accuracy below which an arm learns at no rate: more of them are not tried for it
 Make = Callable[[Settings, str], Model | Arm]
 Results = dict[str, Any]

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import disk
+from experiments.claims._lib.trained import Log, Trained
 from experiments.claims._lib.values import numbers, plain
 from experiments.training import config, feed, record, train
 from experiments.training.data import Data, Split
@@ -34,24 +35,6 @@ WIDER = 3.0  # a check takes rates so many times lower and larger
 
 class StoppedError(Exception):
     """The user has pressed Ctrl-C; what was finished is on disk."""
-
-
-class Log(NamedTuple):
-    """The report of a training after every chunk, `[seeds, rates, logged]`."""
-
-    steps: np.ndarray
-    train_loss: np.ndarray
-    val_loss: np.ndarray
-    val_accuracy: np.ndarray
-    test_accuracy: np.ndarray
-
-
-class Trained(NamedTuple):
-    """A finished training: its log, its end, and the compiled arm."""
-
-    log: Log
-    carry: train.Carry
-    arm: train.Arm
 
 
 @dataclasses.dataclass
@@ -192,8 +175,9 @@ class Study:
     def learned(self, done: Trained, data: Data | list[Data] | None = None) -> np.ndarray:
         """Return the accuracy at the end on as many training images as there are in the test, `[seeds, rates]`."""
         both = stacked(data or self.data)
-        rows = slice(both.test.labels.shape[-1])  # the same shapes, so that nothing is compiled again
-        some = Split(both.train.images[..., rows, :], both.train.labels[..., rows])
+        *leading, count, _ = both.test.images.shape  # the same shapes, so that nothing is compiled again
+        rows = (*(slice(None) for _ in leading), slice(count))
+        some = Split(*(v[rows] for v in both.train))
         return np.asarray(done.arm.evaluate(done.carry, some)[1])
 
     def clock(self, s: config.Settings, arms: dict[str, train.Arm], warm: int, timed: int) -> dict[str, list[float]]:
@@ -234,39 +218,3 @@ def _feed_each(s: config.Settings, first: int, splits: list[Data]) -> feed.Feed:
     rows = list(zip(splits, feed.order(s, len(splits[0].train.labels), first), strict=True))
     images, labels = (np.stack([split.train[i][at] for split, at in rows]) for i in (0, 1))
     return feed.Feed(images, labels, None)
-
-
-def chosen(log: Log) -> int:
-    """Return the index of the learning rate with the best final validation accuracy, the mean over seeds.
-
-    Of equals the one with the lower loss. One for all seeds: whoever tunes a rate does so once.
-    """
-    accuracy = log.val_accuracy[:, :, -1].mean(0)
-    loss = np.where(np.isfinite(log.val_loss[:, :, -1]), log.val_loss[:, :, -1], np.inf).mean(0)
-    return int(np.lexsort((loss, -accuracy))[0])
-
-
-def tested(log: Log, rate: int) -> np.ndarray:
-    """Return the test accuracy of each seed at the step with the best validation accuracy, the first of several."""
-    at = np.argmax(log.val_accuracy[:, rate], axis=-1)
-    return np.take_along_axis(log.test_accuracy[:, rate], at[:, None], -1)[:, 0]
-
-
-def at_rate(carry: train.Carry, rate: int) -> train.Carry:
-    """Return the runs of one learning rate, `[seeds, 1, ...]`."""
-    return jax.tree.map(lambda v: v[:, rate : rate + 1], carry)
-
-
-def source_files(name: str) -> list[Path]:
-    """List the program that measures the claim `name`: the library, the trainer, and the modules of the claims."""
-    here = ROOT / "experiments"
-    trainer = [here / "__init__.py", here / "disk.py", *(here / "training").glob("*.py")]
-    library = ("__init__", "study", "search", "splits", "networks", "intervals", "values")
-    own = ["__init__.py", *(f"_lib/{n}.py" for n in library)]
-    own.append(f"{name}/measure.py")
-    return sorted((*(ROOT / "jaxbn").rglob("*.py"), *trainer, *(here / "claims" / part for part in own)))
-
-
-def source_hash(name: str) -> str:
-    """Hash the text of `source_files`."""
-    return hashlib.sha256(b"".join(p.read_bytes() for p in source_files(name))).hexdigest()

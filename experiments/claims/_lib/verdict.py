@@ -84,8 +84,8 @@ def judge(criteria: Sequence[Criterion], estimates: Estimates) -> list[Part]:
     return found
 
 
-def answer(criteria: Sequence[Criterion], parts: Sequence[Part], estimates: Estimates) -> str:
-    """Return the answer in one sentence, made of the scopes of the parts that decide."""
+def answer(criteria: Sequence[Criterion], parts: Sequence[Part], estimates: Estimates, *, brief: bool = False) -> str:
+    """Return the answer in one sentence, made of the scopes of the parts that decide; `brief` without the n needed."""
     groups: dict[str, list[str]] = {"holds for {}": [], "fails for {}": [], "undecided for {}": []}
     for c, part in zip(criteria, parts, strict=True):
         if not (c.scope and part.verdict):
@@ -96,7 +96,7 @@ def answer(criteria: Sequence[Criterion], parts: Sequence[Part], estimates: Esti
             groups.setdefault(f"undecided, as {reason}, for {{}}", []).append(c.scope)
         elif part.verdict == "undecided":
             needs = f"about n = {part.needs} needed" if part.needs else "no n in reach"
-            groups["undecided for {}"].append(f"{c.scope} ({needs})")
+            groups["undecided for {}"].append(c.scope if brief else f"{c.scope} ({needs})")
         else:
             groups[f"{part.verdict} for {{}}"].append(c.scope)
     said = "; ".join(kind.format(listed(scopes)) for kind, scopes in groups.items() if scopes)

@@ -47,11 +47,11 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     plots.finish(left, "test accuracy, %", "", "each arm at its best rate", "lower center", xlim=(None, 100))
     plots.strip(right, {KINDS[kind]: ("batch", gain) for kind, gain in gains.items() if kind != "deep"})
     right.axvline(0, color="black", lw=1)
-    plots.finish(right, "gain by batch norm, percentage points", "", "split by split, without the deep network")
+    plots.finish(right, "gain, percentage points", "", "split by split")
     said = ", ".join(f"{np.mean(gain):+.1f} points with {KINDS[kind]}" for kind, gain in gains.items())
-    alt = "Dots of test accuracy for five networks with batch norm and without, and of the differences."
-    n = len(gains["relu"])
+    alt = f"Dots of test accuracy for five networks with batch norm and without, and of the differences: {said}."
+    counts = " or ".join(sorted({str(len(gain)) for gain in gains.values()}))
     return (
         alt,
-        f"Mean gains by batch norm: {said}. Dots: splits, n = {n}; bars: means, right medians.",
+        f"Mean gains by batch norm: {said}. Dots: splits, n = {counts}; bars: means, right medians.",
     )

@@ -85,13 +85,12 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     """Draw one unit's quantiles, the gradients' cosine by rate, and test accuracy with noise."""
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     drift, relu, noise = found["drift"], found["relu"], found["noise"]
-    rate = common(drift, "inputs")[0]
+    rate, rates = common(drift, "inputs")[0], np.array(relu["grid"])[common(relu, "cosine")]
     for arm in ARMS:
         unit, look = np.array(found["units"][arm])[rate], plots.style(arm) | {"marker": ""}
         for quantile in range(3):
             more = {"lw": 2, "label": NAMES[arm]} if quantile == 1 else {"lw": 1}
             left.plot(np.linspace(0, drift["steps"], len(unit)), unit[:, quantile], **look, **more)
-        rates = np.array(relu["grid"])[common(relu, "cosine")]
         plots.points(middle, rates, _pair(relu, "cosine")[ARMS.index(arm)], arm, NAMES[arm])
     title = f"quantiles 15, 50 and 85%,\nrate {drift['grid'][rate]:.2g}"
     plots.finish(left, "training step", "input of one sigmoid", title, "upper left")

@@ -13,8 +13,8 @@ from experiments.claims._lib.verdict import Estimates
 from experiments.tables import markdown
 
 HE, MIDDLE = 2, slice(10, 20)
-NAMES = {"batch": "batch norm", "none": "no norm"}
-KINDS = {"sigmoid": "sigmoid stacks", "relu": "ReLU stacks"}
+NAMES = {"batch": "batch norm", "none": "no norm", "group": "group norm", "skip": "SkipInit"}
+KINDS = {"sigmoid": "sigmoid stacks", "relu": "ReLU stacks", "cnn": "residual CNNs"}
 BATCHES = (8, 32, 64)
 TYPICAL = 32  # the batch of the training
 
@@ -60,12 +60,16 @@ def estimates(found: dict[str, Any]) -> Estimates:
         # A smoke run has no other batches.
         **{f"growth_{b}": mean(growth(found, _there(found, b)) / growth_of(b)) for b in BATCHES},
         "limit": exact(limit_of(TYPICAL), "closed formula"),
+        "cnn_steps": exact(float(found["trained"]["cnn-20"]["steps"]), "counted"),
     }
     for name, run in found["trained"].items():
         key = name.replace("-", "_")
         made[key] = better((run, "batch"), (run, "none"))
         made |= {f"{key}_{arm}": level((run, arm)) for arm in NAMES if arm in run}
         made[f"{key}_moved"] = moved((run, "none"))
+        if "skip" in run:
+            made[f"{key}_skip_moved"] = moved((run, "skip"))
+            made |= {f"{key}_over_{arm}": better((run, "batch"), (run, arm)) for arm in ("group", "skip")}
     return made
 
 
@@ -96,8 +100,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         depths = sorted(runs)
         for arm, name in NAMES.items():
             if arm in runs[depths[0]]:
-                values = np.stack([100 * at_best((runs[d], arm)) for d in depths], 1)
-                plots.points(panel, depths, values, arm, name)
+                plots.points(panel, depths, [100 * at_best((runs[d], arm)) for d in depths], arm, name)
         plots.finish(panel, "layers", "", title, "lower left", xscale="log", ylim=(0, 100))
         panel.set_xticks(depths, [str(d) for d in depths])
         panel.minorticks_off()
@@ -106,6 +109,9 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
             f"{title} of {depths[-1]} layers {deepest['batch']:.1f}% with batch norm, {deepest['none']:.1f}% without"
         )
     panels[0].set_ylabel("test accuracy, %")
-    n = len(found["trained"]["relu-40"]["none"]["test"])
-    alt = "Test accuracy by depth, with and without batch norm, of sigmoid and of ReLU stacks."
-    return alt, f"{'; '.join(said)}. Each at its best learning rate; medians and quartiles, stacks of n = {n} splits."
+    counts = sorted({len(run["none"]["test"]) for run in found["trained"].values()})
+    alt = f"Test accuracy by depth with and without batch norm: {'; '.join(said)}."
+    return (
+        alt,
+        f"{'; '.join(said)}. Each at its best rate; medians and quartiles of {counts[0]} to {counts[-1]} splits.",
+    )

@@ -50,8 +50,9 @@ def estimates(found: dict[str, Any]) -> Estimates:
     kept = {arm: spans(of(found, arm, "train", tuned=False), scales) for arm in NAMES}
     test = {arm: of(found, arm, "test", tuned=True) for arm in NAMES}
     tuned = {arm: spans(values, scales) for arm, values in test.items()}
+    # A smoke run has some scales only, and He's stands for the rest.
     last = {
-        arm: spans(np.stack(found["last"][arm], 1)[:, : len(scales)], scales[: len(found["last"][arm])])
+        arm: spans(np.stack([found["last"][arm].get(f"{s:g}", found["last"][arm]["1"]) for s in scales], 1), scales)
         for arm in NAMES
     }
     batch, one, hundred = test["batch"], scales.index(1.0), scales.index(100.0)

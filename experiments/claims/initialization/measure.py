@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from experiments.claims._lib.search import Results, at_best, kept, results, search, widened
-from experiments.claims._lib.study import Study
+from experiments.claims._lib.study import QUICK, Study
 from experiments.training import layers
 from experiments.training.config import Settings
 from experiments.training.models import Model, gaussian, mlp
@@ -44,35 +44,35 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
             run = widened(study, name, s, ARMS, make, asked={"from": start}, start=begin)
             found["runs"][start] = kept(run, ARMS)
     found["rate"] = {arm: he["grid"][at_best(he[arm])[0]] for arm in ARMS}
-    found["last"] = {arm: [] for arm in ARMS}
+    found["last"] = {arm: {} for arm in ARMS}
     for arm in ARMS:
         one = dataclasses.replace(s, learning_rates=(found["rate"][arm],))
-        for start in study.few(STARTS):
+        for start in ("1", *study.few(STARTS)):
             begin, asked = partial(_begin, start, True), {"from": start, "last": True}
-            run = _one(study, f"initialization-last-{start}", one, arm, make, asked, begin)
-            found["last"][arm].append(run["train"][:, 0])
+            found["last"][arm][start] = _one(study, f"initialization-last-{start}", one, arm, make, asked, begin)
     one = dataclasses.replace(s, learning_rates=(found["rate"]["batch"],))
     for name, arm, start in (("small_epsilon", "small_epsilon", STARTS[0]), *((v, "batch", v) for v in ALIKE)):
         begin = partial(_begin, start, False)
-        found[name] = _one(study, f"initialization-{name}", one, arm, make, {"from": start}, begin)["train"][:, 0]
+        found[name] = _one(study, f"initialization-{name}", one, arm, make, {"from": start}, begin)
     e = study.settings(given, learning_rates=(EXACT_RATE,), steps=EXACT_STEPS, log_every=EXACT_STEPS)
     e = dataclasses.replace(e, steps=e.log_every)
     found["same_training"] = study.part("initialization-exact", {"settings": e}, lambda: _same_training(study, e))
     return found
 
 
-def _one(study: Study, name: str, s: Settings, arm: str, make: Any, asked: dict[str, Any], start: Any) -> Any:
-    """Train one arm at one rate, which is no grid to widen."""
+def _one(study: Study, name: str, s: Settings, arm: str, make: Any, asked: dict[str, Any], start: Any) -> np.ndarray:
+    """Train one arm at one rate, which is no grid to widen; return the training accuracy of each seed."""
 
     def run() -> Results:
         return results(study, s, lambda one: make(one, arm), start=start)
 
-    return study.part(f"{name}-{arm}", {"settings": s, "arm": arm, **asked}, run)
+    return np.asarray(study.part(f"{name}-{arm}", {"settings": s, "arm": arm, **asked}, run)["train"])[:, 0]
 
 
 def _arm(study: Study, s: Settings, arm: str) -> Arm:
     """Compile an arm, once for all starts."""
-    return compile_arm(s, _model(study, s, SMALL_EPSILON if arm == "small_epsilon" else EPSILON, arm))
+    model = _model(study, s, SMALL_EPSILON if arm == "small_epsilon" else EPSILON, arm)
+    return compile_arm(s, model, None, QUICK)
 
 
 def _model(study: Study, s: Settings, epsilon: float, arm: str = "batch") -> Model:

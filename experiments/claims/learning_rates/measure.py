@@ -8,7 +8,8 @@ import numpy as np
 from experiments.claims._lib.intervals import mean
 from experiments.claims._lib.networks import stack
 from experiments.claims._lib.search import DOUBLINGS, Results, results
-from experiments.claims._lib.study import Study, Trained
+from experiments.claims._lib.study import Study
+from experiments.claims._lib.trained import Trained
 from experiments.training import layers, networks
 from experiments.training.config import Settings
 from experiments.training.models import Model

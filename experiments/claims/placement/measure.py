@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from sklearn.preprocessing import QuantileTransformer, StandardScaler
+from scipy import stats
+from sklearn.preprocessing import StandardScaler
 
 from experiments.claims._lib.intervals import first_step
 from experiments.claims._lib.search import Results, at_best, search, widened
-from experiments.claims._lib.study import Study, Trained, at_rate
+from experiments.claims._lib.study import Study
+from experiments.claims._lib.trained import Trained, at_rate
 from experiments.training import layers, networks
 from experiments.training.config import Settings
 from experiments.training.data import Data
@@ -26,10 +28,7 @@ DRAWN = 32  # points of a curve that are kept for the figure, closer where it ri
 LEARNED, SMOOTHED = 0.01, 6  # a training loss near its minimum of 0, the mean of so many chunks
 # 1 / fan_in for units that saturate, 2 / fan_in for ReLU, which halves the power.
 GAINS = {"sigmoid": math.sqrt(0.5), "tanh": math.sqrt(0.5), "relu": 1.0}
-INPUTS = {
-    "standard": lambda: StandardScaler(),
-    "gaussian": lambda: QuantileTransformer(n_quantiles=200, output_distribution="normal", random_state=0),
-}
+INPUTS = ("standard", "gaussian")
 
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
@@ -64,9 +63,28 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
 
 
 def prepared(name: str, data: Data) -> Data:
-    """Return the images standardized pixel by pixel, or made Gaussian, by the training images."""
-    change = INPUTS[name]().fit(np.asarray(data.train.images, np.float64))
-    return Data(*(p._replace(images=change.transform(p.images).astype(np.float32)) for p in data[:3]))
+    """Return the images with mean 0 and variance 1 of each pixel, or also Gaussian values, by the training images."""
+    parts = [np.asarray(part.images, np.float64) for part in data[:3]]
+    if name == "gaussian":
+        parts = [normal_scores(parts[0], images) for images in parts]
+    scaler = StandardScaler().fit(parts[0])
+    train, validation, test = (
+        own._replace(images=np.asarray(scaler.transform(images), np.float32))
+        for own, images in zip(data[:3], parts, strict=True)
+    )
+    return data._replace(train=train, validation=validation, test=test)
+
+
+def normal_scores(train: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Map each pixel's values to those quantiles of a normal distribution that they are of the training images.
+
+    Equal values share the quantile in their middle.
+    """
+    found = np.empty_like(images)
+    for at, pixel in enumerate(train.T):
+        values, counts = np.unique(pixel, return_counts=True)
+        found[:, at] = np.interp(images[:, at], values, stats.norm.ppf((np.cumsum(counts) - counts / 2) / len(pixel)))
+    return found
 
 
 def both(first: Layer, second: Layer) -> Layer:

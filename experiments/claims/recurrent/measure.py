@@ -13,7 +13,8 @@ from sklearn.model_selection import train_test_split
 from experiments.claims._lib.intervals import best, first_step
 from experiments.claims._lib.search import Results, widened
 from experiments.claims._lib.splits import SIDE, mnist, on
-from experiments.claims._lib.study import Study, Trained
+from experiments.claims._lib.study import Study
+from experiments.claims._lib.trained import Trained
 from experiments.training import networks
 from experiments.training.config import Settings
 from experiments.training.data import Data, Split, japanese_vowels

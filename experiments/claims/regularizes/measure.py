@@ -1,5 +1,6 @@
 """Claim 8: overfitting with and without batch norm, dropout and the noise of batch statistics, on few images."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 import jaxbn
-from experiments.claims._lib.search import kept, widened
+from experiments.claims._lib.search import kept, search, widened
 from experiments.claims._lib.splits import mnist, on
 from experiments.claims._lib.study import Study
 from experiments.training import layers, networks
@@ -47,10 +48,11 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
             continue
         s = study.settings(given, seeds=seeds)
         trained = ("none",) if study.smoke else arms
-        run = widened(here, f"regularizes-{data}", s, trained, partial(_model, here), asked={"rows": ROWS}, change=few)
+        run = search(here, f"regularizes-{data}", s, trained, partial(_model, here), asked={"rows": ROWS}, change=few)
         found[data] = kept(run | {arm: run[arm if arm in trained else "none"] for arm in arms}, arms, NAMES)
     # The noise is taken out: each step has the statistics of all images that there are to learn from.
-    s = study.settings(given, learning_rates=tuple(found["digits"]["grid"]))
+    digits = found["digits"]
+    s = dataclasses.replace(study.settings(given), learning_rates=tuple(digits["grid"]), steps=digits["steps"])
     images = np.stack([few(study.on(k).data).train.images for k in range(s.seeds)])
     start, asked = partial(_with_images, images), {"rows": ROWS}
     run = widened(

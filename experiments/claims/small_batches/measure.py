@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import jaxbn
-from experiments.claims._lib.networks import residual_cnn
-from experiments.claims._lib.search import at_best, kept, widened
+from experiments.claims._lib.networks import pooled_cnn, residual_cnn
+from experiments.claims._lib.search import at_best, kept, search
 from experiments.claims._lib.splits import mnist, on
 from experiments.claims._lib.study import Study, stacked
 from experiments.training import layers, networks
@@ -21,15 +21,16 @@ from experiments.training.shapes import Tree
 from experiments.training.train import accuracy_of
 
 USUAL, PAIR = "batch_32", "batch_2"
-SIZES = (USUAL, "batch_8", "batch_4", PAIR)
+SIZES = (USUAL, "batch_16", "batch_8", "batch_4", PAIR)  # those of Wu and He 2018
 NAMES = ("validation", "test", "train", "validation_half", "test_half")
-BLOCKS = 3  # of the residual CNN of 8 layers
+BLOCKS, DEPTH = 3, 4  # of the residual CNN of 8 layers, and of that without shortcuts
 WARM = 0.2  # the share of training before batch renormalization is at its limits
 # The images, the arms, and what differs from the config.
 NETS: dict[str, Any] = {
-    "mlp": ("digits", (*SIZES, "renorm_2"), {}),
+    "mlp": ("digits", (*SIZES, "renorm_2"), {"seeds": 24}),
     "mlp_mnist": ("mnist", (USUAL, "batch_4", PAIR), {}),
-    "cnn": ("digits", (USUAL, "batch_4", PAIR, "group"), {"widths": (8,), "steps": 200, "log_every": 50}),
+    "cnn": ("digits", (*SIZES, "group"), {"widths": (16,)}),
+    "residual": ("digits", (USUAL, "batch_4", PAIR, "group"), {"widths": (8,)}),
 }
 
 
@@ -41,7 +42,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
         here = on(study, mnist) if data == "mnist" else study
         s = study.settings(given, **changes)
         trained = (PAIR,) if study.smoke else arms
-        run = widened(here, f"small_batches-{net}", s, trained, partial(_model, here, net), asked={"net": net})
+        run = search(here, f"small_batches-{net}", s, trained, partial(_model, here, net), asked={"net": net})
         best = dataclasses.replace(s, learning_rates=(run["grid"][at_best(run[PAIR])[0]],), steps=run["steps"])
         pooled = study.part(
             f"small_batches-pooled-{net}", {"settings": best, "net": net}, partial(_pooled, here, best, net)
@@ -67,6 +68,8 @@ def _model(study: Study, net: str, s: Settings, arm: str, momentum: float | None
             **({"renorm": renorm} if norm == "renorm" else {}),
         )
     if net == "cnn":
+        return pooled_cnn(layer, DEPTH, s.widths[0], networks.weights(s), study.pixels)
+    if net == "residual":
         return residual_cnn(layer, BLOCKS, s.widths[0], networks.weights(s), study.pixels)
     return mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.pixels)
 

@@ -1,0 +1,21 @@
+"""The program that measures a claim, told apart by a hash of its text."""
+
+import hashlib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+def source_files(name: str) -> list[Path]:
+    """List the program that measures the claim `name`: the library, the trainer, and the modules of the claims."""
+    here = ROOT / "experiments"
+    trainer = [here / "__init__.py", here / "disk.py", *(here / "training").glob("*.py")]
+    library = ("__init__", "study", "trained", "search", "splits", "networks", "intervals", "values")
+    own = ["__init__.py", *(f"_lib/{n}.py" for n in library)]
+    own.append(f"{name}/measure.py")
+    return sorted((*(ROOT / "jaxbn").rglob("*.py"), *trainer, *(here / "claims" / part for part in own)))
+
+
+def source_hash(name: str) -> str:
+    """Hash the text of `source_files`."""
+    return hashlib.sha256(b"".join(p.read_bytes() for p in source_files(name))).hexdigest()

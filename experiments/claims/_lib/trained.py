@@ -1,0 +1,37 @@
+"""Finished trainings, and what is read from them."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.training import train
+
+
+class Log(NamedTuple):
+    """The report of a training after every chunk, `[seeds, rates, logged]`."""
+
+    steps: np.ndarray
+    train_loss: np.ndarray
+    val_loss: np.ndarray
+    val_accuracy: np.ndarray
+    test_accuracy: np.ndarray
+
+
+class Trained(NamedTuple):
+    """A finished training: its log, its end, and the compiled arm."""
+
+    log: Log
+    carry: train.Carry
+    arm: train.Arm
+
+
+def tested(log: Log, rate: int) -> np.ndarray:
+    """Return the test accuracy of each seed at the step with the best validation accuracy, the first of several."""
+    at = np.argmax(log.val_accuracy[:, rate], axis=-1)
+    return np.take_along_axis(log.test_accuracy[:, rate], at[:, None], -1)[:, 0]
+
+
+def at_rate(carry: train.Carry, rate: int) -> train.Carry:
+    """Return the runs of one learning rate, `[seeds, 1, ...]`."""
+    return jax.tree.map(lambda v: v[:, rate : rate + 1], carry)
