@@ -11,7 +11,7 @@ import optax
 from sklearn.model_selection import train_test_split
 
 from experiments.claims._lib.intervals import best, first_step
-from experiments.claims._lib.search import Results, widened
+from experiments.claims._lib.search import Results, search
 from experiments.claims._lib.splits import SIDE, mnist, on
 from experiments.claims._lib.study import Study
 from experiments.claims._lib.trained import Trained
@@ -48,7 +48,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
             continue
         here, s = on(study, split) if split else study, study.settings(given, steps=steps)
         make = functools.partial(_model, here, pieces, task)
-        run = widened(here, f"recurrent-{task}", s, TRAINED, make, asked={"task": task}, optimizer=clipped, read=_curve)
+        run = search(here, f"recurrent-{task}", s, TRAINED, make, asked={"task": task}, optimizer=clipped, read=_curve)
         target = TARGET * float(np.max(np.mean(run["none"]["validation"], 0)))
         found["tasks"][task] = run | {arm: _shown(run[arm], target) for arm in TRAINED}
     s = study.settings(given)
