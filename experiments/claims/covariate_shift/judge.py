@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims._lib import plots
+from experiments.claims._lib.compare import better
 from experiments.claims._lib.intervals import Estimate, at_edge, best, geometric, mean, tuned
 from experiments.claims._lib.verdict import Estimates
 
@@ -16,16 +17,16 @@ ARMS = ("batch", "none")
 
 def estimates(found: dict[str, Any]) -> Estimates:
     """Return the estimates by the keys of the criteria."""
-    drift, relu, linear = found["drift"], found["relu"], found["linear"]
+    drift, relu, linear, noise = (found[name] for name in ("drift", "relu", "linear", "noise"))
     return {
         "drift_common": _ratio(drift, "inputs"),
         "drift_common_scaled": _ratio(drift, "inputs_scaled"),
         "drift_normalized": _ratio(drift, "normalized_scaled"),
-        "drift_tuned": _tuned(drift, ARMS, "inputs", log=True),
-        "drift_tuned_scaled": _tuned(drift, ARMS, "inputs_scaled", log=True),
+        "drift_tuned": _tuned(drift, "inputs", log=True),
+        "drift_tuned_scaled": _tuned(drift, "inputs_scaled", log=True),
         "cosine_common": _difference(relu, "cosine"),
         "cosine_linear": _difference(linear, "cosine"),
-        "cosine": _tuned(relu, ARMS, "cosine"),
+        "cosine": _tuned(relu, "cosine"),
         "cosine_batch": _mean(relu, "batch", "cosine"),
         "cosine_none": _mean(relu, "none", "cosine"),
         "change": _ratio(relu, "relative"),
@@ -33,10 +34,10 @@ def estimates(found: dict[str, Any]) -> Estimates:
         "unpredicted": _ratio(relu, "unpredicted"),
         "smoothness": _ratio(relu, "smoothness"),
         "loss_range": _ratio(relu, "loss_range"),
-        "noisy": _points(found, "batch", "noisy"),
-        "noisy_and_plain": _points(found, "noisy", "none"),
-        "noise_alone": _points(found, "none", "noise"),
-        "noisy_and_noise": _points(found, "noisy", "noise"),
+        "noisy": better((noise, "batch"), (noise, "noisy")),
+        "noisy_and_plain": better((noise, "noisy"), (noise, "none")),
+        "noise_alone": better((noise, "none"), (noise, "noise")),
+        "noisy_and_noise": better((noise, "noisy"), (noise, "noise")),
     }
 
 
@@ -69,16 +70,11 @@ def _mean(run: dict[str, Any], arm: str, name: str) -> Estimate:
     return mean(np.mean(_pair(run, name)[ARMS.index(arm)], 1))
 
 
-def _tuned(run: dict[str, Any], arms: tuple[str, str], name: str, unit: str = "", *, log: bool = False) -> Estimate:
-    """Return the comparison of two arms, each at its best rate by validation."""
-    scores, values = ([run[arm][kind] for arm in arms] for kind in ("validation", name))
-    edge = at_edge(run["grid"], **{a: run["grid"][best(s)] for a, s in zip(arms, scores, strict=True)})
-    made = tuned(scores, values, np.divide if log else lambda a, b: (100 if unit else 1) * (a - b), unit, log=log)
-    return made.with_caveat(edge)
-
-
-def _points(found: dict[str, Any], one: str, other: str) -> Estimate:
-    return _tuned(found["noise"], (one, other), "test", "pp")
+def _tuned(run: dict[str, Any], name: str, *, log: bool = False) -> Estimate:
+    """Return the comparison of both arms, each at its best rate by validation."""
+    scores, values = ([run[arm][kind] for arm in ARMS] for kind in ("validation", name))
+    edge = at_edge(run["grid"], **{a: run["grid"][best(s)] for a, s in zip(ARMS, scores, strict=True)})
+    return tuned(scores, values, np.divide if log else np.subtract, log=log).with_caveat(edge)
 
 
 def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
