@@ -3,16 +3,16 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 
 from experiments import disk
-from experiments.claims._lib import program, report, study
+from experiments.claims._lib import report, study
 from experiments.claims._lib.config import ClaimConfig, load_all
-from experiments.claims._lib.values import differing
+from experiments.claims._lib.measuring import measure
 from experiments.interrupt import INTERRUPTED, Interrupt, refuse
 from experiments.tables import check_page
 from experiments.training import data, record
@@ -85,7 +85,7 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
                 disk.write_json(out / RECORD, given)
                 vary = command.check or ""
                 conditions = study.Study(images, command.smoke, out / "parts", split=split, vary=vary)
-                if not measure(wanted, conditions, name, kept, interrupt):
+                if not measure(wanted, conditions, name, kept, CLAIMS, interrupt):
                     print(f"Interrupted: {out} holds all finished parts; the same command goes on from there.")
                     return INTERRUPTED
             elif not any((kept / c.name / report.RESULT).is_file() for c in wanted):
@@ -125,7 +125,11 @@ def source(command: Command) -> tuple[str, data.Data, Callable[[int], data.Data]
     if command.cifar:
         return "cifar", data.cifar10(command.cifar), None
     first = OTHERS if command.check == "split" else 0
-    return "digits", data.digits(first), lambda number: data.digits(first + number)
+    return "digits", data.digits(first), partial(_digits, first)
+
+
+def _digits(first: int, number: int) -> data.Data:
+    return data.digits(first + number)
 
 
 def compare(
@@ -146,49 +150,3 @@ def compare(
                     print(f"   {c.scope}: {a.verdict} before, {b.verdict} in the check")
     print(f"{differ} cases are answered otherwise." if differ else "All cases are answered alike.")
     return int(bool(differ))
-
-
-def measure(wanted: list[ClaimConfig], conditions: study.Study, name: str, kept: Path, interrupt: Interrupt) -> bool:
-    """Measure the claims `wanted` and write each record as it is done; return False if interrupted."""
-
-    def tick() -> None:
-        if interrupt.requested:
-            raise study.StoppedError
-
-    with Console().status("starting") as status:
-        for at, config in enumerate(wanted):
-
-            def show(parts: int, at: int = at, config: ClaimConfig = config) -> None:
-                status.update(f"claim {at + 1} of {len(wanted)}, {config.name}: {parts} parts done")
-
-            own = {"source": program.source_hash(config.name), "tick": tick, "show": show, "seconds": {}, "asked": {}}
-            here = dataclasses.replace(conditions, **own)
-            try:
-                measured = report.module(config, "measure").measure(here, config.settings)
-            except study.StoppedError:
-                return False
-            made = known(config, measured, here, name)
-            published = CLAIMS / config.name / report.RESULT
-            made["first"] = report.judge(config, study.numbers(made)).outcome()
-            if published.is_file() and not here.smoke:  # the outcome by the first rule stays beside those by later ones
-                made["first"] = disk.read_checked(published, "Delete it, and run the claim again.")["first"]
-            (kept / config.name).mkdir(exist_ok=True)
-            disk.write_checked(kept / config.name / report.RESULT, study.plain(made))
-    return True
-
-
-def known(config: ClaimConfig, measured: dict[str, Any], here: study.Study, name: str) -> dict[str, Any]:
-    """Return the record: each part's request, the machine, the program, and the numbers."""
-    return study.plain(
-        {
-            "data": name,
-            "smoke": here.smoke,
-            "seconds": sum(here.seconds.values()),
-            "versions": record.versions(),
-            "hardware": record.hardware(),
-            "program": here.source,
-            "settings": dataclasses.asdict(config.settings),
-            "asked": differing(here.asked, config.settings),
-            "measured": measured,
-        }
-    )

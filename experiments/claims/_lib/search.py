@@ -76,7 +76,9 @@ def widened(
     The best is that with the largest mean of the results `by`.
     """
     columns: dict[str, dict[float, Results]] = {arm: {} for arm in arms}
-    todo = s.learning_rates
+    todo, ends = s.learning_rates, ()
+    if study.vary == "grid" and len(todo) > 1:  # the others first: those parts are the same without the check
+        todo, ends = todo[1:-1], (todo[0], todo[-1])
     while todo:
         now = dataclasses.replace(s, learning_rates=todo)
         for arm in arms:
@@ -86,7 +88,7 @@ def widened(
                 lambda arm=arm, now=now: results(study, now, lambda one, arm=arm: make(one, arm), **fit),
             )
             columns[arm] |= {r: {k: np.asarray(v)[:, i] for k, v in part.items()} for i, r in enumerate(todo)}
-        todo = () if study.smoke else _further(columns, by)
+        todo, ends = ends or (() if study.smoke else _further(columns, by)), ()
     grid = sorted(columns[arms[0]])
     stacked = {arm: {k: np.stack([by[r][k] for r in grid], 1) for k in by[grid[0]]} for arm, by in columns.items()}
     return {"grid": grid, "steps": s.steps, **stacked}

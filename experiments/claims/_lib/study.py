@@ -37,6 +37,10 @@ class StoppedError(Exception):
     """The user has pressed Ctrl-C; what was finished is on disk."""
 
 
+def _go_on() -> None:
+    """Do not stop."""
+
+
 @dataclasses.dataclass
 class Study:
     """The conditions of a measurement.
@@ -49,7 +53,6 @@ class Study:
         folder: where finished parts are kept.
         source: the hash of the program.
         tick: called often; raises `StoppedError` to end.
-        show: called with the number of finished parts.
         seconds: of each part, in this run or in the one that measured it.
         asked: the request of each part.
     """
@@ -60,8 +63,7 @@ class Study:
     source: str = ""
     split: Callable[[int], Data] | None = None
     vary: str = ""
-    tick: Callable[[], None] = lambda: None
-    show: Callable[[int], None] = lambda parts: None
+    tick: Callable[[], None] = _go_on
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     asked: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -104,7 +106,6 @@ class Study:
         kept = disk.read_checked(path, "Delete it, and it is measured again.")
         self.seconds[path.name] = kept["seconds"]
         self.asked[name] = asked
-        self.show(len(self.asked))
         return numbers(kept["found"])
 
     def settings(self, given: config.Settings, **changes: Any) -> config.Settings:

@@ -44,9 +44,9 @@ INSTEAD = (*PLAIN, "group", "skip")
 STACKS: dict[tuple[str, int], tuple[tuple[str, ...], dict[str, Any]]] = {
     ("sigmoid", 5): (PLAIN, SIGMOID | {"seeds": 18, "steps": 8000}),
     ("sigmoid", 20): (PLAIN, SIGMOID),
-    ("relu", 20): (PLAIN, RELU),
+    ("relu", 20): (PLAIN, RELU | {"seeds": 12}),
     ("relu", 40): (PLAIN, RELU | {"steps": 2000, "learning_rates": (0.001, 0.003, 0.01, 0.03, 0.1)}),
-    ("cnn", 20): (INSTEAD, CNN),
+    ("cnn", 20): (INSTEAD, CNN | {"seeds": 12}),
     ("cnn", 56): (INSTEAD, CNN),
 }
 

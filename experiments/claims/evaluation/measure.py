@@ -207,7 +207,7 @@ def _companions(model: Model, size: int, params: Tree, states: Tree, test: Split
 
     def largest(tree: Tree, other: Tree = None) -> Array:
         apart = tree if other is None else jax.tree.map(jnp.subtract, tree, other)
-        return jnp.max(jnp.stack([jnp.max(jnp.abs(v)) for v in jax.tree.leaves(apart)]))
+        return jnp.max(jnp.stack([jnp.max(jnp.abs(v)).astype(jnp.float32) for v in jax.tree.leaves(apart)]))
 
     return {
         "evaluation": largest(before[False][0][:, :, :half], after[False][0][:, :, :half]),

@@ -24,7 +24,7 @@ from experiments.training.train import compile_arm
 
 STEPS, NOISE = 16, 0.1  # pieces of a digit, deviation of the first h
 TARGET = 0.95  # of the validation accuracy without a norm at its best rate: to be reached
-WARM, TIMED, AT_ONCE = 2, 15, 5  # calls before, calls measured, steps in a call
+WARM, TIMED, AT_ONCE = 2, 40, 5  # calls before, calls measured, steps in a call
 TRAINED = ("none", "batch")
 ARMS = {
     "none": Recurrence("none"),

@@ -1,0 +1,127 @@
+"""Measure claims, as many at a time as there are cores, and write a record of each."""
+
+import contextlib
+import dataclasses
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments import disk
+from experiments.claims._lib import program, report, study
+from experiments.claims._lib.config import ClaimConfig
+from experiments.claims._lib.values import differing
+from experiments.interrupt import SIGNALS, Interrupt
+from experiments.training import record
+
+REMEDY = "Delete it, and run the claim again."
+# Two claims on a core each are done sooner than one after the other on both.
+ONE_CORE = "--xla_cpu_multi_thread_eigen=false"
+_stopped: Callable[[], bool] = bool
+
+
+def measure(
+    wanted: list[ClaimConfig], conditions: study.Study, name: str, kept: Path, former: Path, interrupt: Interrupt
+) -> bool:
+    """Measure the claims `wanted`, that which took longest before others; return False if interrupted.
+
+    Args:
+        wanted: the claims.
+        conditions: of the measurements.
+        name: of the data.
+        kept: the folder for the records.
+        former: the folder of the records of a former measurement.
+        interrupt: ends it soon.
+    """
+    todo = sorted(wanted, key=lambda config: _former(former, config).get("seconds", math.inf), reverse=True)
+    with Console().status("starting") as status, _workers(len(todo), interrupt) as (pool, stop):
+        running = {pool.submit(measure_one, config, conditions, name, kept, former): config.name for config in todo}
+        done: set[Future[bool]] = set()
+        while len(done) < len(running):
+            done, going = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # an error ends all
+            if interrupt.requested:
+                stop()
+            parts = sum(1 for _ in conditions.folder.glob("*.json"))
+            now = ", ".join(sorted(running[future] for future in going if future.running()))
+            status.update(f"{len(done)} of {len(todo)} claims and {parts} parts done; at work: {now}")
+    return all(future.result() for future in running)
+
+
+def measure_one(config: ClaimConfig, conditions: study.Study, name: str, kept: Path, former: Path) -> bool:
+    """Measure a claim, and write its record; return False if interrupted."""
+
+    def tick() -> None:
+        if _stopped():
+            raise study.StoppedError
+
+    own: dict[str, Any] = {"source": program.source_hash(config.name), "tick": tick, "seconds": {}, "asked": {}}
+    here = dataclasses.replace(conditions, **own)
+    try:
+        measured = report.module(config, "measure").measure(here, config.settings)
+    except study.StoppedError:
+        return False
+    made = {
+        "data": name,
+        "smoke": here.smoke,
+        "seconds": sum(here.seconds.values()),
+        "versions": record.versions(),
+        "hardware": record.hardware(),
+        "program": here.source,
+        "settings": dataclasses.asdict(config.settings),
+        "asked": differing(here.asked, config.settings),
+        "measured": measured,
+    }
+    made = study.plain(made)
+    made["first"] = report.judge(config, study.numbers(made)).outcome()
+    if not here.smoke:  # the outcome by the first rule stays beside those by later ones
+        made["first"] = _former(former, config).get("first", made["first"])
+    (kept / config.name).mkdir(exist_ok=True)
+    disk.write_checked(kept / config.name / report.RESULT, study.plain(made))
+    return True
+
+
+def _former(folder: Path, config: ClaimConfig) -> dict[str, Any]:
+    path = folder / config.name / report.RESULT
+    return disk.read_checked(path, REMEDY) if path.is_file() else {}
+
+
+@contextlib.contextmanager
+def _workers(claims: int, interrupt: Interrupt) -> Iterator[tuple[Executor, Callable[[], None]]]:
+    """Start a process for each core, or a thread for one claim; and give what stops them."""
+    count = min(claims, os.cpu_count() or 1)
+    if count == 1:
+        with ThreadPoolExecutor(1, initializer=_begin, initargs=(lambda: interrupt.requested,)) as pool:
+            yield pool, lambda: None
+        return
+    spawn = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+    stop = spawn.Event()
+    with ProcessPoolExecutor(count, spawn, _begin_process, (stop,)) as pool:
+        try:
+            yield pool, stop.set
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _begin(stopped: Callable[[], bool]) -> None:
+    global _stopped
+    _stopped = stopped
+
+
+def _begin_process(stop: Event) -> None:
+    """Begin a process: Ctrl-C is for the parent, which may also be gone."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_CORE}"
+    parent = multiprocessing.parent_process()
+    _begin(lambda: stop.is_set() or parent is None or not parent.is_alive())
