@@ -43,9 +43,10 @@ package: $(VENV)/package
 bench: $(VENV)/experiments $(VENV)/neighbours
 	$(BIN)/python -m experiments.benchmark --replace --readme docs/speed.md
 
-# The report in docs/claims/; with SMOKE=1 everything as small as it can be, in runs/.
+# The report in docs/claims/, in an hour on two cores; with SMOKE=1 everything as small as it can be, in runs/; with CHECK=grid,
+# steps or split the answers again, measured otherwise.
 claims: $(VENV)/experiments
-	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish) $(ONLY:%=--only %)
+	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish) $(CHECK:%=--check %) $(ONLY:%=--only %)
 
 # What XLA's compilers make of the layer for TPUs (0.3 GB to install) and for GPUs (1.5 GB), on a machine that has neither:
 # docs/compiled, in an hour; with SMALL=1 what `.ci/run` checks, in minutes. It goes on where it was interrupted.

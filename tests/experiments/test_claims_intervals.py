@@ -1,5 +1,6 @@
 """Intervals cover the truth as often as they say, and verdicts and answers follow from them by the rule."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -150,6 +151,29 @@ def test_a_caveat_decides_nothing():
     )
     (part,) = verdict.judge([c], {"k": None})
     assert verdict.answer([c], [part], {"k": None}) == "Undecided, as not measured yet, for it."
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "unit", "bound", "expected"),
+    [
+        (-0.9, 0.8, "pp", 0.0, "no difference"),
+        (-0.9, 1.1, "pp", 0.0, "undecided"),
+        (-0.9, 0.8, "%", 0.0, "undecided"),  # a share is no difference
+        (-0.9, 0.8, "pp", 0.5, "undecided"),  # nor is one about another bound
+        (0.85, 1.2, "", 1.0, "no difference"),
+        (0.75, 1.2, "", 1.0, "undecided"),
+        (0.85, 1.3, "", 1.0, "undecided"),
+    ],
+)
+def test_a_small_difference_is_none(low, high, unit, bound, expected):
+    """Where neither side is shown and the interval lies within a point, or a factor of 1.25."""
+    e = Estimate(0.99 * bound, low, high, 8, unit, p=lambda _: 0.5)
+    c = Criterion("k", "text", at_least=bound, scope="it")
+    (part,) = verdict.judge([c], {"k": e})
+    assert part.verdict == expected
+    assert (expected == "undecided") == verdict.answer([c], [part], {"k": e}).startswith("Undecided")
+    (part,) = verdict.judge([c], {"k": dataclasses.replace(e, p=lambda _: 0.001)})
+    assert part.verdict == ("holds" if bound == 0 else "fails")  # where a side is shown, it is said
 
 
 def test_the_answer_names_the_scopes():

@@ -11,19 +11,19 @@ import pytest
 
 import jaxbn
 from experiments import disk
-from experiments.claims._lib import command, config, intervals, report
+from experiments.claims._lib import command, config, intervals, judged, report
 from experiments.interrupt import Interrupt
 
 ROOT = Path(__file__).parents[2]
 CLAIMS, PAGES = ROOT / "experiments" / "claims", ROOT / "docs" / "claims"
 CONFIGS = config.load_all(CLAIMS)
-RECORDS = report.read(CLAIMS, CONFIGS)
+RECORDS = judged.read(CLAIMS, CONFIGS)
 NAMES = [c.name for c in CONFIGS]
 
 
-def judged(name):
+def published(name):
     at = NAMES.index(name)
-    return report.judge(CONFIGS[at], RECORDS[at])
+    return judged.judge(CONFIGS[at], RECORDS[at])
 
 
 def test_all_twelve_are_published():
@@ -91,7 +91,7 @@ def test_pages_hold_no_typed_result(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_pages_follow_their_verdicts(name):
     """Whatever the verdicts are, a page renders, and no sentence is there both for one verdict and for its opposite."""
-    j = judged(name)
+    j = published(name)
     pages = {
         verdict: report.chapter(
             dataclasses.replace(j, parts=[p._replace(verdict=verdict) for p in j.parts]), "alt", "c"
@@ -105,7 +105,7 @@ def test_pages_follow_their_verdicts(name):
 
 def test_what_changed_after_results_is_said():
     """A rule that differs from that of the measuring run stands beside its old outcome; the same rule does not."""
-    j = judged("faster")
+    j = published("faster")
     by = {c.key: c for c in j.config.criteria}
     assert j.changed(by["step_cost"]) == ""
     assert j.changed(by["sigmoid_digits"]) == "added after results"
@@ -115,23 +115,23 @@ def test_what_changed_after_results_is_said():
 
 
 def test_a_verdict_follows_its_criterion():
-    j = judged("initialization")
+    j = published("initialization")
     first = dataclasses.replace(j.config.criteria[0], at_least=1000.0)
     changed = dataclasses.replace(j.config, criteria=(first, *j.config.criteria[1:]))
-    assert (j.parts[0].verdict, report.judge(changed, j.record).parts[0].verdict) == ("holds", "fails")
+    assert (j.parts[0].verdict, judged.judge(changed, j.record).parts[0].verdict) == ("holds", "fails")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_verdicts_of_smoke_runs_mean_nothing(name):
     """Wherever one is printed it says so, and no advice is given."""
-    j = judged(name)
+    j = published(name)
     j = dataclasses.replace(j, record=j.record | {"smoke": True})
     text = report.chapter(j, "alt", "caption")
-    assert j.said == report.SMOKE
-    assert f"**{report.SMOKE.capitalize()}.** None" in text
+    assert j.said == judged.SMOKE
+    assert f"**{judged.SMOKE.capitalize()}.** None" in text
     assert "numbers and verdicts mean nothing" in text
     assert "What it means for you" not in text
-    assert report.SMOKE in report.table([j], [j.config], "")
+    assert judged.SMOKE in report.table([j], [j.config], "")
 
 
 def test_a_record_is_judged_again_without_training(tmp_path, capsys):
@@ -164,8 +164,8 @@ def test_what_holds_by_construction():
 
 
 def test_numbers_in_print():
-    assert report.number(intervals.exact(13824.0, "counted")) == "13824"
-    assert report.number(intervals.median([5.0, 5.0])) == "5, n = 2"
-    assert report.number(intervals.extremes([50.0, 51.0], "%"), brief=True) == "50.5% (50 to 51)"
-    assert report.number(intervals.extremes([1e-7, 2.0, float("inf")], "pp")) == "2 pp (1.0e-07 to ∞), n = 3"
-    assert report.number(None) == "not measured yet"
+    assert judged.number(intervals.exact(13824.0, "counted")) == "13824"
+    assert judged.number(intervals.median([5.0, 5.0])) == "5, n = 2"
+    assert judged.number(intervals.extremes([50.0, 51.0], "%"), brief=True) == "50.5% (50 to 51)"
+    assert judged.number(intervals.extremes([1e-7, 2.0, float("inf")], "pp")) == "2 pp (1.0e-07 to ∞), n = 3"
+    assert judged.number(None) == "not measured yet"

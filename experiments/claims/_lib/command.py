@@ -5,12 +5,12 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from experiments import disk
-from experiments.claims._lib import report, study
+from experiments.claims._lib import checks, judged, report, study
 from experiments.claims._lib.config import ClaimConfig, load_all
 from experiments.claims._lib.measuring import measure
 from experiments.interrupt import INTERRUPTED, Interrupt, refuse
@@ -33,7 +33,8 @@ class Command:
         mnist: the folder of MNIST's four files, in place of scikit-learn's digits.
         cifar: the folder of CIFAR-10's batches, binary or for Python.
         out: the folder to write to, new, empty or of a former run, which goes on; `runs/claims...` by default.
-        publish: keep the records in `experiments/claims/`, and write the report to `pages` and to `table`.
+        publish: keep the records, or the outcome of the check, in `experiments/claims/`, and write the report to
+            `pages` and to `table`.
         check: measure again with a `grid` wider by a factor of 3 at both ends, twice the `steps` or other `split`s, and
             compare the answers with the kept ones.
         report: measure nothing; judge the kept records again, and make figures and pages anew.
@@ -59,10 +60,8 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
     try:
         configs = load_all(CLAIMS)
         wanted = select(configs, command.only)
-        if command.publish and (command.smoke or command.mnist or command.cifar or command.check):
-            raise ValueError(
-                "`--publish` is for a full run on the digits; it excludes --smoke, --mnist, --cifar and --check."
-            )
+        if command.publish and (command.smoke or command.mnist or command.cifar):
+            raise ValueError("`--publish` is for a full run on the digits; it excludes --smoke, --mnist and --cifar.")
         if command.check and (command.mnist or command.cifar or command.report):
             raise ValueError("`--check` is of the answers on the digits; it excludes --mnist, --cifar and --report.")
         table = command.table or (README if report.MARKS[0] in README.read_text(encoding="utf-8") else None)
@@ -71,9 +70,10 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
         name, images, split = source(command)
     except (ValueError, TypeError, OSError) as error:
         return refuse(error)
-    kind = ("-smoke" if command.smoke else "") + (f"-check-{command.check}" if command.check else "")
-    out = command.out or Path("runs") / f"claims{'' if name == 'digits' else f'-{name}'}{kind}"
-    kept, pages = (CLAIMS, command.pages) if command.publish else (out, out)
+    out = command.out or Path("runs") / ("claims" + f"-{name}" * (name != "digits") + "-smoke" * command.smoke)
+    pages = command.pages if command.publish else out
+    kept = out / f"check-{command.check}" if command.check else CLAIMS if command.publish else out
+    differ = 0
     try:
         with contextlib.ExitStack() as held:
             if command.publish:
@@ -88,21 +88,31 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
                 if not measure(wanted, conditions, name, kept, CLAIMS, interrupt):
                     print(f"Interrupted: {out} holds all finished parts; the same command goes on from there.")
                     return INTERRUPTED
-            elif not any((kept / c.name / report.RESULT).is_file() for c in wanted):
+            elif not any((kept / c.name / judged.RESULT).is_file() for c in wanted):
                 raise disk.DiskError(f"`--report` needs measured claims; there are none in {kept}.")
             elif not command.publish:
                 held.enter_context(disk.hold("--out", out))
-            records = report.read(kept, configs)
+            records = judged.read(kept, configs)
             if command.check:
-                return compare(wanted, configs, records, report.read(CLAIMS, configs))
-            report.write(pages, configs, records)
+                published = judged.read(CLAIMS, configs)
+                for config, again, before in zip(configs, records, published, strict=True):
+                    if again and before and config in wanted:
+                        differ += checks.compare(config, command.check, again, before)
+                        if command.publish:
+                            checks.keep(CLAIMS / config.name, command.check, config, again)
+                print(f"{differ} decided cases are answered otherwise." if differ else "All decided cases stand.")
+                records = judged.read(CLAIMS, configs)
+            if command.publish or not command.check:
+                report.write(pages, configs, records)
             if command.publish and table:
                 report.put_table(table, pages, configs, records)
     except OSError as error:
         return refuse(error)
+    if command.check:
+        return int(differ > 0)
     for config, found in zip(configs, records, strict=True):
         if found and config in wanted:
-            print(f"{config.number}. {config.name}: {report.judge(config, found).said}")
+            print(f"{config.number}. {config.name}: {judged.judge(config, found).said}")
     print(f"Written to {pages}: index.md, and a page and a figure for each claim.")
     return 0
 
@@ -130,23 +140,3 @@ def source(command: Command) -> tuple[str, data.Data, Callable[[int], data.Data]
 
 def _digits(first: int, number: int) -> data.Data:
     return data.digits(first + number)
-
-
-def compare(
-    wanted: list[ClaimConfig],
-    configs: list[ClaimConfig],
-    again: list[dict[str, Any] | None],
-    kept: list[dict[str, Any] | None],
-) -> int:
-    """Print the answers of the check beside those of the kept records; return 1 if a case is answered otherwise."""
-    differ = 0
-    for config, new, old in zip(configs, again, kept, strict=True):
-        if config in wanted and new and old:
-            now, before = report.judge(config, new | {"smoke": False}), report.judge(config, old)
-            print(f"{config.number}. {config.name}\n   kept:  {before.answer}\n   check: {now.answer}")
-            for c, a, b in zip(config.criteria, before.parts, now.parts, strict=True):
-                if c.scope and a.verdict != b.verdict:
-                    differ += 1
-                    print(f"   {c.scope}: {a.verdict} before, {b.verdict} in the check")
-    print(f"{differ} cases are answered otherwise." if differ else "All cases are answered alike.")
-    return int(bool(differ))

@@ -15,13 +15,12 @@ from typing import Any
 from rich.console import Console
 
 from experiments import disk
-from experiments.claims._lib import program, report, study
+from experiments.claims._lib import judged, program, study
 from experiments.claims._lib.config import ClaimConfig
 from experiments.claims._lib.values import differing
 from experiments.interrupt import SIGNALS, Interrupt
 from experiments.training import record
 
-REMEDY = "Delete it, and run the claim again."
 # Two claims on a core each are done sooner than one after the other on both.
 ONE_CORE = "--xla_cpu_multi_thread_eigen=false"
 _stopped: Callable[[], bool] = bool
@@ -45,7 +44,7 @@ def measure(
         running = {pool.submit(measure_one, config, conditions, name, kept, former): config.name for config in todo}
         done: set[Future[bool]] = set()
         while len(done) < len(running):
-            done, going = wait(running, timeout=0.2, return_when=FIRST_EXCEPTION)
+            done, going = wait(running, timeout=0.5, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()  # an error ends all
             if interrupt.requested:
@@ -66,7 +65,7 @@ def measure_one(config: ClaimConfig, conditions: study.Study, name: str, kept: P
     own: dict[str, Any] = {"source": program.source_hash(config.name), "tick": tick, "seconds": {}, "asked": {}}
     here = dataclasses.replace(conditions, **own)
     try:
-        measured = report.module(config, "measure").measure(here, config.settings)
+        measured = judged.module(config, "measure").measure(here, config.settings)
     except study.StoppedError:
         return False
     made = {
@@ -81,17 +80,17 @@ def measure_one(config: ClaimConfig, conditions: study.Study, name: str, kept: P
         "measured": measured,
     }
     made = study.plain(made)
-    made["first"] = report.judge(config, study.numbers(made)).outcome()
+    made["first"] = judged.judge(config, study.numbers(made)).outcome()
     if not here.smoke:  # the outcome by the first rule stays beside those by later ones
         made["first"] = _former(former, config).get("first", made["first"])
     (kept / config.name).mkdir(exist_ok=True)
-    disk.write_checked(kept / config.name / report.RESULT, study.plain(made))
+    disk.write_checked(kept / config.name / judged.RESULT, study.plain(made))
     return True
 
 
 def _former(folder: Path, config: ClaimConfig) -> dict[str, Any]:
-    path = folder / config.name / report.RESULT
-    return disk.read_checked(path, REMEDY) if path.is_file() else {}
+    path = folder / config.name / judged.RESULT
+    return disk.read_checked(path, judged.REMEDY) if path.is_file() else {}
 
 
 @contextlib.contextmanager

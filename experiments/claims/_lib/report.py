@@ -5,9 +5,6 @@ Every number comes from a claim's record. The words of its page are a Jinja temp
 name, `value.key` the plain number, `verdict.key` the verdict on it, and `first.key` its outcome in the first run.
 """
 
-import dataclasses
-import importlib
-import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,101 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import disk
-from experiments.claims._lib import plots, study, verdict
+from experiments.claims._lib import checks, judged, plots, study, verdict
 from experiments.claims._lib.config import ClaimConfig
-from experiments.claims._lib.intervals import Estimate
+from experiments.claims._lib.judged import Judged, judge, number
 from experiments.tables import markdown, put
 
-RESULT, LIB = "result.json", Path(__file__).parent
+LIB = Path(__file__).parent
 MARKS = ("<!-- claims -->", "<!-- /claims -->")
 SHOWN = 5  # rows of a page that are not folded away
-SMOKE = "smoke run: means nothing"
 JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """A claim with its estimates and the verdicts on its parts."""
-
-    config: ClaimConfig
-    record: dict[str, Any]
-    estimates: verdict.Estimates
-    parts: list[verdict.Part]
-
-    @property
-    def answer(self) -> str:
-        """The answer in one sentence; of a smoke run, that there is none."""
-        if self.record["smoke"]:
-            return f"None ({SMOKE})."
-        return verdict.answer(self.config.criteria, self.parts, self.estimates)
-
-    @property
-    def said(self) -> str:
-        """The answer in a word."""
-        return SMOKE if self.record["smoke"] else verdict.overall(self.config.criteria, self.parts)
-
-    def outcome(self) -> dict[str, Any]:
-        """Return the bounds and the outcome of each criterion, to be kept beside those of later rules."""
-        return {
-            c.key: {"bounds": c.bounds, "decides": bool(c.scope), "verdict": part.verdict}
-            | {k: getattr(e, k) for k in ("value", "low", "high")}
-            for c, part in zip(self.config.criteria, self.parts, strict=True)
-            if (e := self.estimates[c.key])
-        }
-
-    def rows(self) -> list[list[str]]:
-        """Return a row for each criterion: text, number, bounds, verdict; what is folded away comes last."""
-        found = []
-        for c, part in zip(self.config.criteria, self.parts, strict=True):
-            said = part.verdict or ""
-            if said and not c.scope:
-                said += " (reported only)"
-            e = self.estimates[c.key]
-            notes = [said, e.caveat if e else "", self.changed(c)]
-            found.append((not c.scope, not c.shown, [c.text, number(e), c.bounds, *notes]))
-        ordered = [row for _, _, row in sorted(found, key=lambda f: f[:2])]
-        return [[*row[:3], "; ".join(filter(None, row[3:]))] for row in ordered]
-
-    def changed(self, c: verdict.Criterion) -> str:
-        """Say how a criterion differs from that of the first measurement, and the outcome then."""
-        before = self.record["first"].get(c.key)
-        if before is None:
-            return "added after results" if c.scope else ""
-        now, then = ((d, b) for d, b in ((bool(c.scope), c.bounds), (before["decides"], before["bounds"])))
-        if not (now[0] or then[0]):
-            return ""
-        value = before["value"]
-        outcome = ", ".join(filter(None, [before["verdict"], _digits(value) if isinstance(value, float) else ""]))
-        if now == then:
-            again = self.parts[self.config.criteria.index(c)].verdict
-            return f"first measured: {outcome}" if again != before["verdict"] else ""
-        rule = f"{'decided' if then[0] else 'reported only'}{f', {then[1]}' if then[1] else ''}"
-        return f"changed after results; before: {rule}, {outcome}"
-
-
-def module(config: ClaimConfig, kind: str) -> Any:
-    """Import the module of a claim that measures or judges."""
-    return importlib.import_module(f"experiments.claims.{config.name}.{kind}")
-
-
-def read(kept: Path, configs: list[ClaimConfig]) -> list[dict[str, Any] | None]:
-    """Read the record of each claim, or None.
-
-    Raises:
-        DiskError: one is damaged.
-    """
-    paths = [kept / c.name / RESULT for c in configs]
-    remedy = "Delete it, and run the claim again."
-    return [study.numbers(disk.read_checked(path, remedy)) if path.is_file() else None for path in paths]
-
-
-def judge(config: ClaimConfig, record: dict[str, Any]) -> Judged:
-    """Judge a record by the config as it is now."""
-    estimates = module(config, "judge").estimates(record["measured"])
-    missing = {c.key for c in config.criteria} ^ set(estimates)
-    if missing:
-        raise RuntimeError(f"{config.name}: criteria and estimates must have the same keys; not in both: {missing}.")
-    return Judged(config, record, estimates, verdict.judge(config.criteria, estimates))
 
 
 def write(pages: Path, configs: list[ClaimConfig], records: list[dict[str, Any] | None]) -> None:
@@ -124,6 +35,7 @@ def write(pages: Path, configs: list[ClaimConfig], records: list[dict[str, Any] 
             alt, caption = draw(j, pages / f"{j.config.name}.png")
             disk.write(pages / f"{j.config.name}.md", chapter(j, alt, caption))
     context = {"table": table(found, configs, ""), "conditions": conditions([r for r in records if r])}
+    context["checks"] = checks.stood([j for j in found if j])
     context["sentences"] = sentences([j for j in found if j])
     context["bibliography"] = (LIB / "bibliography.md").read_text(encoding="utf-8").strip()
     disk.write(pages / "index.md", _template(LIB / "index.md").render(context) + "\n")
@@ -178,8 +90,8 @@ def chapter(j: Judged, alt: str, caption: str) -> str:
     head = ["measured", "number, 95% interval", "criterion", "verdict"]
     context: dict[str, Any] = {"c": c, "j": j, "r": r, "alt": alt, "caption": caption, "smoke": r["smoke"]}
     context |= {"rows": markdown(head, rows[:SHOWN]), "more": markdown(head, rows[SHOWN:]) if rows[SHOWN:] else ""}
-    judged = module(c, "judge")
-    context["tables"] = judged.tables(r["measured"]) if hasattr(judged, "tables") else ""
+    own = judged.module(c, "judge")
+    context["tables"] = own.tables(r["measured"]) if hasattr(own, "tables") else ""
     context["how"] = "; ".join(sorted({e.how for e in j.estimates.values() if e}))
     if r["smoke"]:
         context |= {"advice": "", "rest": ""}
@@ -201,7 +113,7 @@ def draw(j: Judged, path: Path) -> tuple[str, str]:
     total = height + line * len(shown)
     above = ConstrainedLayoutEngine(rect=(0, 1 - height / total, 1, height / total))
     figure = Figure(figsize=(9.6, total), layout=above)
-    alt, caption = module(j.config, "judge").draw(j.record["measured"], figure)
+    alt, caption = judged.module(j.config, "judge").draw(j.record["measured"], figure)
     said = []
     for at, (c, e) in enumerate(reversed(shown)):
         panel = figure.add_axes((0.03, (line * at + 0.28) / total, 0.7, 0.12 / total))
@@ -211,16 +123,6 @@ def draw(j: Judged, path: Path) -> tuple[str, str]:
         caption = f"{caption} Below: ours with its interval, and that of a paper."
     disk.write_figure(path, figure, dpi=110)
     return alt, caption
-
-
-def number(e: Estimate | None, *, brief: bool = False) -> str:
-    """Return a number with its interval, and with n unless `brief`."""
-    if e is None:
-        return "not measured yet"
-    value, low, high = (_digits(v) for v in (e.value, e.low, e.high))
-    unit = e.unit if e.unit == "%" else f" {e.unit}" if e.unit else ""
-    wide = f" ({low} to {high})" if low != value or high != value else ""
-    return f"{value}{unit}{wide}" + ("" if brief or e.n == 1 else f", n = {e.n}")
 
 
 def conditions(records: list[dict[str, Any]]) -> str:
@@ -237,12 +139,3 @@ def conditions(records: list[dict[str, Any]]) -> str:
 
 def _template(path: Path) -> jinja2.Template:
     return JINJA.from_string(path.read_text(encoding="utf-8"))
-
-
-def _digits(value: float) -> str:
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    size = abs(value)
-    if value and not 1e-3 <= size < 1e6:
-        return f"{value:.1e}"
-    return f"{value:.3g}" if size < 1000 else f"{value:.0f}"

@@ -1,7 +1,8 @@
 """From estimates and criteria to an answer. The rule is fixed; nobody looks at a result and then decides."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
@@ -10,9 +11,11 @@ from pydantic.dataclasses import dataclass
 from experiments.claims._lib.intervals import Estimate
 from experiments.training.config import STRICT
 
-Verdict = Literal["holds", "fails", "undecided"]
+Verdict = Literal["holds", "fails", "no difference", "undecided"]
 Estimates = dict[str, Estimate | None]  # None: the record is older than the criterion
 ALPHA, MOST = 0.05, 1_000  # of a claim's deciding parts together; more seeds than this are out of reach
+POINTS, FACTOR = 1.0, 1.25  # a difference of accuracies and a ratio up to these are none that matters
+CHECKS = {"grid": "a wider grid", "steps": "twice the steps", "split": "other splits"}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -49,19 +52,41 @@ class Criterion:
 
 
 class Part(NamedTuple):
-    """A criterion judged: with its p, and the number of values that would decide it; none if nothing is judged."""
+    """A criterion judged.
+
+    Attributes:
+        verdict: None if nothing is judged.
+        p: of the hypothesis that the number is at its bound.
+        needs: the number of values that would decide it.
+        otherwise: the verdicts of those checks that differ from the measurement's, `measured`.
+    """
 
     verdict: Verdict | None
     p: float = 1.0
     needs: int | None = None
+    measured: Verdict | None = None
+    otherwise: Mapping[str, Verdict] = MappingProxyType({})
 
 
-def judge(criteria: Sequence[Criterion], estimates: Estimates) -> list[Part]:
+def judge(
+    criteria: Sequence[Criterion], estimates: Estimates, checks: Mapping[str, Mapping[str, Verdict]] | None = None
+) -> list[Part]:
     """Judge each criterion: those that decide by Holm's procedure over all of them, the others by themselves.
 
-    A number in its bounds holds if the hypothesis that it is at the nearest bound is rejected, and fails likewise; an
-    estimate with a caveat decides nothing.
+    A number in its bounds holds if the hypothesis that it is at the nearest bound is rejected, and fails likewise. If
+    it is not, and the interval lies within `POINTS` or `FACTOR` of no effect, there is no difference. An estimate with
+    a caveat decides nothing, nor does one that came out otherwise in one of the `checks`, verdicts by kind and key.
     """
+    found = _judge(criteria, estimates)
+    for i, (c, part) in enumerate(zip(criteria, found, strict=True)):
+        if c.scope and part.verdict not in (None, "undecided"):
+            said = {kind: by[c.key] for kind, by in (checks or {}).items() if c.key in by}
+            if differ := {kind: verdict for kind, verdict in said.items() if verdict != part.verdict}:
+                found[i] = Part("undecided", part.p, None, part.verdict, differ)
+    return found
+
+
+def _judge(criteria: Sequence[Criterion], estimates: Estimates) -> list[Part]:
     sides = [_side(c, e) if (e := estimates[c.key]) else (False, 1.0) for c in criteria]
     judged = [bool(c.bounds) for c in criteria]
     deciding = sorted((i for i, c in enumerate(criteria) if c.scope and judged[i]), key=lambda i: sides[i][1])
@@ -79,6 +104,8 @@ def judge(criteria: Sequence[Criterion], estimates: Estimates) -> list[Part]:
             found.append(Part("undecided"))
         elif rejected[i] and not e.caveat:
             found.append(Part("holds" if good else "fails", p))
+        elif not e.caveat and _is_negligible(c, e):
+            found.append(Part("no difference", p))
         else:
             found.append(Part("undecided", p, None if e.caveat else _needs(c, e)))
     return found
@@ -86,7 +113,8 @@ def judge(criteria: Sequence[Criterion], estimates: Estimates) -> list[Part]:
 
 def answer(criteria: Sequence[Criterion], parts: Sequence[Part], estimates: Estimates, *, brief: bool = False) -> str:
     """Return the answer in one sentence, made of the scopes of the parts that decide; `brief` without the n needed."""
-    groups: dict[str, list[str]] = {"holds for {}": [], "fails for {}": [], "undecided for {}": []}
+    order = ("holds for {}", "fails for {}", "no difference for {}", "undecided for {}")
+    groups: dict[str, list[str]] = {kind: [] for kind in order}
     for c, part in zip(criteria, parts, strict=True):
         if not (c.scope and part.verdict):
             continue
@@ -94,6 +122,9 @@ def answer(criteria: Sequence[Criterion], parts: Sequence[Part], estimates: Esti
         if part.verdict == "undecided" and (e is None or e.caveat):
             reason = e.caveat.split(":")[0] if e else "not measured yet"
             groups.setdefault(f"undecided, as {reason}, for {{}}", []).append(c.scope)
+        elif part.otherwise:
+            reason = listed([CHECKS[kind] for kind in part.otherwise])
+            groups.setdefault(f"undecided, as {reason} may change it, for {{}}", []).append(c.scope)
         elif part.verdict == "undecided":
             needs = f"about n = {part.needs} needed" if part.needs else "no n in reach"
             groups["undecided for {}"].append(c.scope if brief else f"{c.scope} ({needs})")
@@ -119,6 +150,14 @@ def _side(c: Criterion, e: Estimate) -> tuple[bool, float]:
     bounds = [(b, sign) for b, sign in ((c.at_least, 1), (c.at_most, -1)) if b is not None]
     broken = [b for b, sign in bounds if sign * (e.value - b) < 0]
     return not broken, min((e.p(b) for b in broken), default=max((e.p(b) for b, _ in bounds), default=1.0))
+
+
+def _is_negligible(c: Criterion, e: Estimate) -> bool:
+    """Return whether the interval is within what does not matter: of accuracies about 0, of ratios about 1."""
+    bounds = {c.at_least, c.at_most} - {None}
+    if e.unit == "pp" and bounds == {0.0}:
+        return bool(max(-e.low, e.high) <= POINTS)
+    return bool(not e.unit and bounds == {1.0} and e.low >= 1 / FACTOR and e.high <= FACTOR)
 
 
 def _needs(c: Criterion, e: Estimate) -> int | None:
