@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing.synchronize import Event
@@ -118,9 +119,14 @@ def _begin(stopped: Callable[[], bool]) -> None:
 
 
 def _begin_process(stop: Event) -> None:
-    """Begin a process: Ctrl-C is for the parent, which may also be gone."""
+    """Begin a process: Ctrl-C is for its parent, and it ends if that is killed; a file is whole whenever it does."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_CORE}"
-    parent = multiprocessing.parent_process()
-    _begin(lambda: stop.is_set() or parent is None or not parent.is_alive())
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    _begin(stop.is_set)
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

@@ -80,8 +80,9 @@ def judge(
     found = _judge(criteria, estimates)
     for i, (c, part) in enumerate(zip(criteria, found, strict=True)):
         if c.scope and part.verdict not in (None, "undecided"):
-            said = {kind: by[c.key] for kind, by in (checks or {}).items() if c.key in by}
-            if differ := {kind: verdict for kind, verdict in said.items() if verdict != part.verdict}:
+            said: dict[str, Verdict] = {kind: by[c.key] for kind, by in (checks or {}).items() if c.key in by}
+            differ: dict[str, Verdict] = {k: v for k, v in said.items() if v != part.verdict}
+            if differ:
                 found[i] = Part("undecided", part.p, None, part.verdict, differ)
     return found
 
