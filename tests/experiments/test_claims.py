@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import disk
 from experiments.claims._lib import (
-    checks,
     command,
     config,
     intervals,
@@ -203,68 +201,6 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     assert "![a line]" in (tmp_path / f"{claim.name}.md").read_text()
 
 
-# The protocol
-
-
-class Fake(study.Study):
-    """A study whose trainings score as `score(arm, rate, steps)` says."""
-
-    def __init__(self, score):
-        super().__init__(data.digits(), smoke=False, folder=Path("unused"))
-        self.score = score
-
-    def part(self, name, asked, measure):
-        s, arm = asked["settings"], asked["arm"]
-        full, half = (
-            np.array([[self.score(arm, r, steps) + 0.001 * seed for r in s.learning_rates] for seed in range(2)])
-            for steps in (s.steps, s.steps // 2)
-        )
-        return {"validation": full, "test": full, "validation_half": half, "test_half": half}
-
-
-def untrained(s, arm):
-    """Stands for a network that is never trained."""
-    raise AssertionError(arm)
-
-
-def peak(best, top=0.9):
-    return lambda rate: top - 0.1 * abs(math.log10(rate / best))
-
-
-def test_a_grid_is_widened_until_both_arms_are_inside():
-    """From 0.1 and 0.3 down past the best of the one arm and up past that of the other, by the root of ten."""
-    s = dataclasses.replace(study.BASE, learning_rates=(0.1, 0.3))
-    scores = {"none": peak(0.003), "batch": peak(3.0)}
-    here = Fake(lambda arm, rate, steps: scores[arm](rate))
-    found = search.widened(here, "part", s, ("none", "batch"), untrained)
-    assert found["grid"][0] < 0.003 < 3.0 < found["grid"][-1]
-    for arm, best in (("none", 0.003), ("batch", 3.0)):
-        at, _ = search.at_best(found[arm])
-        assert 0 < at < len(found["grid"]) - 1
-        assert abs(math.log10(found["grid"][at] / best)) < 0.3
-        assert intervals.at_edge(found["grid"], **{arm: found["grid"][at]}) == ""
-    assert np.all(np.diff(found["grid"]) > 0)
-
-
-def test_a_grid_ends_at_its_limits():
-    s = dataclasses.replace(study.BASE, learning_rates=(0.1, 0.3))
-    found = search.widened(Fake(lambda arm, rate, steps: 0.9 - rate), "part", s, ("none",), untrained)
-    assert search.LOWEST <= found["grid"][0] < search.LOWEST * search.FACTOR
-
-
-@pytest.mark.parametrize(
-    ("by_steps", "moved"),
-    [({500: 0.1, 1000: 0.8, 2000: 0.8}, [70, 0]), ({500: 0.1, 1000: 0.5, 2000: 0.8, 4000: 0.9}, [40, 30, 10])],
-)
-def test_a_budget_is_doubled_until_the_plain_arm_rests(by_steps, moved):
-    """Until the second half moves it by less than its interval; at most twice."""
-    s = dataclasses.replace(study.BASE, learning_rates=(0.01, 0.1, 1.0))
-    here = Fake(lambda arm, rate, steps: peak(0.1, by_steps[steps])(rate))
-    found = search.search(here, "part", s, ("none", "batch"), untrained)
-    assert found["steps"] == max(by_steps)
-    np.testing.assert_allclose(found["moved"], moved, atol=1e-9)
-
-
 def test_each_seed_has_weights_and_a_split_of_its_own(tiny):
     """A seed's results are those of its split alone, trained from its weights."""
     here, s = tiny
@@ -281,81 +217,6 @@ def test_each_seed_has_weights_and_a_split_of_its_own(tiny):
     # The first of two batch orders and the second differ, and a rate that moves nothing has none.
     np.testing.assert_allclose(found["end"][1, 0], alone.carry.params["kernels"][0][0, 0], rtol=1e-6)
     np.testing.assert_allclose(found["train"][1, 0], here.learned(alone, data.digits(1))[0, 0], atol=1e-6)
-
-
-@pytest.mark.parametrize(("vary", "rates", "steps"), [("grid", (0.1, 0.3, 1.0, 3.0), 8), ("steps", (0.3, 1.0), 16)])
-def test_a_check_departs_from_the_config(vary, rates, steps, tmp_path):
-    here = study.Study(data.digits(), smoke=False, folder=tmp_path, vary=vary)
-    s = here.settings(study.BASE, learning_rates=(0.3, 1.0), steps=8, log_every=4)
-    assert s.learning_rates == pytest.approx(rates)
-    assert s.steps == steps
-
-
-def test_a_check_of_the_grid_shares_its_trainings():
-    """The rates of the config are asked for as without the check, then those at the ends."""
-    base = Fake(lambda arm, rate, steps: -abs(np.log(rate)))
-    asked = []
-
-    class Wider(Fake):
-        def part(self, name, given, measure):
-            asked.append(given["settings"].learning_rates)
-            return super().part(name, given, measure)
-
-    wider = Wider(base.score)
-    wider.vary = "grid"
-    rates = (0.3, 1.0, 3.0)
-    given = dataclasses.replace(study.BASE, learning_rates=rates, steps=8, log_every=4)
-    s = wider.settings(given)
-    found = search.widened(wider, "n", s, ("none",), untrained)
-    assert asked[0] == rates
-    assert asked[1] == (rates[0] / 3, 3 * rates[-1])
-    assert found["grid"] == sorted([*rates, *asked[1]])
-
-
-def changed():
-    """Return the record of claim 1, and it with correlations a hundredth as large: its first case then holds."""
-    record = judged.read(CLAIMS, CONFIGS)[0]
-    other = record | {"measured": json.loads(json.dumps(record["measured"]))}
-    other["measured"]["batch"]["all"] = (0.01 * np.array(other["measured"]["batch"]["all"])).tolist()
-    return record, other
-
-
-def test_a_check_compares_answers(capsys):
-    """A record agrees with itself; a case that is answered otherwise is named and counted."""
-    record, other = changed()
-    assert checks.compare(CONFIGS[0], "grid", record, record) == 0
-    assert "before" not in capsys.readouterr().out
-    assert checks.compare(CONFIGS[0], "grid", other, record) == 1
-    assert f"{CONFIGS[0].criteria[0].scope}: fails before, holds in the check" in capsys.readouterr().out
-
-
-def test_a_case_that_a_check_changes_is_undecided(tmp_path):
-    """The outcome of a check is kept beside those of others; a case that came out otherwise is not called decided."""
-    record, other = changed()
-    claim, scope = CONFIGS[0], CONFIGS[0].criteria[0].scope
-    checks.keep(tmp_path, "grid", claim, record)
-    checks.keep(tmp_path, "split", claim, other)
-    kept = disk.read_checked(tmp_path / "checks.json", "")
-    found = judged.judge(claim, record | {"checks": kept})
-    assert found.parts[0].verdict == "undecided"
-    assert f"undecided, as other splits may change it, for {scope}." in found.answer
-    assert any("fails here and holds with other splits" in row[-1] for row in found.rows())
-    row = checks.stood([found]).splitlines()[2]
-    decided = sum(bool(c.scope) for c in claim.criteria)
-    assert [cell.strip() for cell in row.split("|")[2:5]] == [
-        f"{decided} of {decided}",
-        "not measured",
-        f"{decided - 1} of {decided}",
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "otherwise"), [("initialization", "grid"), ("normalizes", "split")])
-def test_an_answer_stands_when_it_is_measured_otherwise(name, otherwise, tmp_path, capsys):
-    """Claims 6 and 1, the quickest, whole: with rates three times lower and larger, and on other splits."""
-    out = ["--out", str(tmp_path / "checked")]
-    assert command.main(["--only", name, "--check", otherwise, *out], Interrupt()) == 0
-    assert "All decided cases stand." in capsys.readouterr().out
 
 
 # Other images

@@ -182,7 +182,7 @@ def test_the_answer_names_the_scopes():
     estimates["four"] = estimate(0.5, 0.5)
     parts = verdict.judge(criteria, estimates)
     assert verdict.answer(criteria, parts, estimates) == (
-        "Holds for one and two; fails for three; undecided for four (about n = 63 needed)."
+        "Holds for one and two; fails for three; undecided for four (about n = 125 needed)."
     )
     assert verdict.overall(criteria, parts) == "in part"
     assert verdict.overall(criteria[:2], parts[:2]) == "holds"

@@ -6,17 +6,17 @@ from typing import Any
 from experiments import disk
 from experiments.claims._lib import verdict
 from experiments.claims._lib.config import ClaimConfig
-from experiments.claims._lib.judged import CHECKS, REMEDY, Judged, judge
+from experiments.claims._lib.judged import CHECKS, REMEDY, Judged, checked, judge
 from experiments.claims._lib.values import plain
 from experiments.tables import markdown
 
 
-def keep(folder: Path, kind: str, config: ClaimConfig, record: dict[str, Any]) -> None:
-    """Write the outcome of a check of the claim in `folder` beside those of other kinds."""
+def keep(folder: Path, kind: str, config: ClaimConfig, record: dict[str, Any], published: dict[str, Any]) -> None:
+    """Write the outcome of a check of the record `published` in `folder` beside those of other kinds."""
     path = folder / CHECKS
     kept = disk.read_checked(path, REMEDY) if path.is_file() else {}
     cases = {key: case for key, case in alone(config, record).outcome().items() if case["decides"]}
-    kept[kind] = {"program": record["program"], "seconds": record["seconds"], "cases": cases}
+    kept[kind] = {"of": published["program"], "seconds": record["seconds"], "cases": cases}
     disk.write_checked(path, plain(kept))
 
 
@@ -44,8 +44,8 @@ def stood(found: list[Judged]) -> str:
         parts = [(c.key, p.measured or p.verdict) for c, p in zip(j.config.criteria, j.parts, strict=True) if c.scope]
         cells = []
         for kind, total in totals.items():
-            cases = j.record.get("checks", {}).get(kind, {}).get("cases", {})
-            alike = [cases[key]["verdict"] == said for key, said in parts if key in cases and said != "undecided"]
+            cases = checked(j.config, j.record).get(kind, {})
+            alike = [cases[key] == said for key, said in parts if key in cases and said != "undecided"]
             total[0], total[1] = total[0] + sum(alike), total[1] + len(alike)
             cells.append(f"{sum(alike)} of {len(alike)}" if cases else "not measured")
         rows.append([f"[{j.config.number}]({j.config.name}.md)", *cells])

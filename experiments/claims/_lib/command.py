@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -82,6 +82,8 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
                 held.enter_context(disk.hold("--out", out))
                 disk.check_contents("--out", out, RECORD, {"program", "data", "smoke", "versions"})
                 given = {"program": PROGRAM, "data": name, "smoke": command.smoke, "versions": record.versions()}
+                if (out / RECORD).is_file():
+                    check_same(out, disk.read_json(out / RECORD), given)
                 disk.write_json(out / RECORD, given)
                 vary = command.check or ""
                 conditions = study.Study(images, command.smoke, out / "parts", split=split, vary=vary)
@@ -99,8 +101,9 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
                     if again and before and config in wanted:
                         differ += checks.compare(config, command.check, again, before)
                         if command.publish:
-                            checks.keep(CLAIMS / config.name, command.check, config, again)
-                print(f"{differ} decided cases are answered otherwise." if differ else "All decided cases stand.")
+                            checks.keep(CLAIMS / config.name, command.check, config, again, before)
+                said = f"{differ} decided cases are answered otherwise." if differ else "All decided cases stand."
+                print(judged.SMOKE if command.smoke else said)
                 records = judged.read(CLAIMS, configs)
             if command.publish or not command.check:
                 report.write(pages, configs, records)
@@ -109,12 +112,22 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
     except OSError as error:
         return refuse(error)
     if command.check:
-        return int(differ > 0)
+        return int(differ > 0 and not command.smoke)
     for config, found in zip(configs, records, strict=True):
         if found and config in wanted:
             print(f"{config.number}. {config.name}: {judged.judge(config, found).said}")
     print(f"Written to {pages}: index.md, and a page and a figure for each claim.")
     return 0
+
+
+def check_same(out: Path, former: dict[str, Any], given: dict[str, Any]) -> None:
+    """Check that the run in `out`, which is to go on, was of the same data and size."""
+    for key in ("data", "smoke"):
+        if former[key] != given[key]:
+            raise disk.DiskError(
+                f"`--out` must hold a run of the same kind; {out} has {key} = {former[key]}, and this run "
+                f"{given[key]}. Take another folder."
+            )
 
 
 def select(configs: list[ClaimConfig], names: tuple[str, ...]) -> list[ClaimConfig]:

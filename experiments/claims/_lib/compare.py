@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from experiments.claims._lib.intervals import Estimate, at_edge, best, mean, ratio, tuned
+from experiments.claims._lib.search import CHANCE
 
 Arm = tuple[dict[str, Any], str]  # a search, and the name of the arm
-CHANCE = 0.2  # validation accuracy below which an arm learns at no rate, so that none is its best
 
 
 def better(one: Arm, other: Arm, what: str = "test") -> Estimate:

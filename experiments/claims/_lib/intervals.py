@@ -58,7 +58,7 @@ def mean(values: Any, unit: str = "") -> Estimate:
     width = float(stats.t.ppf((1 + LEVEL) / 2, max(n - 1, 1))) * error
 
     def p(bound: float) -> float:
-        return 2 * float(stats.t.sf(abs(value - bound) / error, n - 1)) if error else float(value == bound)
+        return 2 * float(stats.t.sf(abs(value - bound) / error, n - 1)) if error else _sign(value, bound, n)
 
     how = "mean, t interval" + (f" over {n} splits" if n < v.size else "")
     return Estimate(value, value - width, value + width, v.size, unit, how, p)
@@ -141,7 +141,7 @@ def tuned(
 
     def p(bound: float) -> float:
         bound = (math.log(bound) if bound > 0 else -math.inf) if log else bound
-        return 2 * float(stats.t.sf(abs(value - bound) / error, n - 1)) if error else float(value == bound)
+        return 2 * float(stats.t.sf(abs(value - bound) / error, n - 1)) if error else _sign(value, bound, n)
 
     how = f"{'geometric ' if log else ''}mean, t interval, {how}"
     return Estimate(out(value), out(value - width), out(value + width), n, unit, how, p)
@@ -194,6 +194,11 @@ def _clean(values: Any, unit: str) -> np.ndarray:
     if np.isnan(v).any() or not v.size:
         raise ValueError(f"an estimate must be of numbers; got {v.tolist()}.")
     return np.where(np.abs(v) < DUST, 0.0, v) if unit in ("pp", "%") else v
+
+
+def _sign(value: float, bound: float, n: int) -> float:
+    """Return the p of the sign test for `n` equal values: that they do not vary is no proof that they never would."""
+    return 1.0 if value == bound else 2 * 0.5**n
 
 
 def _middle(ordered: np.ndarray) -> float:

@@ -38,6 +38,13 @@ class Judged:
         """The answer in a word."""
         return SMOKE if self.record["smoke"] else verdict.overall(self.config.criteria, self.parts)
 
+    def headline(self, *, brief: bool = False) -> str:
+        """Return the answer in Markdown, with the word for it in bold; `brief` without the n needed."""
+        said, answer = self.said.capitalize(), self.answer
+        if brief and not self.record["smoke"]:
+            answer = verdict.answer(self.config.criteria, self.parts, self.estimates, brief=True)
+        return f"**{said}**{answer[len(said) :]}" if answer.startswith(said) else f"**{said}.** {answer}"
+
     def outcome(self) -> dict[str, Any]:
         """Return the bounds and the outcome of each criterion, to be kept beside those of later rules."""
         return {
@@ -55,7 +62,7 @@ class Judged:
             if said and not c.scope:
                 said += " (reported only)"
             e = self.estimates[c.key]
-            notes = [said, e.caveat if e else "", _checked(part), self.changed(c)]
+            notes = [said, e.caveat if e else "", _otherwise(part), self.changed(c)]
             found.append((not c.scope, not c.shown, [c.text, number(e), c.bounds, *notes]))
         ordered = [row for _, _, row in sorted(found, key=lambda f: f[:2])]
         return [[*row[:3], "; ".join(filter(None, row[3:]))] for row in ordered]
@@ -77,7 +84,7 @@ class Judged:
         return f"changed after results; before: {rule}, {outcome}"
 
 
-def _checked(part: verdict.Part) -> str:
+def _otherwise(part: verdict.Part) -> str:
     """Say what checks a part did not stand."""
     others = [f"{said} with {verdict.CHECKS[kind]}" for kind, said in part.otherwise.items()]
     return verdict.listed([f"{part.measured} here", *others]) if others else ""
@@ -110,11 +117,17 @@ def judge(config: ClaimConfig, record: dict[str, Any]) -> Judged:
     missing = {c.key for c in config.criteria} ^ set(estimates)
     if missing:
         raise RuntimeError(f"{config.name}: criteria and estimates must have the same keys; not in both: {missing}.")
-    checks: dict[str, dict[str, Any]] = {
-        kind: {key: case["verdict"] for key, case in check["cases"].items()}
+    return Judged(config, record, estimates, verdict.judge(config.criteria, estimates, checked(config, record)))
+
+
+def checked(config: ClaimConfig, record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the verdicts of the checks of this very record, by criteria as they are now: by kind and key."""
+    now = {c.key: c.bounds for c in config.criteria}
+    return {
+        kind: {key: case["verdict"] for key, case in check["cases"].items() if case["bounds"] == now.get(key)}
         for kind, check in record.get("checks", {}).items()
+        if check["of"] == record["program"]
     }
-    return Judged(config, record, estimates, verdict.judge(config.criteria, estimates, checks))
 
 
 def number(e: Estimate | None, *, brief: bool = False) -> str:

@@ -42,7 +42,10 @@ def measure(
     """
     todo = sorted(wanted, key=lambda config: _former(former, config).get("seconds", math.inf), reverse=True)
     with Console().status("starting") as status, _workers(len(todo), interrupt) as (pool, stop):
+        # A process that begins would hear Ctrl-C before it knows not to; its parent hears it a moment later.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         running = {pool.submit(measure_one, config, conditions, name, kept, former): config.name for config in todo}
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         done: set[Future[bool]] = set()
         while len(done) < len(running):
             done, going = wait(running, timeout=0.5, return_when=FIRST_EXCEPTION)
@@ -82,9 +85,9 @@ def measure_one(config: ClaimConfig, conditions: study.Study, name: str, kept: P
     }
     made = study.plain(made)
     made["first"] = judged.judge(config, study.numbers(made)).outcome()
-    if not here.smoke:  # the outcome by the first rule stays beside those by later ones
+    if name == "digits" and not here.smoke:  # the outcome by the first rule stays beside those by later ones
         made["first"] = _former(former, config).get("first", made["first"])
-    (kept / config.name).mkdir(exist_ok=True)
+    (kept / config.name).mkdir(parents=True, exist_ok=True)
     disk.write_checked(kept / config.name / judged.RESULT, study.plain(made))
     return True
 
@@ -95,22 +98,21 @@ def _former(folder: Path, config: ClaimConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _workers(claims: int, interrupt: Interrupt) -> Iterator[tuple[Executor, Callable[[], None]]]:
+def _workers(claims: int, interrupt: Interrupt) -> Iterator[tuple[Executor, Callable[[], object]]]:
     """Start a process for each core, or a thread for one claim; and give what stops them."""
     count = min(claims, os.cpu_count() or 1)
     if count == 1:
-        with ThreadPoolExecutor(1, initializer=_begin, initargs=(lambda: interrupt.requested,)) as pool:
-            yield pool, lambda: None
-        return
-    spawn = multiprocessing.get_context("spawn")  # JAX does not survive a fork
-    stop = spawn.Event()
-    with ProcessPoolExecutor(count, spawn, _begin_process, (stop,)) as pool:
-        try:
-            yield pool, stop.set
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+        pool: Executor = ThreadPoolExecutor(1, initializer=_begin, initargs=(lambda: interrupt.requested,))
+        stop: Callable[[], object] = bool
+    else:
+        spawn = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+        event = spawn.Event()
+        pool, stop = ProcessPoolExecutor(count, spawn, _begin_process, (event,)), event.set
+    try:
+        yield pool, stop
+    finally:
+        stop()
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(stopped: Callable[[], bool]) -> None:

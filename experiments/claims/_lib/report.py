@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import disk
-from experiments.claims._lib import checks, judged, plots, study, verdict
+from experiments.claims._lib import checks, judged, plots, study
 from experiments.claims._lib.config import ClaimConfig
 from experiments.claims._lib.judged import Judged, judge, number
 from experiments.tables import markdown, put
@@ -53,10 +53,7 @@ def table(found: list[Judged | None], configs: list[ClaimConfig], to: str, *, br
         else:
             first = c.criteria[0]
             effect = f"{first.text}: {number(j.estimates[first.key])}"
-            answer = verdict.answer(c.criteria, j.parts, j.estimates, brief=True) if brief else j.answer
-            rows.append(
-                [f"[{c.number}. {c.claim}]({to}{c.name}.md)", f"**{j.said.capitalize()}.** {answer}", effect, c.where]
-            )
+            rows.append([f"[{c.number}. {c.claim}]({to}{c.name}.md)", j.headline(brief=brief), effect, c.where])
     head, shown = ["claim", "answer", "effect, 95% interval", "tested on"], 2 if brief else 4
     return markdown(head[:shown], [row[:shown] for row in rows])
 

@@ -1,8 +1,9 @@
 """The protocol of a comparison: splits of the data, rates on a log grid that widens itself, and budgets that double.
 
 All arms get the same rates; each seed has initial weights and a split of the data of its own. The grid is widened until
-the best rate of each arm is interior, and the number of steps is doubled, `DOUBLINGS` times at most, until the second
-half of them moves the test accuracy of the plain arm by less than its interval.
+the best rate of each arm is interior. The number of steps is doubled, `DOUBLINGS` times at most, until the plain arm
+has learned something and the second half of them moves its test accuracy by less than half the width of its interval.
+The best rate is that with the best validation accuracy at the end; the test accuracy, that of the step with the best.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments.claims._lib import intervals
-from experiments.claims._lib.study import Study
+from experiments.claims._lib.study import WIDER, Study
 from experiments.claims._lib.trained import Trained, tested
 from experiments.training import train
 from experiments.training.config import Settings
@@ -22,7 +23,7 @@ from experiments.training.train import Arm
 
 FACTOR, LOWEST, LARGEST = 10**0.5, 1e-4, 1e3
 DOUBLINGS = 2
-CHANCE = 0.2  # validation accuracy below which an arm learns at no rate: more of them are not tried for it
+CHANCE = 0.2  # validation accuracy up to which an arm has learned nothing: further rates are not tried for it
 Make = Callable[[Settings, str], Model | Arm]
 Results = dict[str, Any]
 Watch = Callable[[int, train.Carry], None]
@@ -55,9 +56,24 @@ def search(
         found = widened(study, name, s, arms, make, asked=asked, **fit)
         half, end = (intervals.mean(100 * at_best(found[arms[0]], *of)[1]) for of in HALVES)
         moved.append(end.value - half.value)
-        if study.smoke or len(moved) > DOUBLINGS or abs(moved[-1]) <= end.high - end.value:
-            return found | {"moved": moved}
+        learned = at_best(found[arms[0]], "validation")[1].mean() >= CHANCE
+        if study.smoke or len(moved) > DOUBLINGS or (learned and abs(moved[-1]) <= end.high - end.value):
+            break
         s = dataclasses.replace(s, steps=2 * s.steps)
+    if study.vary:
+        found = checked(study, name, s, arms, make, asked=asked, **fit)
+    return found | {"moved": moved}
+
+
+def checked(study: Study, name: str, s: Settings, *args: Any, **more: Any) -> Results:
+    """Train as `widened`; in a check for twice the steps, or also at rates beyond the grid that was searched."""
+    if study.vary == "steps":
+        s = dataclasses.replace(s, steps=2 * s.steps)
+    found = widened(study, name, s, *args, **more)
+    grid = found["grid"]
+    if study.vary == "grid" and len(grid) > 1:
+        found = widened(study, name, s, *args, beyond=(grid[0] / WIDER, grid[-1] * WIDER), **more)
+    return found
 
 
 def widened(
@@ -69,16 +85,15 @@ def widened(
     *,
     asked: dict[str, Any] | None = None,
     by: str = "validation",
+    beyond: tuple[float, ...] = (),
     **fit: Any,
 ) -> Results:
     """Train `arms` for the steps of `s`, at its rates and at more of them until the best of each arm is interior.
 
-    The best is that with the largest mean of the results `by`.
+    The best is that with the largest mean of the results `by`. Then also at the rates `beyond`.
     """
     columns: dict[str, dict[float, Results]] = {arm: {} for arm in arms}
-    todo, ends = s.learning_rates, ()
-    if study.vary == "grid" and len(todo) > 1:  # the others first: those parts are the same without the check
-        todo, ends = todo[1:-1], (todo[0], todo[-1])
+    todo = s.learning_rates
     while todo:
         now = dataclasses.replace(s, learning_rates=todo)
         for arm in arms:
@@ -88,9 +103,11 @@ def widened(
                 lambda arm=arm, now=now: results(study, now, lambda one, arm=arm: make(one, arm), **fit),
             )
             columns[arm] |= {r: {k: np.asarray(v)[:, i] for k, v in part.items()} for i, r in enumerate(todo)}
-        todo, ends = ends or (() if study.smoke else _further(columns, by)), ()
+        todo = () if study.smoke else _further(columns, by)
+        if not todo:
+            todo, beyond = beyond, ()
     grid = sorted(columns[arms[0]])
-    stacked = {arm: {k: np.stack([by[r][k] for r in grid], 1) for k in by[grid[0]]} for arm, by in columns.items()}
+    stacked = {arm: {k: np.stack([at[r][k] for r in grid], 1) for k in at[grid[0]]} for arm, at in columns.items()}
     return {"grid": grid, "steps": s.steps, **stacked}
 
 
@@ -157,7 +174,7 @@ def _read(
     done = study.fit(s, model, data=data, watch=watch, **fit)
     log, half = done.log, done.log.steps <= halfway
     found = {"train": study.learned(done, data), "train_half": study.learned(done._replace(carry=kept[0]), data)}
-    for name, part in (("", half | True), ("_half", half)):
+    for name, part in (("", np.full_like(half, True)), ("_half", half)):
         short = log._replace(val_accuracy=log.val_accuracy[..., part], test_accuracy=log.test_accuracy[..., part])
         found[f"validation{name}"] = short.val_accuracy[..., -1]
         found[f"test{name}"] = np.stack([tested(short, at) for at in range(short.val_accuracy.shape[1])], 1)

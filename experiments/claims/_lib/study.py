@@ -48,7 +48,7 @@ class Study:
     Attributes:
         data: the images.
         split: makes other splits of them by number, the first of which `data` is; None if there is only that one.
-        vary: how a check departs from the config: a wider `grid` or twice the `steps`.
+        vary: how a check departs from the measurement: a wider `grid`, twice the `steps` or other `split`s.
         smoke: whether everything is made as small as it can be, to see that it runs.
         folder: where finished parts are kept.
         source: the hash of the program.
@@ -111,11 +111,6 @@ class Study:
     def settings(self, given: config.Settings, **changes: Any) -> config.Settings:
         """Return `given` with `changes`, on one device, small if this is a smoke run."""
         s = dataclasses.replace(given, devices=1, way="jit", statistics="global", **changes)
-        rates = s.learning_rates
-        if self.vary == "grid" and len(rates) > 1:
-            s = dataclasses.replace(s, learning_rates=(min(rates) / WIDER, *rates, max(rates) * WIDER))
-        if self.vary == "steps":
-            s = dataclasses.replace(s, steps=2 * s.steps)
         if not self.smoke:
             return s
         every = min(s.log_every, SMOKE_STEPS // 2)
@@ -126,6 +121,13 @@ class Study:
             log_every=every,
             steps=min(s.steps // every, max(2, SMOKE_STEPS // every)) * every,
         )
+
+    def varied(self, s: config.Settings) -> config.Settings:
+        """Return `s` as they are, or in a check with a wider grid or twice the steps."""
+        rates = s.learning_rates
+        if self.vary == "grid" and len(rates) > 1:
+            return dataclasses.replace(s, learning_rates=(min(rates) / WIDER, *rates, max(rates) * WIDER))
+        return dataclasses.replace(s, steps=2 * s.steps) if self.vary == "steps" else s
 
     def fit(
         self,

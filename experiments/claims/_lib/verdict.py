@@ -7,6 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from scipy import stats
 
 from experiments.claims._lib.intervals import Estimate
 from experiments.training.config import STRICT
@@ -108,7 +109,7 @@ def _judge(criteria: Sequence[Criterion], estimates: Estimates) -> list[Part]:
         elif not e.caveat and _is_negligible(c, e):
             found.append(Part("no difference", p))
         else:
-            found.append(Part("undecided", p, None if e.caveat else _needs(c, e)))
+            found.append(Part("undecided", p, None if e.caveat else _needs(e, p)))
     return found
 
 
@@ -161,11 +162,11 @@ def _is_negligible(c: Criterion, e: Estimate) -> bool:
     return bool(not e.unit and bounds == {1.0} and e.low >= 1 / FACTOR and e.high <= FACTOR)
 
 
-def _needs(c: Criterion, e: Estimate) -> int | None:
-    """Return how many values would show this effect in four of five runs: 2.8 standard errors off the bound."""
-    off = min(abs(e.value - b) for b in (c.at_least, c.at_most) if b is not None)
-    error = (e.high - e.low) / 4
-    if not (off and math.isfinite(off) and math.isfinite(error)):
-        return None
-    needs = max(e.n + 1, math.ceil(e.n * (2.8 * error / off) ** 2))
+def _needs(e: Estimate, p: float) -> int | None:
+    """Return how many values would show this effect in four of five runs: 2.8 standard errors off the bound.
+
+    By a test at 5% of this case alone.
+    """
+    off = float(stats.t.isf(p / 2, max(e.n - 1, 1)))  # in standard errors
+    needs = max(e.n + 1, math.ceil(e.n * (2.8 / off) ** 2)) if 0 < off < math.inf else MOST + 1
     return needs if needs <= MOST else None

@@ -12,7 +12,7 @@ import numpy as np
 
 import jaxbn
 from experiments.claims._lib.networks import noisy
-from experiments.claims._lib.search import Results, Watch, kept, results, widened
+from experiments.claims._lib.search import Results, Watch, checked, kept, results
 from experiments.claims._lib.study import Study
 from experiments.claims._lib.trained import Trained
 from experiments.training import layers
@@ -39,14 +39,14 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
     n = study.settings(given, **RELU, widths=(64,) * 10, learning_rates=(0.03, 0.1, 0.3))
     # In 25 linear layers the cosines differ by seed more than by arm: five seeds decided nothing.
     deep = {"widths": (WIDE,) * (4 if study.smoke else DEEP - 1), "seeds": 24, "log_every": 200, "steps": 1000}
-    d = study.settings(given, **deep, batch_size=SAMPLES, learning_rates=(3e-4, 1e-3, 2e-3, 4e-3))
+    d = study.varied(study.settings(given, **deep, batch_size=SAMPLES, learning_rates=(3e-4, 1e-3, 2e-3, 4e-3)))
     scores = ("validation", "test", "train")
-    drift = widened(study, "shift-drift", s, ARMS, partial(_sigmoid_model, study), observe=drifts)
+    drift = checked(study, "shift-drift", s, ARMS, partial(_sigmoid_model, study), observe=drifts)
     found = {
         "drift": kept(drift, ARMS, (*scores, *DRIFTS)),
         "units": {arm: drift[arm]["unit"][0] for arm in ARMS},
-        "relu": kept(widened(study, "shift-relu", r, ARMS, relu, observe=gradients), ARMS, (*scores, *GRADIENTS)),
-        "noise": kept(widened(study, "shift-noise", n, NOISY, relu), NOISY),
+        "relu": kept(checked(study, "shift-relu", r, ARMS, relu, observe=gradients), ARMS, (*scores, *GRADIENTS)),
+        "noise": kept(checked(study, "shift-noise", n, NOISY, relu), NOISY),
         "linear": {"grid": d.learning_rates},
     }
     for arm in ARMS:

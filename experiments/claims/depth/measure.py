@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims._lib.networks import residual_cnn, stack
-from experiments.claims._lib.search import kept, search, widened
+from experiments.claims._lib.search import checked, kept, search
 from experiments.claims._lib.study import Study
 from experiments.training import layers
 from experiments.training.config import Settings
@@ -66,7 +66,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
             found["trained"][f"{kind}-{depth}"] = found["trained"][same[0]]
             continue
         s, make = study.settings(given, **changes), partial(_model, study, kind, depth)
-        run = (widened if kind == "cnn" else search)(
+        run = (checked if kind == "cnn" else search)(
             study, f"depth-{kind}-{depth}", s, arms, make, asked={"depth": depth}
         )
         found["trained"][f"{kind}-{depth}"] = kept(run, arms, NAMES)

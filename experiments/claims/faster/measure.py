@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.claims._lib.intervals import first_step
-from experiments.claims._lib.search import widened
+from experiments.claims._lib.search import checked
 from experiments.claims._lib.splits import mnist, on
 from experiments.claims._lib.study import Study
 from experiments.claims._lib.trained import Trained
@@ -41,7 +41,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
         here, s = on(study, mnist) if kind.endswith("mnist") else study, study.settings(given, **changes)
         read, arms = partial(_reached, s.target_accuracy), ("none", "batch")
         name = f"faster-{kind.replace('_', '-')}"
-        found[kind] = widened(here, name, s, arms, partial(_model, here), read=read, by="sooner")
+        found[kind] = checked(here, name, s, arms, partial(_model, here), read=read, by="sooner")
     s = study.settings(given, learning_rates=(0.1,), seeds=1, log_every=AT_ONCE)
     found["cost"] = study.part("faster-cost", {"settings": s}, lambda: _cost(study, s))
     return found

@@ -54,6 +54,9 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
             if study.smoke or (rests and np.all(end > np.log2(LEAST))):
                 break
             s = dataclasses.replace(s, steps=2 * s.steps)  # until it makes little difference to the plain network
+        if study.vary:
+            s = study.varied(s)
+            found[name] = {"steps": s.steps} | widened(study, f"learning_rates-{name}", s, network)
     return found
 
 

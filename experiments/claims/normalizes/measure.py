@@ -23,7 +23,7 @@ UNITS = 32  # whose correlations are drawn in the figure
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
     """Measure a network with batch norm and one with whitening, before, early in and after training."""
-    s = study.settings(given)
+    s = study.varied(study.settings(given))
     constants = {"rows": ROWS, "iterations": ITERATIONS, "epsilon": EPSILON, "units": UNITS}
     found = {
         arm: study.part(f"normalizes-{arm}", {"settings": s, "arm": arm, **constants}, partial(_watched, study, s, arm))

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.preprocessing import StandardScaler
 
 from experiments.claims._lib.intervals import first_step
-from experiments.claims._lib.search import Results, at_best, search, widened
+from experiments.claims._lib.search import Results, at_best, checked, search
 from experiments.claims._lib.study import Study
 from experiments.claims._lib.trained import Trained, at_rate
 from experiments.training import layers, networks
@@ -44,7 +44,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
     s = study.settings(given, activation="relu", init_scale=GAINS["relu"])
     for name in INPUTS:
         asked, change = {"inputs": name}, partial(prepared, name)
-        run = widened(
+        run = checked(
             study,
             f"placement-{name}",
             s,
