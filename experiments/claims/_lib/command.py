@@ -96,14 +96,7 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
                 held.enter_context(disk.hold("--out", out))
             records = judged.read(kept, configs)
             if command.check:
-                published = judged.read(CLAIMS, configs)
-                for config, again, before in zip(configs, records, published, strict=True):
-                    if again and before and config in wanted:
-                        differ += checks.compare(config, command.check, again, before)
-                        if command.publish:
-                            checks.keep(CLAIMS / config.name, command.check, config, again, before)
-                said = f"{differ} decided cases are answered otherwise." if differ else "All decided cases stand."
-                print(judged.SMOKE if command.smoke else said)
+                differ = compare(command, wanted, configs, records)
                 records = judged.read(CLAIMS, configs)
             if command.publish or not command.check:
                 report.write(pages, configs, records)
@@ -112,12 +105,29 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
     except OSError as error:
         return refuse(error)
     if command.check:
-        return int(differ > 0 and not command.smoke)
+        return int(differ > 0)
     for config, found in zip(configs, records, strict=True):
         if found and config in wanted:
             print(f"{config.number}. {config.name}: {judged.judge(config, found).said}")
     print(f"Written to {pages}: index.md, and a page and a figure for each claim.")
     return 0
+
+
+def compare(
+    command: Command, wanted: list[ClaimConfig], configs: list[ClaimConfig], again: list[dict[str, Any] | None]
+) -> int:
+    """Print what the check found beside the published answers, and keep it; return how many cases differ."""
+    differ, kind = 0, command.check or ""
+    for config, new, old in zip(configs, again, judged.read(CLAIMS, configs), strict=True):
+        if new and old and config in wanted:
+            differ += checks.compare(config, kind, new, old)
+            if command.publish:
+                checks.keep(CLAIMS / config.name, kind, config, new, old)
+    if command.smoke:
+        print(judged.SMOKE)
+        return 0
+    print(f"{differ} decided cases are answered otherwise." if differ else "All decided cases stand.")
+    return differ
 
 
 def check_same(out: Path, former: dict[str, Any], given: dict[str, Any]) -> None:
