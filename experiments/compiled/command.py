@@ -28,10 +28,12 @@ class Measure:
     Attributes:
         kind: whose compiler.
         small: only what is checked with every change.
+        only: only the cases that have this in their names, as the log prints them.
     """
 
     kind: tyro.conf.Positional[Literal["tpu", "gpu"]]
     small: bool = False
+    only: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +66,9 @@ def measure(command: Measure) -> int:
     """Measure what has no valid record yet; return the exit code.
 
     Raises:
-        ValueError: a package is missing, or the folder cannot be written to.
+        ValueError: no case has the name, a package is missing, or the folder cannot be written to.
     """
-    kind, chosen = command.kind, list_cases((command.kind,), command.small)
+    kind, chosen = command.kind, list_cases((command.kind,), command.small, command.only)
     versions = find_versions(kind)
     disk.make_folder(str(RUNS), RUNS)
     os.environ.update(ENVIRONMENT[kind])

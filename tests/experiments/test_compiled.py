@@ -90,6 +90,8 @@ def test_cases_are_distinct_and_whole():
     assert set(small) <= set(every)
     assert {c.target for c in every} == set(targets.TARGETS)
     assert {c.kind for c in list_cases(("gpu",))} == {"gpu"}
+    named = list_cases(only="net, v5p-4096, jit, ReLU, float32")
+    assert [c.contender for c in named] == [NONE, OURS, FLAX, cases.STABLE]
     compared = {c._replace(contender=FLAX) for c in every if c.ours}
     compared |= {c._replace(contender=NONE) for c in every if c.program == NET}
     assert compared <= set(every)
@@ -276,6 +278,7 @@ def test_refusals(tmp_path, monkeypatch, capsys):
     assert "cannot be made" in refused(capsys, "report")
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert "can be written to" in refused(capsys, "measure", "tpu")
+    assert "got 'v5e-5'" in refused(capsys, "measure", "tpu", "--only", "v5e-5")
     del installed["libtpu"]
     assert "libtpu, not installed here" in refused(capsys, "measure", "tpu")
 
