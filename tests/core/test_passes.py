@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmark import memory, passes
-from experiments.benchmark.layers import Layer
+from experiments.benchmark import accuracy, hlo, memory, passes
+from experiments.benchmark.layers import LAYERS, Layer, arguments, program
+from experiments.benchmark.one_layer import TINY
 from experiments.benchmark.sizes import OURS, Case
 
 pytestmark = [pytest.mark.usefixtures("ordinary_promotion"), pytest.mark.compiler]
@@ -31,6 +32,15 @@ def test_arrays_moved(dtype, epilogue):
     assert moved[OURS] == COUNTS[dtype, epilogue]
     assert moved[OURS] <= moved["flax"] - 5
     assert moved[OURS] <= moved["flax, stable"] - 8
+
+
+@pytest.mark.parametrize(("name", "kernels"), [(OURS, 12), ("flax", 6), ("flax, stable", 6)])
+def test_kernels_of_a_tiny_layer(name, kernels):
+    """Beside the second pass, which is a loop that is not entered: `call` is one that XLA for CPU puts around it."""
+    layer = LAYERS[name](TINY.shape[-1])
+    step = jax.jit(program(layer, "forward", TINY.relu)).lower(*arguments(layer, accuracy.inputs(TINY, 0.0)))
+    entry, computations = hlo.parse_program(step.compile().as_text() or "")
+    assert len([i for i in computations[entry] if i.operation not in (*hlo.FREE, "call")]) == kernels
 
 
 def test_the_instrument_on_a_known_program():
