@@ -20,7 +20,7 @@ RELU = {"activation": "relu", "init": "he", "init_scale": 1.0}
 KINDS: dict[str, dict[str, Any]] = {
     "sigmoid": {**SIGMOID, "widths": (100,) * 3, "steps": 3200, "learning_rates": (0.3, 1.0, 3.0, 10.0)},
     "relu": {**RELU, "widths": (100,) * 3, "steps": 600, "seeds": 24},
-    "deep": {**SIGMOID, "widths": (64,) * 20, "steps": 600, "learning_rates": (0.1, 0.3, 1.0, 3.0)},
+    "deep": {**SIGMOID, "seeds": 6, "widths": (64,) * 20, "steps": 600, "learning_rates": (0.1, 0.3, 1.0, 3.0)},
     "few": {**RELU, "widths": (64,) * 8, "steps": 400},
 }
 ALSO = ("relu",)
