@@ -156,7 +156,7 @@ def test_a_case_that_a_check_changes_is_undecided(tmp_path):
     kept = disk.read_checked(tmp_path / "checks.json", "")
     found = judged.judge(claim, record | {"checks": kept})
     assert found.parts[0].verdict == "undecided"
-    assert f"undecided, as other splits may change it, for {scope}." in found.answer
+    assert f"undecided, as a check changes it, for {scope}." in found.answer
     assert any("fails here and holds with other splits" in row[-1] for row in found.rows())
     stale = judged.judge(claim, record | {"checks": kept, "program": "another"})
     assert stale.parts[0].verdict == "fails"  # they were of another record

@@ -125,8 +125,7 @@ def answer(criteria: Sequence[Criterion], parts: Sequence[Part], estimates: Esti
             reason = e.caveat.split(":")[0] if e else "not measured yet"
             groups.setdefault(f"undecided, as {reason}, for {{}}", []).append(c.scope)
         elif part.otherwise:
-            reason = listed([CHECKS[kind] for kind in part.otherwise])
-            groups.setdefault(f"undecided, as {reason} may change it, for {{}}", []).append(c.scope)
+            groups.setdefault("undecided, as a check changes it, for {}", []).append(c.scope)
         elif part.verdict == "undecided":
             needs = f"about n = {part.needs} needed" if part.needs else "no n in reach"
             groups["undecided for {}"].append(c.scope if brief else f"{c.scope} ({needs})")
