@@ -103,11 +103,11 @@ def read(kept: Path, configs: list[ClaimConfig]) -> list[dict[str, Any] | None]:
     """
     found: list[dict[str, Any] | None] = []
     for folder in (kept / c.name for c in configs):
-        measured, checked = (
+        measured, of_checks = (
             numbers(disk.read_checked(path, REMEDY)) if path.is_file() else {}
             for path in (folder / RESULT, folder / CHECKS)
         )
-        found.append(measured | {"checks": checked} if measured else None)
+        found.append(measured | {"checks": of_checks} if measured else None)
     return found
 
 

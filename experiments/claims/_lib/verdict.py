@@ -1,4 +1,4 @@
-"""From estimates and criteria to an answer. The rule is fixed; nobody looks at a result and then decides."""
+"""From estimates and criteria to an answer, by one rule for all claims; the report says what was made after results."""
 
 import math
 from collections.abc import Mapping, Sequence
