@@ -102,12 +102,13 @@ def test_a_check_of_the_grid_goes_beyond_the_grid_that_was_found(how):
 
 @pytest.mark.parametrize(("how", "published"), [(search.search, 2000), (search.checked, 1000)])
 def test_a_check_of_the_steps_doubles_the_published_budget(how, published):
-    """Also where that was doubled before."""
-    s = dataclasses.replace(study.BASE, learning_rates=(0.01, 0.1, 1.0), steps=1000)
+    """Also where that was doubled before; at rates near the best of the published ones."""
+    s = dataclasses.replace(study.BASE, learning_rates=(0.001, 0.01, 0.1, 1.0, 10.0), steps=1000)
     scores = {500: 0.1, 1000: 0.8, 2000: 0.8, 4000: 0.8}
     plain, longer = (Fake(lambda arm, rate, steps: peak(0.1, scores[steps])(rate), vary) for vary in ("", "steps"))
     assert how(plain, "part", s, ("none",), untrained)["steps"] == published
     assert how(longer, "part", s, ("none",), untrained)["steps"] == 2 * published
+    assert longer.trained[-1] == (2 * published, (0.01, 0.1, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -65,14 +65,19 @@ def search(
     return found | {"moved": moved}
 
 
-def checked(study: Study, name: str, s: Settings, *args: Any, **more: Any) -> Results:
-    """Train as `widened`; in a check for twice the steps, or also at rates beyond the grid that was searched."""
-    if study.vary == "steps":
-        s = dataclasses.replace(s, steps=2 * s.steps)
-    found = widened(study, name, s, *args, **more)
+def checked(study: Study, name: str, s: Settings, arms: tuple[str, ...], *args: Any, **more: Any) -> Results:
+    """Train as `widened`; in a check also at rates beyond the grid that was searched, or for twice the steps.
+
+    For twice the steps it starts from the best rates for the steps of `s` and their neighbors.
+    """
+    found = widened(study, name, s, arms, *args, **more)
     grid = found["grid"]
     if study.vary == "grid" and len(grid) > 1:
-        found = widened(study, name, s, *args, beyond=(grid[0] / WIDER, grid[-1] * WIDER), **more)
+        return widened(study, name, s, arms, *args, beyond=(grid[0] / WIDER, grid[-1] * WIDER), **more)
+    if study.vary == "steps":
+        best = [int(intervals.best(found[arm][more.get("by", "validation")])) for arm in arms]
+        near = tuple(grid[max(min(best) - 1, 0) : max(best) + 2])
+        return widened(study, name, dataclasses.replace(s, steps=2 * s.steps, learning_rates=near), arms, *args, **more)
     return found
 
 
