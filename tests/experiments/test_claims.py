@@ -142,6 +142,19 @@ def test_a_part_depends_on_all_that_measures_it(name):
     assert ROOT / "jaxbn" / "_core" / "batch_norm.py" in hashed
 
 
+def test_only_the_code_that_measures_makes_another_program(tmp_path, monkeypatch):
+    path, hashes = tmp_path / "measure.py", []
+    monkeypatch.setattr(program, "source_files", lambda name: [path])
+    for text in (
+        "def f(x):\n    return x\n",
+        'def f( x ):\n    """Return x."""\n    return x  # itself\n',
+        "def f(x):\n    return 2 * x\n",
+    ):
+        path.write_text(text)
+        hashes.append(program.source_hash("any"))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_what_a_part_was_asked():
     """Of settings what differs from the config's; all else in full."""
     given = CONFIGS[0].settings
