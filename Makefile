@@ -45,7 +45,7 @@ bench: $(VENV)/experiments $(VENV)/neighbours
 
 # The report in docs/claims/, in an hour and a half on two cores; with SMOKE=1 everything as small as it can be, in runs/; with CHECK=grid,
 # steps or split the answers again, measured otherwise.
-claims: $(VENV)/experiments
+claims: $(VENV)/experiments $(VENV)/aeon
 	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish) $(CHECK:%=--check %) $(ONLY:%=--only %)
 
 # What XLA's compilers make of the layer for TPUs (0.3 GB to install) and for GPUs (1.5 GB), on a machine that has neither:
@@ -62,6 +62,11 @@ compiled:
 $(VENV)/%: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+# Of aeon only the data are read: nothing that it depends on is needed.
+$(VENV)/aeon: constraints.txt | $(VENV)/experiments
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps aeon
 	touch $@
 
 clean:

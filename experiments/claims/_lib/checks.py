@@ -39,15 +39,20 @@ def compare(config: ClaimConfig, kind: str, again: dict[str, Any], published: di
 
 def stood(found: list[Judged]) -> str:
     """Return one row for each claim: of its decided cases how many came out alike in each check."""
-    rows, totals = [], {kind: [0, 0] for kind in verdict.CHECKS}
+    rows, totals = [], {kind: [0, 0, 0] for kind in verdict.CHECKS}
     for j in found:
         parts = [(c.key, p.measured or p.verdict) for c, p in zip(j.config.criteria, j.parts, strict=True) if c.scope]
         cells = []
         for kind, total in totals.items():
             cases = checked(j.config, j.record).get(kind, {})
             alike = [cases[key] == said for key, said in parts if key in cases and said != "undecided"]
-            total[0], total[1] = total[0] + sum(alike), total[1] + len(alike)
-            cells.append(f"{sum(alike)} of {len(alike)}" if cases else "not measured")
+            more = sum(cases.get(key, said) != said for key, said in parts if said == "undecided")
+            total[:] = total[0] + sum(alike), total[1] + len(alike), total[2] + more
+            cells.append(_alike(sum(alike), len(alike), more) if cases else "not measured")
         rows.append([f"[{j.config.number}]({j.config.name}.md)", *cells])
-    rows.append(["all", *(f"{alike} of {all_}" for alike, all_ in totals.values())])
+    rows.append(["all", *(_alike(*total) for total in totals.values())])
     return markdown(["claim", *verdict.CHECKS.values()], rows)
+
+
+def _alike(alike: int, decided: int, more: int) -> str:
+    return f"{alike} of {decided}" + (f", and {more} decided that {'were' if more > 1 else 'was'} not" if more else "")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,8 @@ def main(arguments: list[str], interrupt: Interrupt) -> int:
         if command.publish and table:
             check_page(table, report.MARKS)
         name, images, split = source(command)
+        if name == "digits" and not (command.report or command.smoke):
+            check_packages(wanted)
     except (ValueError, TypeError, OSError) as error:
         return refuse(error)
     out = command.out or Path("runs") / ("claims" + f"-{name}" * (name != "digits") + "-smoke" * command.smoke)
@@ -138,6 +141,17 @@ def check_same(out: Path, former: dict[str, Any], given: dict[str, Any]) -> None
                 f"`--out` must hold a run of the same kind; {out} has {key} = {former[key]}, and this run "
                 f"{given[key]}. Take another folder."
             )
+
+
+def check_packages(wanted: list[ClaimConfig]) -> None:
+    """Check that the packages are installed whose data the claims read."""
+    for config in wanted:
+        for package in config.needs:
+            if importlib.util.find_spec(package) is None:
+                raise ValueError(
+                    f"Claim {config.number}, {config.name}, needs data of the package {package}, which is not here. "
+                    f"Run `pip install --no-deps {package}`, or leave the claim out with `--only`."
+                )
 
 
 def select(configs: list[ClaimConfig], names: tuple[str, ...]) -> list[ClaimConfig]:

@@ -26,6 +26,7 @@ class ClaimConfig:
         where: the networks, data and steps that it was tested on, for the table.
         criteria: in the order of the report; the first is the effect that the table shows.
         settings: what the measurement starts from.
+        needs: packages that are in no extra, because only their data are read.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ClaimConfig:
     where: Words
     criteria: Annotated[tuple[Criterion, ...], Field(min_length=1)]
     settings: Settings
+    needs: tuple[str, ...] = ()
 
 
 def load(path: Path) -> ClaimConfig:

@@ -34,8 +34,9 @@ def write(pages: Path, configs: list[ClaimConfig], records: list[dict[str, Any] 
         if j:
             alt, caption = draw(j, pages / f"{j.config.name}.png")
             disk.write(pages / f"{j.config.name}.md", chapter(j, alt, caption))
-    context = {"table": table(found, configs, ""), "conditions": conditions([r for r in records if r])}
+    context: dict[str, Any] = {"table": table(found, configs, ""), "conditions": conditions([r for r in records if r])}
     context["checks"] = checks.stood([j for j in found if j])
+    context["cases"] = sum(bool(case.scope) for c in configs for case in c.criteria)
     context["sentences"] = sentences([j for j in found if j])
     context["bibliography"] = (LIB / "bibliography.md").read_text(encoding="utf-8").strip()
     disk.write(pages / "index.md", _template(LIB / "index.md").render(context) + "\n")
@@ -131,7 +132,7 @@ def conditions(records: list[dict[str, Any]]) -> str:
     small = " **This is a smoke run: its numbers and verdicts mean nothing.**" if first["smoke"] else ""
     on = f"{first['hardware']['cpus']} {first['hardware']['machine']} CPUs"
     others = ", and MNIST and JapaneseVowels where a claim names them" if first["data"] == "digits" else ""
-    return f"Data: {first['data']}{others}. {versions}; {on}; {minutes:.0f} minutes in all.{small}"
+    return f"Data: {first['data']}{others}. {versions}; {on}; {minutes:.0f} minutes on one core in all.{small}"
 
 
 def _template(path: Path) -> jinja2.Template:
