@@ -20,16 +20,10 @@ LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add a page for each example and each claim to the navigation."""
-    claims = re.findall(r"\]\((\w+)\.md\)", (ROOT / "docs" / "claims" / "index.md").read_text())
-    more: dict[str, list[Any]] = {
-        "Examples": [{script.stem: f"examples/{script.stem}.md"} for script in SCRIPTS],
-        "Twelve claims": [{name.capitalize().replace("_", " "): f"claims/{name}.md"} for name in dict.fromkeys(claims)],
-    }
+    """Add a page for each example to the navigation."""
     for section in config.nav or []:
-        for title, pages in section.items():
-            if title in more:
-                pages.extend(more[title])
+        if "Examples" in section:
+            section["Examples"].extend({script.stem: f"examples/{script.stem}.md"} for script in SCRIPTS)
     return config
 
 
