@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from params import named, pairs
 
 import jaxbn
 import jaxbn.linen
@@ -84,3 +85,36 @@ def test_nnx_keeps_the_imaginary_part():
     exact, mean, _ = plain(X, np.ones((32, 1), bool))
     np.testing.assert_allclose(y, exact, atol=2e-6)
     np.testing.assert_allclose(layer.mean[...], mean, atol=2e-6)
+
+
+@jax.jit
+def derive_complex(z, dy):
+    y, pull = jax.vjp(lambda z: jaxbn.bn_apply(*jaxbn.bn_init(2, dtype=jnp.complex64), z, True)[0], z)
+    return y, pull(dy)[0]
+
+
+@pairs("ratio, std", named(0.0, 1e2, 1e6), named(1.0, 1e6, 1e13))
+def test_complex_derivatives_are_exact(std, ratio):
+    parts = RNG.normal(size=(2, 64, 2)) + ratio
+    z = ((parts[0] + 1j * parts[1]) * std).astype(np.complex64)
+    dy = (RNG.normal(size=z.shape) + 1j * RNG.normal(size=z.shape)).astype(np.complex64)
+    y, dz = derive_complex(z, dy)
+    # In pairs of real numbers: one variance of both, a mean each.
+    wide, g = z.astype(np.complex128), dy.astype(np.complex128)
+    d = wide - wide.mean(0)
+    s = np.sqrt((np.abs(d) ** 2).mean(0) + 1e-5)
+    np.testing.assert_allclose(y, d / s, atol=2e-6)
+    # JAX's cotangent of a complex number is the conjugate of the pair's.
+    g = g.conj()
+    wanted = (g - g.mean(0) - d / s * (g * (d / s).conj()).real.mean(0)) / s
+    got = np.asarray(dz).conj()
+    assert np.max(np.abs(got - wanted)) <= 5e-6 * np.max(np.abs(wanted))
+
+
+def test_complex_padding_is_the_mean():
+    """Also where the mean is known to more digits than its dtype has."""
+    params, state = jaxbn.bn_init(1, dtype=jnp.complex64)
+    z = np.array([1e6 + 1, 1e6 + 2, np.nan, 1e6 + 4], np.complex64)[:, None]
+    mask = np.array([True, True, False, True])[:, None]
+    y, _ = jaxbn.bn_apply(params, state, z, True, mask=mask)
+    assert y[2, 0] == 0

@@ -1,11 +1,8 @@
-"""The machinery of the claims: arms are paired, parts resumed, grids widened; the command refuses and goes on."""
+"""The measurements of the claims: arms are paired, each seed has a split of its own, and finished parts are kept."""
 
 import ast
 import dataclasses
-import json
 import math
-import re
-import struct
 from pathlib import Path
 
 import jax
@@ -13,20 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.claims._lib import (
-    command,
-    config,
-    intervals,
-    judged,
-    program,
-    search,
-    study,
-    trained,
-    values,
-)
-from experiments.claims._lib.verdict import Criterion
+from experiments.claims._lib import config, program, search, study, trained, values
 from experiments.claims.learning_rates import measure as learning_rates
-from experiments.interrupt import Interrupt
 from experiments.training import data, layers
 from experiments.training.models import gaussian, mlp
 
@@ -35,9 +20,6 @@ pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 ROOT = Path(__file__).parents[2]
 CLAIMS = ROOT / "experiments" / "claims"
 CONFIGS = config.load_all(CLAIMS)
-
-
-# Pairing, choice and parts
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +69,24 @@ def test_each_seed_may_have_a_split_of_its_own(tiny):
             found, expected = (getattr(done.log, name)[at] for done in (both, alone))
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(learned[at], here.learned(alone, split)[at], atol=1e-6)
+
+
+def test_each_seed_has_weights_and_a_split_of_its_own(tiny):
+    """A seed's results are those of its split alone, trained from its weights."""
+    here, s = tiny
+    here = dataclasses.replace(here, split=data.digits)
+
+    def read(done):
+        return {"end": jax.device_get(done.carry.params["kernels"][0])}
+
+    found = search.results(here, s, lambda one: network("none"), read=read)
+    assert found["test"].shape == found["validation_half"].shape == (2, 2)
+    assert np.max(np.abs(found["end"][0, 0] - found["end"][1, 0])) > 0.1  # the rate moves nothing: initial weights
+    one = dataclasses.replace(s, seeds=1)
+    alone = here.fit(one, network("none"), data=data.digits(1), first_seed=1)
+    # The first of two batch orders and the second differ, and a rate that moves nothing has none.
+    np.testing.assert_allclose(found["end"][1, 0], alone.carry.params["kernels"][0][0, 0], rtol=1e-6)
+    np.testing.assert_allclose(found["train"][1, 0], here.learned(alone, data.digits(1))[0, 0], atol=1e-6)
 
 
 def test_a_run_is_tested_at_its_best_step_by_validation():
@@ -168,166 +168,3 @@ def test_what_a_part_was_asked():
             "rates": [1.0, 2],
         }
     }
-
-
-class Made:
-    """A claim that is measured in two parts; the first run is interrupted between them."""
-
-    def __init__(self, interrupt):
-        self.interrupt, self.measured, self.stops = interrupt, [], [True, False]
-
-    def measure(self, here, settings):
-        def part(name):
-            self.measured.append(name)
-            return {"values": [1.0, 2.0, 1.5]}
-
-        first = here.part("one", {}, lambda: part("one"))
-        self.interrupt.requested = self.stops.pop(0)
-        return {"first": first, "second": here.part("two", {}, lambda: part("two"))}
-
-    def estimates(self, found):
-        return {"number": intervals.mean(found["second"]["values"])}
-
-    def draw(self, found, figure):
-        figure.subplots().plot(found["first"]["values"])
-        return "a line", "a caption"
-
-
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
-    """Ctrl-C between two parts: the first is kept, no report is written, and the second run measures the rest only."""
-    interrupt = Interrupt()
-    made = Made(interrupt)
-    claim = dataclasses.replace(CONFIGS[0], criteria=(Criterion("number", "a number", at_least=1.0, scope="numbers"),))
-    monkeypatch.setattr(command, "load_all", lambda _: [claim])
-    monkeypatch.setattr(judged, "module", lambda *_: made)
-    given = ["--smoke", "--out", str(tmp_path)]
-    assert command.main(given, interrupt) == 130
-    assert not (tmp_path / "index.md").exists()
-    assert "goes on from there" in capsys.readouterr().out.replace("\n", " ")
-    interrupt.requested = False
-    assert command.main(given, interrupt) == 0
-    assert made.measured == ["one", "two"]
-    record = json.loads((tmp_path / claim.name / "result.json").read_text())
-    assert record["first"]["number"]["value"] == 1.5
-    assert record["asked"] == {"one": {}, "two": {}}
-    assert (tmp_path / f"{claim.name}.png").stat().st_size > 1000
-    assert "![a line]" in (tmp_path / f"{claim.name}.md").read_text()
-
-
-def test_each_seed_has_weights_and_a_split_of_its_own(tiny):
-    """A seed's results are those of its split alone, trained from its weights."""
-    here, s = tiny
-    here = dataclasses.replace(here, split=data.digits)
-
-    def read(done):
-        return {"end": jax.device_get(done.carry.params["kernels"][0])}
-
-    found = search.results(here, s, lambda one: network("none"), read=read)
-    assert found["test"].shape == found["validation_half"].shape == (2, 2)
-    assert np.max(np.abs(found["end"][0, 0] - found["end"][1, 0])) > 0.1  # the rate moves nothing: initial weights
-    one = dataclasses.replace(s, seeds=1)
-    alone = here.fit(one, network("none"), data=data.digits(1), first_seed=1)
-    # The first of two batch orders and the second differ, and a rate that moves nothing has none.
-    np.testing.assert_allclose(found["end"][1, 0], alone.carry.params["kernels"][0][0, 0], rtol=1e-6)
-    np.testing.assert_allclose(found["train"][1, 0], here.learned(alone, data.digits(1))[0, 0], atol=1e-6)
-
-
-# Other images
-
-
-@pytest.fixture(scope="module")
-def mnist(tmp_path_factory):
-    """Make a folder with files in MNIST's format: 600 and 200 images that are noise around their digit's own."""
-    folder, rng = tmp_path_factory.mktemp("mnist"), np.random.default_rng(0)
-    own = rng.integers(0, 256, (10, 28 * 28))
-    for name, count in (("train", 600), ("t10k", 200)):
-        labels = np.arange(count) % 10
-        images = (0.8 * own[labels] + rng.integers(0, 50, (count, 28 * 28))).astype(np.uint8)
-        (folder / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
-        head = struct.pack(">2i", 2049, count)
-        (folder / f"{name}-labels-idx1-ubyte").write_bytes(head + labels.astype(np.uint8).tobytes())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cifar(tmp_path_factory):
-    """Make a folder with files in CIFAR-10's binary format: five of 60 images and one of 100."""
-    folder, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
-    own = rng.integers(0, 256, (10, 3 * 32 * 32))
-    for name, count in (*((f"data_batch_{n}", 60) for n in range(1, 6)), ("test_batch", 100)):
-        labels = np.arange(count) % 10
-        images = 0.8 * own[labels] + rng.integers(0, 50, (count, 3 * 32 * 32))
-        rows = np.concatenate([labels[:, None], images], 1).astype(np.uint8)
-        (folder / f"{name}.bin").write_bytes(rows.tobytes())
-    return folder
-
-
-def test_files_become_three_parts(mnist):
-    """A fifth of small files to validate and to test with, in the classes' proportions; nothing in two parts."""
-    name, images, split = command.source(command.Command(mnist=mnist))
-    assert split is None
-    assert name == "mnist"
-    parts = images[:3]
-    assert [len(part.labels) for part in parts] == [480, 120, 40]
-    for part in parts:
-        assert np.array_equal(np.bincount(part.labels), np.full(10, len(part.labels) / 10))
-        assert part.images.shape[1] == 784
-        assert part.images.dtype == np.float32
-        assert 0 <= part.images.min() < part.images.max() <= 1
-    rows = [{row.tobytes() for row in part.images} for part in parts]
-    assert not rows[0] & rows[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "kind"), [(c.name, "mnist") for c in CONFIGS] + [("normalizes", "cifar"), ("small_batches", "cifar")]
-)
-def test_a_claim_is_measured_on_other_images(name, kind, request, tmp_path):
-    folder = request.getfixturevalue(kind)
-    given = ["--only", name, "--smoke", f"--{kind}", str(folder), "--out", str(tmp_path)]
-    assert command.main(given, Interrupt()) == 0
-    record = json.loads((tmp_path / name / "result.json").read_text())
-    assert (record["data"], record["smoke"]) == (kind, True)
-    page = (tmp_path / "index.md").read_text()
-    assert f"Data: {kind}" in page
-    assert "its numbers and verdicts mean nothing" in page
-
-
-# What is refused
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--only", "nothing"], "must name claims"),
-        (["--smoke", "--publish"], "full run"),
-        (["--mnist", "a", "--cifar", "b"], "exclude each other"),
-        (["--mnist", "no/such/folder"], "no/such/folder"),
-    ],
-)
-def test_the_command_refuses(arguments, words, capsys):
-    assert command.main(arguments, Interrupt()) == 2
-    assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda text: text.replace("where = ", "wher = "), "wher"),
-        (lambda text: text.replace("number = 3", "number = 0"), "number"),
-        (lambda text: text + '\n[[criteria]]\nkey = "step_cost"\ntext = "again"\n', "twice"),
-        (lambda text: text + '\n[[criteria]]\nkey = "other"\n', "text"),
-        (lambda text: text + '\n[[criteria]]\nkey = "other"\ntext = "words"\nat_lest = 2.0\n', "at_lest"),
-        (lambda text: text.replace("seeds = 6", "seeds = 0"), "seeds"),
-        (lambda text: re.sub(r"\[\[criteria\]\](.|\n)*", "", text), "criteria"),
-    ],
-)
-def test_configs_are_refused_by_name(change, words, tmp_path):
-    own = CLAIMS / "faster" / "config.toml"
-    folder = tmp_path / "faster"
-    folder.mkdir()
-    path = folder / "config.toml"
-    path.write_text(change(own.read_text().replace("../../../configs/base.toml", str(ROOT / "configs" / "base.toml"))))
-    with pytest.raises((ValueError, TypeError), match=words) as caught:
-        config.load(path)
-    assert str(path) in str(caught.value)

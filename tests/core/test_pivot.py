@@ -1,0 +1,93 @@
+"""The pivot of the sums loses nothing: rows in any order, a running mean of any age, the form for GPUs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import jaxbn
+
+# mean / std of the four features: from easy to where float32 resolves a sixteenth of a standard deviation.
+RATIOS = np.array([0.0, 1e2, 1e4, 1e6])
+
+
+def arranged(kind: str, rows: int) -> np.ndarray:
+    """Rows in an order that misleads whoever looks at some of them."""
+    deviations, i = np.random.default_rng(rows).standard_normal((rows, len(RATIOS))), np.arange(rows)[:, None]
+    if kind == "sorted":
+        return np.sort(deviations, axis=0)
+    far = {"first": i < rows // 64, "last": i >= rows - rows // 64, "most": i > 0}
+    far |= {f"every {k}th": i % k == 0 for k in (2, 3, 16, 32)}
+    return deviations + 300 * far[kind]
+
+
+@pytest.fixture(scope="module")
+def forms():
+    """Return the layer and its pullback: at a fresh running mean, at one that is 0.9 std off, and as on a GPU."""
+
+    params, start = jaxbn.bn_init(len(RATIOS))
+
+    def step(mean, x, dy):
+        state = start._replace(mean=mean)
+        y, pull, new = jax.vjp(lambda x: jaxbn.bn_apply(params, state, x, True, momentum=0.0), x, has_aux=True)
+        return y, pull(dy)[0], new.var
+
+    default = jax.jit(step)
+    jax.clear_caches()  # traced before, or after, the platform is another
+    with pytest.MonkeyPatch.context() as patch:  # the form of a GPU, computed here
+        patch.setattr(
+            jax.lax, "platform_dependent", lambda *args, default, cuda=None, **others: (cuda or default)(*args)
+        )
+        sizes = [np.zeros((2, rows, len(RATIOS)), np.float32) for rows in (999, 4096)]
+        compiled = {len(x): jax.jit(step).lower(start.mean, x, dy).compile() for x, dy in sizes}
+    jax.clear_caches()
+
+    def on_gpu(mean, x, dy):
+        return compiled[len(x)](mean, x, dy)
+
+    return {"fresh": (default, 0.0), "old": (default, 0.9), "gpu": (on_gpu, 0.0)}
+
+
+@pytest.mark.parametrize("rows", [999, 4096])
+@pytest.mark.parametrize(
+    "kind", ["first", "last", "most", "sorted", "every 2th", "every 3th", "every 16th", "every 32th"]
+)
+@pytest.mark.parametrize("form", ["fresh", "old", "gpu"])
+def test_any_order_of_the_rows(forms, form, kind, rows):
+    """The pivot may be far off, or the part of x that it is the mean of no fair sample: nothing is lost."""
+    step, off = forms[form]
+    x = (arranged(kind, rows) + RATIOS).astype(np.float32)
+    exact = oracle.training(x)
+    mean = jnp.asarray(exact.mean + off * np.sqrt(exact.var) if off else np.zeros(len(RATIOS)), jnp.float32)
+    dy = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+    y, dx, var = (np.asarray(v, np.float64) for v in step(mean, x, dy))
+    # Of outputs up to 64, where float32 has steps of 4e-6.
+    assert np.max(np.abs(y - exact.y) / np.maximum(np.abs(exact.y), 1)) <= 2e-6
+    np.testing.assert_allclose(var, exact.var, rtol=1e-6)
+    wanted = oracle.gradients(x, dy)[0]
+    assert np.max(np.abs(dx - wanted)) <= 5e-6 * np.max(np.abs(wanted))
+
+
+def test_a_running_mean_that_is_a_constant_of_the_program():
+    """XLA folds `(c + v) - c` to v, which would lose what rounding took from the mean."""
+    x = np.float32([[0.245], [-1.254], [2.805], [0.32]]) + np.float32(1e4)
+    params, state = jaxbn.bn_init(1)
+    state = state._replace(mean=jnp.full(1, 1e4 + 0.557, jnp.float32))
+    y = jax.jit(lambda x: jaxbn.bn_apply(params, state, x, True)[0])(x)
+    np.testing.assert_allclose(y, oracle.training(x).y, rtol=0, atol=2e-6)
+
+
+@pytest.mark.compiler
+def test_members_of_vmap_share_the_second_pass():
+    """One is far from its running mean, and all take a second pass: in a loop still, not in all steps."""
+    x = np.stack([arranged("sorted", 999) + offset for offset in (0.0, 1e5, 0.5)]).astype(np.float32)
+    params, state = jaxbn.bn_init(len(RATIOS))
+
+    def layer(x):
+        return jaxbn.bn_apply(params, state, x, True)[0]
+
+    mapped = jax.jit(jax.vmap(layer)).lower(x).compile()
+    assert " while(" in mapped.as_text()
+    for y, member in zip(mapped(x), x, strict=True):
+        np.testing.assert_allclose(y, oracle.training(member).y, atol=2e-6)
