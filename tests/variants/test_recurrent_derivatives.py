@@ -1,4 +1,4 @@
-"""Derivatives of recurrent batch normalization against float64 differences, in both modes, and what is kept for them."""
+"""Derivatives of recurrent batch normalization against float64 differences, in both modes; what is kept for them."""
 
 import jax
 import jax.numpy as jnp
