@@ -1,27 +1,17 @@
-"""Whitening: the identity as covariance, the limits of the iteration, gradients, and devices."""
+"""Whitening: the identity as covariance, the limits of the iteration, gradients, and masks."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from ways import MEMBERS, assert_close, each_way, shard_map_way
+from ways import assert_close
+from whiten_oracle import FEATURES, MIX, NONE, PARAMS, ROWS, STATE, G, X, covariance, exact
 
 import jaxbn
-import jaxbn.linen
-import jaxbn.nnx
-from jaxbn import BatchNormParams
 from jaxbn.whitening import WhitenState, whiten_apply, whiten_init
 
-ROWS, FEATURES = 64, 4
-rng = np.random.default_rng(0)
-MIX = rng.standard_normal((FEATURES, FEATURES))
-X = (rng.standard_normal((ROWS, FEATURES)) @ MIX + [0, 3, -5, 100]).astype(np.float32)
-G = rng.standard_normal(X.shape).astype(np.float32)
-PARAMS = BatchNormParams(jnp.array([1.0, -2.0, 0.5, 1.0]), jnp.array([0.0, 1.0, 2.0, 3.0]))
-_, STATE = whiten_init(FEATURES)
-NONE = BatchNormParams(None, None)
+rng = np.random.default_rng(2)
 
 
 def conditioned(condition, features=8, rows=4096):
@@ -31,23 +21,6 @@ def conditioned(condition, features=8, rows=4096):
     z = rng.standard_normal((rows, features))
     z = (z - z.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(z.T, bias=True))).T
     return ((z * np.geomspace(1, condition**-0.5, features)) @ basis.T).astype(np.float32)
-
-
-def covariance(y):
-    y = np.asarray(y, np.float64).reshape(-1, y.shape[-1])
-    return np.cov(y.T, bias=True)
-
-
-def exact(x, steps, epsilon=1e-5, mean=None, cov=None):
-    """Compute the layer without parameters in float64, from the definition."""
-    x = np.asarray(x, np.float64)
-    mean = x.mean(0) if mean is None else mean
-    s = (np.cov(x.T, bias=True) if cov is None else cov) + epsilon * np.eye(x.shape[1])
-    a, p, eye = s / np.trace(s), np.eye(len(s)), np.eye(len(s))
-    for _ in range(steps):
-        q = (3 * eye - a) / 2
-        a, p = a @ q @ q, p @ q
-    return (x - mean) @ p / np.sqrt(np.trace(s))
 
 
 @pytest.mark.parametrize("condition", [*(pytest.param(c, marks=pytest.mark.slow) for c in (1.0, 1e2)), 1e4])
@@ -191,58 +164,6 @@ def test_nothing_to_whiten_changes_nothing():
         chex.assert_tree_all_finite(gradient)
 
 
-@each_way
-def test_on_many_devices(way):
-    """Unequal masks, NaN under them: outputs, state and gradients are those of one device."""
-    mask = np.ones((ROWS, 1), bool)
-    mask[3:9], mask[63] = False, False
-    x = np.where(mask, X, np.nan).astype(np.float32)
-
-    def member(whole, parts, name=way.axis_name):
-        def loss(params, x):
-            y, new = whiten_apply(params, STATE, x, True, mask=parts["mask"], axis_name=name)
-            return jnp.sum(jnp.where(parts["mask"], jnp.sin(y), 0)), (y, new)
-
-        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        (d_params, dx), (y, new) = gradient(whole["params"], parts["x"])
-        return {"y": y, "dx": dx}, (new, way.total(d_params) if name else d_params)
-
-    got = way.run(member, {"params": PARAMS}, {"x": x, "mask": mask})
-    wanted = jax.jit(lambda w, p: member(w, p, None))({"params": PARAMS}, {"x": x, "mask": mask})
-    assert_close(got, wanted, atol=2e-3)
-    chex.assert_tree_all_finite(got)
-
-
-def test_groups_of_devices():
-    """`axis_index_groups` of unequal sizes, with unequal masks: each group is one device that counts its rows only."""
-    groups, way = [[3], [6, 1], [0, 7, 2, 5, 4]], shard_map_way(True)
-    mask = np.ones((ROWS, 1), bool)
-    mask[3:9], mask[24:26], mask[63] = False, False, False
-    x = np.where(mask, X, np.nan).astype(np.float32)
-
-    def member(whole, parts, name=way.axis_name, groups=groups):
-        def loss(params, x):
-            y, new = whiten_apply(params, STATE, x, True, mask=parts["mask"], axis_name=name, axis_index_groups=groups)
-            return jnp.sum(jnp.where(parts["mask"], jnp.sin(y), 0)), (y, new)
-
-        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        (d_params, dx), (y, new) = gradient(whole["params"], parts["x"])
-        return {"y": y, "dx": dx, "new": jax.tree.map(lambda v: v[None], new)}, d_params
-
-    got, d_params = way.run(member, {"params": PARAMS}, {"x": x, "mask": mask})
-    one, total = jax.jit(lambda w, p: member(w, p, None, None)), jax.tree.map(jnp.zeros_like, PARAMS)
-    for group in groups:
-        mine = np.isin(np.arange(ROWS) // (ROWS // MEMBERS), group)
-        wanted, own = one({"params": PARAMS}, {"x": x, "mask": mask & mine[:, None]})
-        total = jax.tree.map(jnp.add, total, own)
-        at = mine & mask[:, 0]
-        assert_close([got[k][at] for k in ("y", "dx")], [wanted[k][at] for k in ("y", "dx")], atol=2e-3)
-        for i in group:
-            assert_close(jax.tree.map(lambda v, i=i: v[i], got["new"]), jax.tree.map(lambda v: v[0], wanted["new"]))
-    assert_close(d_params, total, atol=2e-3)
-    chex.assert_tree_all_finite(got)
-
-
 def test_a_loop_carries_the_state_and_a_traced_flag_compiles_once():
     step = jax.jit(chex.assert_max_traces(lambda state, train: whiten_apply(PARAMS, state, X, train)[1], n=1))
     state = STATE
@@ -279,51 +200,3 @@ def test_momentum_schedules():
 def test_refused(call, kind, words):
     with pytest.raises(kind, match=words):
         call()
-
-
-def test_both_modules_are_the_function():
-    """Three steps of training and one of evaluation; `train()` and `eval()` reach the nnx module."""
-    options = {"momentum": 0.9, "group_size": 2, "iterations": 7}
-    params, state = whiten_init(FEATURES, group_size=2)
-    layer = jaxbn.linen.IterNorm(**options)
-    variables = layer.init(jax.random.key(0), X, use_running_average=False)
-    chex.assert_trees_all_equal(variables["batch_stats"], state._asdict())
-    stateful = jaxbn.nnx.IterNorm(FEATURES, rngs=nnx.Rngs(0), **options)
-    for i in range(4):
-        x, train = X + np.float32(i), i < 3
-        wanted, state = whiten_apply(params, state, x, train, iterations=7, momentum=0.9)
-        y, new = layer.apply(variables, x, use_running_average=not train, mutable=["batch_stats"])
-        variables = {**variables, **new}
-        stateful.train() if train else stateful.eval()
-        assert_close((y, stateful(x)), (wanted, wanted), atol=1e-4)
-    assert_close(variables["batch_stats"], state._asdict(), atol=1e-4)
-    assert_close(stateful.cov[...], state.cov, atol=1e-4)
-    bare = jaxbn.linen.IterNorm(use_scale=False, use_bias=False).init(jax.random.key(0), X, use_running_average=True)
-    assert "params" not in bare
-
-
-def test_both_modules_take_masks_on_many_devices():
-    """Unequal masks, NaN under them: a step of training, and with it evaluation, are the function on one device."""
-    way, mask = shard_map_way(True), np.ones((ROWS, 1), bool)
-    mask[3:9], mask[63] = False, False
-    x = np.where(mask, X, np.nan).astype(np.float32)
-    options = {"momentum": 0.9, "group_size": 2, "axis_name": way.axis_name}
-    layer = jaxbn.linen.IterNorm(**options)
-    variables = layer.init(jax.random.key(0), X, use_running_average=False)
-    graph, values = nnx.split(jaxbn.nnx.IterNorm(FEATURES, rngs=nnx.Rngs(0), **options))
-
-    def member(whole, parts):
-        of = {"mask": parts["mask"]}
-        y, new = layer.apply(whole["linen"], parts["x"], False, mutable=["batch_stats"], **of)
-        stateful = nnx.merge(graph, whole["nnx"])
-        ys = y, stateful(parts["x"], **of)
-        evaluated = layer.apply(whole["linen"] | new, parts["x"], True, **of), stateful(parts["x"], True, **of)
-        kept = new["batch_stats"], {k: getattr(stateful, k)[...] for k in WhitenState._fields}
-        return (ys, evaluated), kept
-
-    got, kept = way.run(member, {"linen": variables, "nnx": values}, {"x": x, "mask": mask})
-    params, state = whiten_init(FEATURES, group_size=2)
-    y, state = whiten_apply(params, state, x, True, momentum=0.9, mask=mask)
-    evaluated, _ = whiten_apply(params, state, x, False, mask=mask)
-    assert_close((got, kept), (((y, y), (evaluated, evaluated)), (state._asdict(),) * 2), atol=1e-3)
-    chex.assert_tree_all_finite(got)
