@@ -141,6 +141,7 @@ def test_quartiles():
 # What is counted
 
 
+@pytest.mark.compiler
 def test_temporary_memory_is_what_xla_says():
     """None for what is done in place; what a loop stacks for its backward pass, and that it grows with the loop."""
     x = jnp.ones((64, 64))
@@ -166,6 +167,7 @@ def test_bytes_kept_in_float32_with_relu(name):
     assert KEPT[name] <= kept < KEPT[name] + 0.5  # some vectors of a value per feature, 512 times smaller than x
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("way", collectives.WAYS)
 def test_collectives_of_flax(way):
     """Two in all: one forward, one backward. The same instrument finds four in its stable variant under shard_map."""

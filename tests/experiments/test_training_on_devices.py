@@ -72,6 +72,7 @@ def test_what_pads_a_batch_does_not_count():
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 @pytest.mark.parametrize("way", ["jit", "shard_map"])
 def test_the_batch_is_really_divided(way):
     """The compiled program knows 37 examples, not all 74: else the agreement above would be that of copies."""
