@@ -10,6 +10,7 @@ import jaxbn
 
 # mean / std of the four features: from easy to where float32 resolves a sixteenth of a standard deviation.
 RATIOS = np.array([0.0, 1e2, 1e4, 1e6])
+IMAGES = (4, 5, 28, len(RATIOS))
 
 
 def arranged(kind: str, rows: int) -> np.ndarray:
@@ -39,12 +40,12 @@ def forms():
         patch.setattr(
             jax.lax, "platform_dependent", lambda *args, default, cuda=None, **others: (cuda or default)(*args)
         )
-        sizes = [np.zeros((2, rows, len(RATIOS)), np.float32) for rows in (999, 4096)]
-        compiled = {len(x): jax.jit(step).lower(start.mean, x, dy).compile() for x, dy in sizes}
+        arrays = [np.zeros(shape, np.float32) for shape in ((999, len(RATIOS)), (4096, len(RATIOS)), IMAGES)]
+        compiled = {x.shape: jax.jit(step).lower(start.mean, x, x).compile() for x in arrays}
     jax.clear_caches()
 
     def on_gpu(mean, x, dy):
-        return compiled[len(x)](mean, x, dy)
+        return compiled[x.shape](mean, x, dy)
 
     return {"fresh": (default, 0.0), "old": (default, 0.9), "gpu": (on_gpu, 0.0)}
 
@@ -67,6 +68,19 @@ def test_any_order_of_the_rows(forms, form, kind, rows):
     np.testing.assert_allclose(var, exact.var, rtol=1e-6)
     wanted = oracle.gradients(x, dy)[0]
     assert np.max(np.abs(dx - wanted)) <= 5e-6 * np.max(np.abs(wanted))
+
+
+@pytest.mark.parametrize("offset", [5, 30, 300])
+@pytest.mark.parametrize(("first", "limit"), [(0, 2e-6), (7, 5e-5)])
+def test_columns_of_images_at_the_period_of_the_part(forms, first, limit, offset):
+    """The pivot of a GPU is the mean of columns 7 and 21 of 28: a pattern that is there and nowhere else costs digits."""
+    deviations = np.random.default_rng(first).standard_normal(IMAGES)
+    x = (deviations + RATIOS + offset * (np.arange(28) % 14 == first)[:, None]).astype(np.float32)
+    exact = oracle.training(x)
+    for (step, _), bound in ((forms["gpu"], limit), (forms["fresh"], 2e-6)):
+        y, _, var = (np.asarray(v, np.float64) for v in step(np.zeros(len(RATIOS), np.float32), x, x))
+        assert np.max(np.abs(y - exact.y) / np.maximum(np.abs(exact.y), 1)) <= bound
+        np.testing.assert_allclose(var, exact.var, rtol=bound)
 
 
 def test_a_running_mean_that_is_a_constant_of_the_program():
