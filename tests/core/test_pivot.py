@@ -73,7 +73,7 @@ def test_any_order_of_the_rows(forms, form, kind, rows):
 @pytest.mark.parametrize("offset", [5, 30, 300])
 @pytest.mark.parametrize(("first", "limit"), [(0, 2e-6), (7, 5e-5)])
 def test_columns_of_images_at_the_period_of_the_part(forms, first, limit, offset):
-    """The pivot of a GPU is the mean of columns 7 and 21 of 28: a pattern that is there and nowhere else costs digits."""
+    """The pivot of a GPU is the mean of columns 7 and 21 of 28: a pattern of just these columns costs digits."""
     deviations = np.random.default_rng(first).standard_normal(IMAGES)
     x = (deviations + RATIOS + offset * (np.arange(28) % 14 == first)[:, None]).astype(np.float32)
     exact = oracle.training(x)
