@@ -59,8 +59,8 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     counts = [len(gain) for gain in gains.values()]
     apart = sum(bool(e and e.low > 0) for e in (made[kind] for kind in shown))
     alt = (
-        f"Dots of test accuracy with batch norm and without, far apart for {KINDS['deep']} alone; gains, with an "
-        f"interval above 0 in {apart} of {len(shown)} other networks."
+        f"Dots of test accuracy with batch norm and without, {np.mean(gains['deep']):.0f} points apart for "
+        f"{KINDS['deep']}; gains, with an interval above 0 in {apart} of {len(shown)} other networks."
     )
     return alt, (
         f"Mean gains by batch norm, in points: {said}. Dots: n = {min(counts)} to {max(counts)} splits. Inception's "
