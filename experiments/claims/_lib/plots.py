@@ -75,7 +75,7 @@ def strip(panel: Axes, rows: dict[str, tuple[str, Any]]) -> None:
 
 
 def published(panel: Axes, text: str, theirs: tuple[str, float], e: Estimate, ours: str) -> str:
-    """Draw a number with its interval beside that of a paper; return both in words."""
+    """Draw a number with its interval beside that of a paper, or a criterion; return both in words."""
     by, value = theirs
     ends = [v for v in (e.low, e.high, e.value, value) if math.isfinite(v)]
     room, own = 0.1 * (max(ends) - min(ends) or 1.0), min(e.value, max(ends))

@@ -2,7 +2,8 @@
 
 Every number comes from a claim's record. The words of its page are a Jinja template, `page.md`, of two parts and a line
 `---` between: the advice, and the text that is folded away. In it `{{ key }}` is the number of the criterion of that
-name, `value.key` the plain number, `verdict.key` the verdict on it, and `first.key` its outcome in the first run.
+name, `value.key` the plain number, `n.key` the number of values, `verdict.key` the verdict, and `first.key` the outcome
+in the first run.
 """
 
 import os
@@ -96,6 +97,7 @@ def chapter(j: Judged, alt: str, caption: str) -> str:
     else:
         values: dict[str, Any] = {k: number(e, brief=True) for k, e in j.estimates.items()}
         values["value"] = SimpleNamespace(**{k: e and e.value for k, e in j.estimates.items()})
+        values["n"] = SimpleNamespace(**{k: e and e.n for k, e in j.estimates.items()})
         values["first"] = r["first"]
         values["verdict"] = SimpleNamespace(**{x.key: p.verdict for x, p in zip(c.criteria, j.parts, strict=True)})
         words = _template(study.ROOT / "experiments" / "claims" / c.name / "page.md").render(values)
@@ -106,19 +108,24 @@ def chapter(j: Judged, alt: str, caption: str) -> str:
 def draw(j: Judged, path: Path) -> tuple[str, str]:
     """Write the figure to `path`; return its alternative text and its caption."""
     mpl.use("Agg")
-    shown = [(c, e) for c in j.config.criteria if c.published is not None and (e := j.estimates[c.key])]
+    known = [(c, e) for c in j.config.criteria if (e := j.estimates[c.key])]
+    shown = [(c, e, (c.by, c.published)) for c, e in known if c.published is not None]
+    papers, below = bool(shown), "Below: ours with its interval, and a paper's."
+    if not papers:  # the first row, beside its criterion
+        bounds = [(c, e, c.at_least if c.at_most is None else c.at_most) for c, e in known[:1]]
+        shown = [(c, e, ("criterion", bound)) for c, e, bound in bounds if bound is not None]
+        below = "Below: the first row and its criterion; no published number is comparable."
     height, line = 4.2, 0.65
     total = height + line * len(shown)
     above = ConstrainedLayoutEngine(rect=(0, 1 - height / total, 1, height / total))
     figure = Figure(figsize=(9.6, total), layout=above)
     alt, caption = judged.module(j.config, "judge").draw(j.record["measured"], figure)
     said = []
-    for at, (c, e) in enumerate(reversed(shown)):
+    for at, (c, e, beside) in enumerate(reversed(shown)):
         panel = figure.add_axes((0.03, (line * at + 0.28) / total, 0.7, 0.12 / total))
-        said.append(plots.published(panel, c.text, (c.by, c.published or 0.0), e, number(e, brief=True)))
+        said.append(plots.published(panel, c.text, beside, e, number(e, brief=True)))
     if shown:
-        alt = f"{alt} Below, numbers of papers: {'; '.join(reversed(said))}."
-        caption = f"{caption} Below: ours with its interval, and that of a paper."
+        alt, caption = f"{alt} Below: {'; '.join(reversed(said))}." if papers else alt, f"{caption} {below}"
     disk.write_figure(path, figure, dpi=110)
     return alt, caption
 

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims._lib import plots
-from experiments.claims._lib.compare import better
+from experiments.claims._lib.compare import better, level
 from experiments.claims._lib.intervals import Estimate, at_edge, best, geometric, mean, tuned
-from experiments.claims._lib.verdict import Estimates
+from experiments.claims._lib.verdict import Estimates, listed
 
 LEARNS = 0.5  # validation accuracy, or the share that is explained, of both arms at a rate that counts as common
 NAMES = {"batch": "batch norm", "none": "no norm", "noisy": "noisy batch norm", "noise": "no norm, same noise"}
@@ -37,6 +37,9 @@ def estimates(found: dict[str, Any]) -> Estimates:
         "noisy": better((noise, "batch"), (noise, "noisy")),
         "noisy_and_plain": better((noise, "noisy"), (noise, "none")),
         "noise_alone": better((noise, "none"), (noise, "noise")),
+        "noise_level": level((noise, "noise")),
+        "noisy_train": better((noise, "batch"), (noise, "noisy"), "train"),
+        "noise_train": better((noise, "none"), (noise, "noise"), "train"),
         "noisy_and_noise": better((noise, "noisy"), (noise, "noise")),
     }
 
@@ -102,15 +105,15 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     plots.finish(right, "test accuracy, %", "", "10 ReLU layers, with noise\nthat restores the shift", xlim=(None, 100))
     low, high = left.get_ylim()
     left.set_ylim(low, high + 0.2 * (high - low))  # room for the legend above the lines
-    means = [f"{np.mean(v):.2f}" for v in _pair(relu, "cosine")]
-    tests = ", ".join(f"{np.median(v):.1f}% with {label}" for label, (_, v) in rows.items())
-    n = len(relu["batch"]["test"])
+    means, n = [f"{np.mean(v):.2f}" for v in _pair(relu, "cosine")], len(relu["batch"]["test"])
+    wander = [f"{np.ptp(np.array(found['units'][arm])[rate, :, 1]):.1f}" for arm in ARMS]
+    tests = listed([f"{np.median(v):.1f}% with {k.replace(', ', ' and the ')}" for k, (_, v) in rows.items()])
     alt = (
-        "Quantiles of one unit's input over training; the cosine between gradients before and after the earlier "
-        f"layers' step by learning rate, {means[0]} with batch norm and {means[1]} without; test accuracies, {tests}."
+        f"The median input of a unit, which wanders over a range of {wander[0]} with batch norm and {wander[1]} "
+        "without; cosines by learning rate; test accuracies with and without noise."
     )
     return alt, (
-        f"At equal rates the cosine between a layer's gradients is {means[0]} with batch norm and {means[1]} without "
-        f"(middle); medians of test accuracy are {tests} (right). Left: one unit of the last hidden layer. Middle: all "
-        f"rates that both learn at, medians and quartiles; right: best rates. n = {n} splits of one seed."
+        f"At equal rates the cosine of a layer's gradients is {means[0]} with batch norm and {means[1]} without "
+        f"(middle: medians and quartiles); test accuracy is {tests} (right: medians, best rates). "
+        f"Left: one unit. n = {n} splits."
     )

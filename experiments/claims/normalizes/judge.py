@@ -18,19 +18,19 @@ def estimates(found: dict[str, Any]) -> Estimates:
     def worst(arm: str, name: str) -> Estimate:
         return extremes(np.max(found[arm][name], axis=(1, 2, 3)))
 
-    def at(arm: str, name: str, probe: int = -1) -> Estimate:
-        each = np.mean(np.asarray(found[arm][name])[:, probe], -1)
-        return mean(np.min(each, -1) if arm == "batch" and name == "all" else np.mean(each, -1))
+    def at(arm: str, name: str, probe: int = -1, over: Any = np.mean) -> Estimate:
+        return mean(over(np.mean(np.asarray(found[arm][name])[:, probe], -1), -1))
 
     return {
         "mean": worst("batch", "mean"),
         "var": worst("batch", "var"),
-        "correlation": at("batch", "all"),
+        "correlation": at("batch", "all", over=np.min),
         "whitened": at("whiten", "within"),
         "whitened_all": at("whiten", "all"),
         "whitened_mean": worst("whiten", "mean"),
         "whitened_var": worst("whiten", "var"),
         "same_whitened": at("batch", "same_whitened"),
+        "after": at("batch", "all"),
         "before": at("batch", "before"),
         "start": at("batch", "all", 0),
         "next_mean": at("batch", "next_mean"),
@@ -42,7 +42,7 @@ def estimates(found: dict[str, Any]) -> Estimates:
 def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     """Draw units by mean and deviation, their correlations, and how these move in training."""
     left, middle, right = figure.subplots(1, 3)
-    clouds = {"entering": ("none", "before batch norm"), "leaving": ("other", "inputs of the next layer")}
+    clouds = {"entering": ("pooled", "before batch norm"), "leaving": ("other", "inputs of the next layer")}
     for name, (arm, label) in (clouds | {"batch": ("batch", "after batch norm")}).items():
         left.plot(*found["batch"]["units"][name], label=label, **plots.style(arm) | {"ls": "", "alpha": 0.6, "ms": 3.5})
     low, high = left.get_ylim()
@@ -65,13 +65,13 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     names = ("training step", "mean |correlation| of two units", "in the course of training")
     plots.finish(right, *names, "best", yscale="log")
     last = {arm: np.mean(np.asarray(found[arm]["all"])[:, -1]) for arm in ("batch", "whiten")}
+    off, n = np.max(np.abs(np.array(found["batch"]["units"]["batch"]) - [[0], [1]])), len(found["batch"]["all"])
     alt = (
-        "Units by mean and standard deviation before and after batch norm, a matrix of their correlations, and the "
-        f"mean correlation, at the end {last['batch']:.2f} with batch norm and {last['whiten']:.2f} with whitening."
+        f"Units scattered before batch norm, and after it at mean 0 and deviation 1 to within {off:.3f}; a matrix of "
+        "correlations, many large off its diagonal; correlations over training, lower with whitening."
     )
-    n = len(found["batch"]["all"])
     return alt, (
         f"After training two units of a layer are correlated by {last['batch']:.2f} with batch norm, as before it, "
-        f"and by {last['whiten']:.2f} with whitening. Left and middle: one network; right: medians and quartiles of "
-        f"n = {n} seeds on splits of their own, mean over three layers and {len(found['rates'])} rates."
+        f"and by {last['whiten']:.2f} with whitening. Left and middle: one network; right: medians and quartiles, "
+        f"n = {n} splits, mean over layers and rates."
     )
