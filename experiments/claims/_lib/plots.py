@@ -20,6 +20,8 @@ BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK, BROWN = (
     ("#000000", (0, (1, 1)), "X"),
     ("#8C6D1F", (0, (6, 2, 1, 2)), "*"),
 )
+# Running averages are purple, darker the longer they remember.
+LIGHT, MIDDLE, DARK = (("#B79AE0", "-.", "D"), ("#7E4FBF", ":", "^"), ("#3F1A73", (0, (5, 1)), "v"))
 # Blue is batch norm as it is, orange no norm; what replaces or changes batch norm has the others.
 STYLES = {
     "batch": BLUE,
@@ -30,6 +32,7 @@ STYLES = {
     **dict.fromkeys(("noisy", "whiten", "sigmoid_batch", "input", "second"), SKY),
     **dict.fromkeys(("pooled",), BLACK),
     **dict.fromkeys(("other", "layer"), BROWN),
+    **{"0.9": LIGHT, "0.99": MIDDLE, "0.999": DARK, "0.999 debiased": (DARK[0], (0, (1, 1)), "P")},
 }
 
 
@@ -71,6 +74,15 @@ def strip(panel: Axes, rows: dict[str, tuple[str, Any]]) -> None:
         panel.plot(v, np.linspace(-0.18, 0.18, v.size) - at, ls="", marker=".", color=color, alpha=0.6)
         if v.size:
             panel.plot([np.median(v)] * 2, [-at - 0.3, -at + 0.3], color=color, lw=2)
+    panel.set_yticks(-np.arange(len(rows)), list(rows))
+
+
+def effects(panel: Axes, rows: dict[str, tuple[str, Estimate]], bound: float) -> None:
+    """Draw a row for each name, from `(arm, estimate)`: the number with its interval; dashed the criterion `bound`."""
+    for at, (arm, e) in enumerate(rows.values()):
+        look = style(arm) | {"ls": "", "ms": 5, "capsize": 3}
+        panel.errorbar([e.value], [-at], xerr=[[e.value - e.low], [e.high - e.value]], **look)
+    panel.axvline(bound, color="black", lw=1, ls="--")
     panel.set_yticks(-np.arange(len(rows)), list(rows))
 
 
