@@ -77,11 +77,12 @@ def strip(panel: Axes, rows: dict[str, tuple[str, Any]]) -> None:
     panel.set_yticks(-np.arange(len(rows)), list(rows))
 
 
-def effects(panel: Axes, rows: dict[str, tuple[str, Estimate]], bound: float) -> None:
+def effects(panel: Axes, rows: dict[str, tuple[str, Estimate | None]], bound: float) -> None:
     """Draw a row for each name, from `(arm, estimate)`: the number with its interval; dashed the criterion `bound`."""
     for at, (arm, e) in enumerate(rows.values()):
         look = style(arm) | {"ls": "", "ms": 5, "capsize": 3}
-        panel.errorbar([e.value], [-at], xerr=[[e.value - e.low], [e.high - e.value]], **look)
+        if e:
+            panel.errorbar([e.value], [-at], xerr=[[e.value - e.low], [e.high - e.value]], **look)
     panel.axvline(bound, color="black", lw=1, ls="--")
     panel.set_yticks(-np.arange(len(rows)), list(rows))
 
