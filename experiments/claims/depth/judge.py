@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims._lib import plots
-from experiments.claims._lib.compare import at_best, better, level, moved
-from experiments.claims._lib.intervals import exact, geometric, mean
+from experiments.claims._lib.compare import better, level, moved
+from experiments.claims._lib.intervals import best, exact, geometric, mean
 from experiments.claims._lib.verdict import Estimates
 from experiments.tables import markdown
 
 HE, MIDDLE = 2, slice(10, 20)
 NAMES = {"batch": "batch norm", "none": "no norm", "group": "group norm", "skip": "SkipInit"}
-KINDS = {"sigmoid": "sigmoid stacks", "relu": "ReLU stacks", "cnn": "residual CNNs"}
+KINDS = {"sigmoid": "sigmoid stack", "relu": "ReLU stack", "cnn": "residual CNN"}
 BATCHES = (8, 32, 64)
 TYPICAL = 32  # the batch of the training
 
@@ -66,11 +66,17 @@ def estimates(found: dict[str, Any]) -> Estimates:
         key = name.replace("-", "_")
         made[key] = better((run, "batch"), (run, "none"))
         made |= {f"{key}_{arm}": level((run, arm)) for arm in NAMES if arm in run}
+        made[f"{key}_train"] = better((run, "batch"), (run, "none"), "train")
         made[f"{key}_moved"] = moved((run, "none"))
         if "skip" in run:
             made[f"{key}_skip_moved"] = moved((run, "skip"))
             made |= {f"{key}_over_{arm}": better((run, "batch"), (run, arm)) for arm in ("group", "skip")}
-    return made
+    deep, stack = found["trained"]["cnn-56"], found["trained"]["relu-40"]
+    return made | {
+        "relu_40_batch_train": level((stack, "batch"), "train"),
+        "cnn_56_none_rate": exact(deep["grid"][best(deep["none"]["validation"])], "chosen by validation"),
+        "cnn_56_lowest": exact(min(deep["grid"]), "counted"),
+    }
 
 
 def _there(found: dict[str, Any], batch: int) -> str:
@@ -93,25 +99,33 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
-    """Draw test accuracy by depth, each arm at its best rate."""
-    panels, said = figure.subplots(1, len(KINDS), sharey=True), []
-    for panel, (kind, title) in zip(panels, KINDS.items(), strict=True):
-        runs = {int(name.split("-")[1]): run for name, run in found["trained"].items() if name.startswith(f"{kind}-")}
-        depths = sorted(runs)
-        for arm, name in NAMES.items():
-            if arm in runs[depths[0]]:
-                plots.points(panel, depths, [100 * at_best((runs[d], arm)) for d in depths], arm, name)
-        plots.finish(panel, "layers", "", title, "lower left", xscale="log", ylim=(0, 100))
-        panel.set_xticks(depths, [str(d) for d in depths])
-        panel.minorticks_off()
-        deepest = {arm: 100 * np.mean(at_best((runs[depths[-1]], arm))) for arm in ("batch", "none")}
-        said.append(
-            f"{title} of {depths[-1]} layers {deepest['batch']:.1f}% with batch norm, {deepest['none']:.1f}% without"
-        )
-    panels[0].set_ylabel("test accuracy, %")
-    counts = sorted({len(run["none"]["test"]) for run in found["trained"].values()})
-    alt = f"Test accuracy by depth with and without batch norm: {'; '.join(said)}."
-    return (
-        alt,
-        f"{'; '.join(said)}. Each at its best rate; medians and quartiles of {counts[0]} to {counts[-1]} splits.",
+    """Draw test accuracies of all arms, each at its best rate, and what batch norm has over the others."""
+    left, right = figure.subplots(1, 2, sharey=True)
+    names, said = [], []
+    for at, (key, run) in enumerate(found["trained"].items()):
+        kind, depth = key.split("-")
+        names.append(f"{KINDS[kind]}, {depth} layers")
+        arms = [arm for arm in NAMES if arm in run]
+        for row, arm in enumerate(arms):
+            y, look = -at + 0.3 - 0.2 * row, plots.style(arm) | {"ls": "", "ms": 5, "capsize": 2}
+            label = NAMES[arm] if run is found["trained"]["cnn-56"] else None
+            e = level((run, arm))
+            left.errorbar([e.value], [y], xerr=[[e.value - e.low], [min(e.high, 100) - e.value]], label=label, **look)
+            if arm != "batch":
+                e = better((run, "batch"), (run, arm))
+                right.errorbar([e.value], [y], xerr=[[e.value - e.low], [e.high - e.value]], **look)
+        batch, none = (level((run, arm)).value for arm in ("batch", "none"))
+        said.append(f"{names[-1]}, {batch:.1f} and {none:.1f}%")
+    left.set_yticks(-np.arange(len(names)), names)
+    right.axvline(0, color="black", lw=1, ls="--")
+    plots.finish(left, "test accuracy, %", "", xlim=(0, 100))
+    plots.finish(right, "batch norm minus the other arm, percentage points", "")
+    figure.legend(loc="outside upper center", ncols=len(NAMES), frameon=False, fontsize=9)
+    gains = {key: better((run, "batch"), (run, "none")).value for key, run in found["trained"].items()}
+    steps = found["trained"]["cnn-56"]["steps"]
+    caption = (
+        f"Batch norm changes test accuracy by {gains['sigmoid-20']:+.1f} points in 20 sigmoid layers, "
+        f"{gains['relu-40']:+.1f} in 40 ReLU layers, and {gains['cnn-56']:+.1f} in a residual CNN of 56 layers "
+        f"after {steps} steps. Means with 95% intervals, at the best rates; no paper has these gains."
     )
+    return f"Test accuracy with batch norm and without: {'; '.join(said)}.", caption
