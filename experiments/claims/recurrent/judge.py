@@ -50,7 +50,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         plots.finish(panel, "training step", "", title, "lower right", ylim=(0, 100))
     panels[0].set_ylabel("validation accuracy, %")
     arms = {title: [(found["tasks"][task], arm) for arm in ("batch", "none")] for task, title in TASKS.items()}
-    gains = {title: better(*both) for title, both in arms.items()}
+    gains = {title: better(both[0], both[1]) for title, both in arms.items()}
     seen = [f"{level(both[0]).value:.1f} and {level(both[1]).value:.1f}% on {title}" for title, both in arms.items()]
     said = [f"{e.value:+.2f} ({e.low:.2f} to {e.high:.2f}) on {title}" for title, e in gains.items()]
     start = "No gain is shown: b" if all(e.low <= 0 <= e.high for e in gains.values()) else "B"

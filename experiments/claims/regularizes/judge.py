@@ -64,7 +64,8 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         of = {arm: (run, arm) for arm in ROWS if arm in run and arm != "batch"}
         of |= {"whole": (found["still"], "whole")} if data == "digits" else {}
         rows = {key: better(arm, (run, "batch")) for key, arm in of.items()}
-        plots.effects(panel, {name: (arm, rows.get(key)) for key, (name, arm) in ROWS.items() if key != "batch"}, 0)
+        shown = {name: (arm, rows.get(key)) for key, (name, arm) in ROWS.items() if key != "batch"}
+        plots.effects(panel, shown, 0.0)
         plots.finish(panel, "test accuracy minus that of batch norm, points", "", title)
         told = (key for key in ("none", "batch_0.2", "ghost_8", "whole") if key in rows)
         said.append(f"{title}: {', '.join(f'{ROWS[key][0]} {rows[key].value:+.2f}' for key in told)}")

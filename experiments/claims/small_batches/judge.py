@@ -73,5 +73,6 @@ def _errors(panel: Axes, run: dict[str, Any], title: str, look: dict[str, Any]) 
     found = [level((run, f"batch_{size}")) for size in sizes]
     value = np.array([100 - e.value for e in found])
     bars = [[min(e.high, 100) - e.value for e in found], [e.value - e.low for e in found]]
-    panel.errorbar(sizes, value, bars, label=f"batch norm, {title}", **plots.style("batch") | {"capsize": 2} | look)
+    look = plots.style("batch") | {"capsize": 2} | look
+    panel.errorbar(sizes, value, bars, label=f"batch norm, {title}", **look)
     return float(value[0]), float(value[-1])
