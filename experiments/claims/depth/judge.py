@@ -65,14 +65,15 @@ def estimates(found: dict[str, Any]) -> Estimates:
     for name, run in found["trained"].items():
         key = name.replace("-", "_")
         made[key] = better((run, "batch"), (run, "none"))
-        made |= {f"{key}_{arm}": level((run, arm)) for arm in NAMES if arm in run}
         made[f"{key}_train"] = better((run, "batch"), (run, "none"), "train")
         made[f"{key}_moved"] = moved((run, "none"))
         if "skip" in run:
             made[f"{key}_skip_moved"] = moved((run, "skip"))
             made |= {f"{key}_over_{arm}": better((run, "batch"), (run, arm)) for arm in ("group", "skip")}
     deep, stack = found["trained"]["cnn-56"], found["trained"]["relu-40"]
+    made |= {f"cnn_56_{arm}": level((deep, arm)) for arm in NAMES}
     return made | {
+        "sigmoid_20_none": level((found["trained"]["sigmoid-20"], "none")),
         "relu_40_batch_train": level((stack, "batch"), "train"),
         "cnn_56_none_rate": exact(deep["grid"][best(deep["none"]["validation"])], "chosen by validation"),
         "cnn_56_lowest": exact(min(deep["grid"]), "counted"),
@@ -85,16 +86,24 @@ def _there(found: dict[str, Any], batch: int) -> str:
 
 
 def tables(found: dict[str, Any]) -> str:
-    """Return the ratios of gradients before training as a table."""
+    """Return the ratios of gradients before training, and the accuracies of each arm, as tables."""
     rows = []
     for name in found["gradients"]:
         activation, norm, batch = name.split("-")
         by_gain = [f"{v:.0f}" if 1e3 <= v < 1e6 else f"{v:.3g}" for v in np.median(ratios(found, name), 0)]
         rows.append([activation.replace("relu", "ReLU"), NAMES[norm], batch, *by_gain])
     table = markdown(["units", "norm", "batch", *(f"gain {g:.3g}" for g in found["gains"])], rows)
+    arms = []
+    for key, run in found["trained"].items():
+        kind, depth = key.split("-")
+        for arm in (arm for arm in NAMES if arm in run):
+            levels = [level((run, arm), what) for what in ("test", "train")]
+            cells = [f"{e.value:.1f} ({e.low:.1f} to {e.high:.1f})" for e in levels]
+            arms.append([f"{KINDS[kind]}, {depth} layers", NAMES[arm], *cells])
+    accuracies = markdown(["network", "norm", "test accuracy, %", "training accuracy, %"], arms)
     return (
         "Before training, 30 layers: the gradient of the first layer over that of the last, medians of all seeds.\n\n"
-        f"{table}"
+        f"{table}\n\nAfter training, each at its best rate, means with 95% intervals:\n\n{accuracies}"
     )
 
 
