@@ -117,7 +117,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     return alt, (
         f"At step {steps[at]:g} a running average of 0.99 and statistics of test batches are {value[at]:.0f} points "
         f"apart, at step {steps[-1]:g} {value[-1]:.1f}. Medians and quartiles of {n} splits; middle: means with 95% "
-        "intervals, dashed the criterion. No paper has this number."
+        "intervals, dashed the criterion."
     )
 
 

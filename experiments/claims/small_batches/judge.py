@@ -48,7 +48,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         run, look = found[net], {} if net in ("mlp", "cnn") else {"ls": "--", "marker": "s", "mfc": "white"}
         first, last = _errors(left if net.startswith("mlp") else right, run, title, look)
         errors.append(f"{title}, {last:.1f} and {first:.1f}%")
-        rises.append(f"{better((run, USUAL), (run, PAIR)).value:+.1f} points ({title})")
+        rises.append(f"{better((run, USUAL), (run, PAIR)).value:+.1f} ({title})")
     e = level((found["cnn"], "group"))
     color, dashes, _ = plots.STYLES["group"]
     right.axhline(100 - e.value, color=color, ls=dashes, lw=1.8, label="group norm, CNN")
@@ -62,7 +62,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         panel.minorticks_off()
     counts = " or ".join(sorted({str(len(found[net][PAIR]["test"])) for net in NETS}))
     return f"Test error over 32 and over 2 images: {'; '.join(errors)}; beside them a ResNet-50's.", (
-        f"From 32 images to 2, the error with batch norm changes by {', '.join(rises)}. Means with 95% intervals of "
+        f"From 32 images to 2, the error with batch norm changes, in points, by {', '.join(rises)}. Means with 95% intervals of "
         f"{counts} splits, at the best rates."
     )
 
