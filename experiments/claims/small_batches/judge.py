@@ -62,8 +62,8 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         panel.minorticks_off()
     counts = " or ".join(sorted({str(len(found[net][PAIR]["test"])) for net in NETS}))
     return f"Test error over 32 and over 2 images: {'; '.join(errors)}; beside them a ResNet-50's.", (
-        f"From 32 images to 2, the error with batch norm changes, in points, by {', '.join(rises)}. Means with 95% intervals of "
-        f"{counts} splits, at the best rates."
+        f"From 32 images to 2, the error with batch norm changes, in points, by {', '.join(rises)}. Means with 95% "
+        f"intervals of {counts} splits, at the best rates."
     )
 
 
