@@ -41,7 +41,9 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
         s = study.settings(given, activation=activation, init_scale=GAINS[activation])
         run = search(study, f"placement-{activation}", s, PLACES, partial(_model, study), read=read)
         found[activation] = run | {place: _shown(run[place]) for place in PLACES}
-    s = study.settings(given, activation="relu", init_scale=GAINS["relu"])
+    # As many steps as the networks have that they are compared with: the search doubled those of the config so often.
+    doubled = len(found["relu"]["moved"]) - 1
+    s = study.settings(given, activation="relu", init_scale=GAINS["relu"], steps=given.steps * 2**doubled)
     for name in INPUTS:
         asked, change = {"inputs": name}, partial(prepared, name)
         run = checked(
