@@ -76,6 +76,13 @@ def test_the_command_refuses(arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_missing_data_are_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert command.main(["--only", "recurrent", "--out", str(tmp_path / "run")], Interrupt()) == 2
+    assert "`pip install --no-deps aeon`" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
