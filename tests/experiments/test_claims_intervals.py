@@ -190,6 +190,23 @@ def test_the_answer_names_the_scopes():
     assert verdict.overall(criteria[2:], parts[2:]) == "not shown"
 
 
+@pytest.mark.parametrize(
+    ("scopes", "said"),
+    [
+        (["one"], "one"),
+        (["steps on digits", "steps on MNIST"], "steps on digits and MNIST"),
+        (["steps with tanh", "a cost", "steps with ReLU (few)"], "steps with tanh and ReLU (few), and a cost"),
+        (
+            ["a net of 5 layers", "a net of 9 layers", "one (on two)", "two"],
+            "a net of 5 layers and 9 layers, one (on two), and two",
+        ),
+        (["a mean of 0", "whitening"], "a mean of 0 and whitening"),
+    ],
+)
+def test_scopes_that_begin_alike_say_so_once(scopes, said):
+    assert verdict.grouped(scopes) == said
+
+
 def test_as_many_seeds_as_needed_find_the_effect():
     """The number that is said to be needed finds an effect of that size in four of five runs, within a tenth."""
     rng, error = np.random.default_rng(1), 1 / math.sqrt(40)

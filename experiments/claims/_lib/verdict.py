@@ -1,6 +1,7 @@
 """From estimates and criteria to an answer, by one rule for all claims; the report says what was made after results."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple
@@ -14,6 +15,7 @@ from experiments.training.config import STRICT
 
 Verdict = Literal["holds", "fails", "no difference", "undecided"]
 Estimates = dict[str, Estimate | None]  # None: the record is older than the criterion
+HEAD = re.compile(r"[^(]* (?:on|with|of|over|at) ")  # of a scope, up to its last preposition
 ALPHA, MOST = 0.05, 1_000  # of a claim's deciding parts together; more seeds than this are out of reach
 POINTS, FACTOR = 1.0, 1.25  # a difference of accuracies and a ratio up to these are none that matters
 CHECKS = {"grid": "a wider grid", "steps": "twice the steps", "split": "other splits"}
@@ -131,7 +133,7 @@ def answer(criteria: Sequence[Criterion], parts: Sequence[Part], estimates: Esti
             groups["undecided for {}"].append(c.scope if brief else f"{c.scope} ({needs})")
         else:
             groups[f"{part.verdict} for {{}}"].append(c.scope)
-    said = "; ".join(kind.format(listed(scopes)) for kind, scopes in groups.items() if scopes)
+    said = "; ".join(kind.format(grouped(scopes)) for kind, scopes in groups.items() if scopes)
     return f"{said[:1].upper()}{said[1:]}."
 
 
@@ -144,6 +146,19 @@ def overall(criteria: Sequence[Criterion], parts: Sequence[Part]) -> str:
 def listed(items: Sequence[str]) -> str:
     """Join with commas and an and."""
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""
+
+
+def grouped(scopes: Sequence[str]) -> str:
+    """Join scopes with commas and an and; what several say before their last preposition is said once."""
+    tails: dict[tuple[str, str], list[str]] = {}
+    for scope in scopes:
+        found = HEAD.match(scope)
+        head = found[0] if found else ""
+        tail = scope[len(head) :]
+        tails.setdefault((head, "" if head else tail), []).append(tail)
+    items = [head + listed(group) for (head, _), group in tails.items()]
+    comma = "," if len(items) < len(scopes) else ""
+    return f"{', '.join(items[:-1])}{comma} and {items[-1]}" if len(items) > 1 else items[0]
 
 
 def _side(c: Criterion, e: Estimate) -> tuple[bool, float]:
