@@ -29,6 +29,7 @@ def estimates(found: dict[str, Any]) -> Estimates:
         "cosine": _tuned(relu, "cosine"),
         "cosine_batch": _mean(relu, "batch", "cosine"),
         "cosine_none": _mean(relu, "none", "cosine"),
+        "cosine_linear_none": _mean(linear, "none", "cosine"),
         "change": _ratio(relu, "relative"),
         "change_linear": _ratio(linear, "relative"),
         "unpredicted": _ratio(relu, "unpredicted"),
@@ -102,7 +103,9 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         for arm, label in NAMES.items()
     }
     plots.strip(right, rows)
-    plots.finish(right, "test accuracy, %", "", "10 ReLU layers, with noise\nthat restores the shift", xlim=(None, 100))
+    plots.finish(
+        right, "test accuracy, %", "", "10 ReLU layers, with noise\nmeant to restore the shift", xlim=(None, 100)
+    )
     low, high = left.get_ylim()
     left.set_ylim(low, high + 0.2 * (high - low))  # room for the legend above the lines
     means, n = [f"{np.mean(v):.2f}" for v in _pair(relu, "cosine")], len(relu["batch"]["test"])

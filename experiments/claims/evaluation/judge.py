@@ -97,7 +97,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     value, low, high = np.array([[e.value, max(e.low, 0.01), e.high] for e in gaps]).T
     apart.errorbar(steps, value, [value - low, high - value], **plots.style("0.99") | {"ls": ""}, ms=5, capsize=3)
     apart.axhline(BOUND, color="black", lw=1, ls="--")
-    names = ("training step", "test batch against average of 0.99, points")
+    names = ("training step", "difference in test accuracy, points")
     plots.finish(apart, *names, xscale="log", yscale="log", ylim=(0.1, 100))
     for at, kind in enumerate(("batch", "running")):
         arm, _ = NAMES["batch" if kind == "batch" else "0.99"]

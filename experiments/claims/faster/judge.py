@@ -51,12 +51,13 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     panels[0].set_ylabel("steps to the target accuracy")
     n = len(found["sigmoid_digits"]["none"]["steps"])
     alt = (
-        f"Four panels of steps to the target by learning rate: of the {both} rates where both arms get "
-        f"there, batch norm is sooner at {lower}."
+        f"Four panels of steps to the target by learning rate: of the {both} rates where the medians of both arms "
+        f"get there, batch norm is sooner at {lower}."
     )
     return alt, (
-        f"Steps to 90% without and with batch norm, at the fastest rate of each: {'; '.join(said)}. "
-        f"Medians and quartiles, n = {n}; without a marker a quarter never gets there."
+        f"Median steps to 90% without and with batch norm, at the rate with the fewest steps on average: "
+        f"{'; '.join(said)}. Markers: medians and quartiles, n = {n}; "
+        "there is none where a quarter of the runs never gets there."
     )
 
 

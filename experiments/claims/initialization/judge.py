@@ -97,7 +97,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
             medians[arm, what, tuned] = np.median(accuracy, 0)
             plots.points(panel, scales, accuracy, arm, name)
         panel.axhline(100 * LEARNS, color="0.4", lw=0.8, ls=":")
-        plots.finish(panel, "scale of hidden weights over He's", "", title, "center left", xscale="log", ylim=(0, 100))
+        plots.finish(panel, "scale of hidden weights over He's", "", title, "center left", xscale="log", ylim=(0, 103))
     panels[0].set_ylabel("accuracy, %")
     learned, trained = (
         {arm: int(np.sum(medians[arm, what, True] >= 100 * LEARNS)) for arm in NAMES} for what in ("test", "train")

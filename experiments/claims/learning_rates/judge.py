@@ -117,9 +117,9 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         plots.band(left, main["rates"], 100 * np.asarray(main[arm]["train"], float), arm, name)
         plots.band(right, small["rates"], 100 * np.asarray(small[arm]["test"], float), arm, name)
     left.axhline(100 * LEARNED, color="black", lw=0.8, ls=":")
-    plots.finish(left, "learning rate", "training accuracy, %", "10 layers", "lower left", xscale="log", ylim=(0, 100))
+    plots.finish(left, "learning rate", "training accuracy, %", "10 layers", "lower left", xscale="log", ylim=(0, 103))
     title = "10 layers, batches of 16"
-    plots.finish(right, "learning rate", "test accuracy, %", title, "lower left", xscale="log", ylim=(0, 100))
+    plots.finish(right, "learning rate", "test accuracy, %", title, "lower left", xscale="log", ylim=(0, 103))
     keys = {depth: "learns" if depth == 10 else _name(depth) for depth in DEPTHS if _name(depth) in found}
     known = {depth: e for depth, key in keys.items() if (e := made[key]) and math.isfinite(e.value)}
     at = np.array([[e.value, e.value - e.low, min(e.high, 1e6) - e.value] for e in known.values()]).reshape(-1, 3).T

@@ -86,8 +86,9 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     panels[0].set_ylabel("validation accuracy, %")
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     n, target = len(found["relu"]["before"]["test"]), f"{found['target']:.0%}"
-    alt = f"Validation accuracy over steps. Median steps to {target} before, after and without: {'; '.join(said)}."
-    return alt, (
-        f"Steps to {target} after the activation over those before: {', '.join(ratios)}. Median and quartiles of {n} "
-        "splits, at the rates that validation chose; dotted: the target."
+    alt = f"Validation accuracy over steps. Median steps to {target} at the fastest rates, before, after and without:"
+    return f"{alt} {'; '.join(said)}.", (
+        f"Steps to {target} after the activation over those before, each at its fastest rate, with 95% intervals: "
+        f"{', '.join(ratios)}. Curves: medians and quartiles of {n} splits at the rates that validation chose, which "
+        "may be slower; dotted: the target."
     )

@@ -57,6 +57,6 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     n = len(found["tasks"]["digits"]["none"]["test"])
     alt = f"Validation accuracy rises over training; test accuracy with batch norm and without: {', '.join(seen)}."
     return alt, (
-        f"{start}atch norm changes test accuracy, in points, by {', '.join(said)}. Medians and quartiles, n = {n}, "
-        "at the best rates."
+        f"{start}atch norm changes test accuracy, in points, by {', '.join(said)}, with 95% intervals. "
+        f"Curves: medians and quartiles, n = {n}, at the best rates."
     )

@@ -12,8 +12,8 @@ from experiments.claims._lib.verdict import Estimates
 
 ROWS = {
     "none": ("no norm", "none"),
-    "none_0.2": ("dropout 0.2", "none"),
-    "none_0.5": ("dropout 0.5", "none"),
+    "none_0.2": ("no norm, dropout 0.2", "none"),
+    "none_0.5": ("no norm, dropout 0.5", "none"),
     "batch": ("batch norm", "batch"),
     "batch_0.2": ("batch norm, dropout 0.2", "batch"),
     "batch_0.5": ("batch norm, dropout 0.5", "batch"),
@@ -72,6 +72,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     gains = {data: better((found[data], "batch"), (found[data], "none")).value for data in ("digits", "mnist")}
     n = [len(found[data]["batch"]["test"]) for data in ("digits", "mnist")]
     return f"Test accuracy minus that of batch norm: {'; '.join(said)}.", (
-        f"After 200 images, batch norm changes test accuracy by {gains['digits']:+.2f} points on digits and "
-        f"{gains['mnist']:+.2f} on MNIST. Means with 95% intervals of {n[0]} and {n[1]} splits, at the best rates."
+        f"With 200 training images, batch norm changes test accuracy by {gains['digits']:+.2f} points on digits and "
+        f"{gains['mnist']:+.2f} on MNIST. Means with 95% intervals of {n[0]} and {n[1]} splits, at the best rates; "
+        "empty rows were not measured."
     )
