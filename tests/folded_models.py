@@ -7,7 +7,6 @@ import numpy as np
 from flax import nnx
 
 import jaxbn
-import jaxbn.linen
 import jaxbn.nnx
 
 KEY = jax.random.key(0)

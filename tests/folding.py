@@ -6,8 +6,6 @@ import numpy as np
 from oracle import evaluation
 
 import jaxbn
-import jaxbn.linen
-import jaxbn.nnx
 
 
 def dense(x, kernel):

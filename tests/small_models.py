@@ -10,7 +10,6 @@ from flax import nnx
 
 import jaxbn
 import jaxbn.linen
-import jaxbn.nnx
 
 KEY = jax.random.key(0)
 X = np.asarray(np.random.default_rng(0).normal(3, 2, size=(8, 2)), np.float32)

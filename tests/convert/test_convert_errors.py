@@ -10,7 +10,6 @@ from flax import nnx
 import jaxbn
 import jaxbn.convert
 import jaxbn.linen
-import jaxbn.nnx
 
 X = np.asarray(np.random.default_rng(0).normal(2, 3, size=(8, 3)), np.float32)
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
@@ -58,7 +57,7 @@ def test_values_that_are_no_layers_are_refused(name, value):
 
 
 class Tensor:
-    """What PyTorch says of tensors on the meta device, sparse and quantized ones."""
+    """A tensor that answers as PyTorch's do on the meta device, sparse or quantized."""
 
     dtype, shape = "torch.float32", (3,)
 
@@ -66,11 +65,11 @@ class Tensor:
         self.says = says
 
     def detach(self):
-        """As PyTorch."""
+        """Return itself, as PyTorch does."""
         return self
 
     def cpu(self):
-        """As PyTorch."""
+        """Return itself, or refuse, as PyTorch does."""
         if isinstance(self.says, NotImplementedError):
             raise self.says
         return self

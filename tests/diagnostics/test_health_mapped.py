@@ -8,24 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax_layers import KEY, X, norm
 from params import named, pairs
 
 import jaxbn
-import jaxbn.convert
 import jaxbn.linen
 import jaxbn.nnx
 
-KEY = jax.random.key(0)
-X = np.asarray(np.random.default_rng(0).normal(2, 3, size=(8, 3)), np.float32)
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-
-def rngs():
-    return nnx.Rngs(0)
-
-
-def norm(**options) -> Any:
-    return jaxbn.nnx.BatchNorm(3, **options, rngs=rngs())
 
 
 MEANS, VARIANCES = np.array([[0.0, 0, 0], [9, 1, 2]], np.float32), np.array([[1.0, 1, 1], [9, 9, 4]], np.float32)

@@ -10,21 +10,14 @@ import optax
 import pytest
 from flax import nnx
 from flax.core import FrozenDict, freeze
+from flax_layers import KEY, STATS, X, rngs
 from params import named, pairs
 
 import jaxbn
-import jaxbn.convert
 import jaxbn.linen
 import jaxbn.nnx
 
-KEY = jax.random.key(0)
-X = np.asarray(np.random.default_rng(0).normal(2, 3, size=(8, 3)), np.float32)
-STATS = ["batch_stats"]
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-
-def rngs():
-    return nnx.Rngs(0)
 
 
 class Held(nnx.Module):
@@ -67,7 +60,7 @@ class Inside(nnx.Module):
         self.held, self.blocks = Held(), ()
 
     def __call__(self, x):
-        """As the inner one."""
+        """Apply the inner one."""
         return self.held(x)
 
 

@@ -7,24 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax_layers import KEY, STATS, X, norm
 
 import jaxbn
 import jaxbn.convert
 import jaxbn.linen
 import jaxbn.nnx
 
-KEY = jax.random.key(0)
-X = np.asarray(np.random.default_rng(0).normal(2, 3, size=(8, 3)), np.float32)
-STATS = ["batch_stats"]
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-
-def rngs():
-    return nnx.Rngs(0)
-
-
-def norm(**options) -> Any:
-    return jaxbn.nnx.BatchNorm(3, **options, rngs=rngs())
 
 
 def half(tree):

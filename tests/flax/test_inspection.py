@@ -4,28 +4,15 @@ import warnings
 from typing import Any
 
 import flax.linen as nn
-import jax
-import numpy as np
 import pytest
 from flax import nnx
+from flax_layers import KEY, SEQUENCES, X, norm, rngs
 
 import jaxbn
-import jaxbn.convert
 import jaxbn.linen
 import jaxbn.nnx
 
-KEY = jax.random.key(0)
-X = np.asarray(np.random.default_rng(0).normal(2, 3, size=(8, 3)), np.float32)
-SEQUENCES = np.asarray(np.random.default_rng(1).normal(size=(8, 4, 3)), np.float32)
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-
-def rngs():
-    return nnx.Rngs(0)
-
-
-def norm(**options) -> Any:
-    return jaxbn.nnx.BatchNorm(3, **options, rngs=rngs())
 
 
 def folded():

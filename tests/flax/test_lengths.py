@@ -9,23 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax_layers import KEY, SEQUENCES, STATS, rngs, run_nnx
 from params import named, pairs
 
 import jaxbn
-import jaxbn.convert
 import jaxbn.linen
 import jaxbn.nnx
 
-KEY = jax.random.key(0)
-STATS = ["batch_stats"]
 LENGTHS = np.array([4, 4, 3, 3, 2, 2, 1, 1])
-SEQUENCES = np.asarray(np.random.default_rng(1).normal(size=(8, 4, 3)), np.float32)
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-
-def rngs():
-    return nnx.Rngs(0)
 
 
 def linen_rnn(train):
@@ -44,13 +36,6 @@ def run_linen(x, **options):
     return carry, y, update["batch_stats"]
 
 
-def run_nnx(x, **options):
-    cell = jaxbn.nnx.BatchNormLSTMCell(3, 5, max_steps=4, rngs=rngs())
-    rnn = nnx.RNN(cell, return_carry=True, state_axes=nnx.StateAxes({nnx.BatchStat: nnx.Carry, ...: None}))
-    carry, y = rnn(x, **options)
-    return carry, y, nnx.to_pure_dict(nnx.state(cell, nnx.BatchStat))
-
-
 def begun(run, lengths):
     if run is run_linen:
         return jaxbn.linen.BatchNormLSTMCell(5, 4, False).initialize_carry(KEY, (8, 3), lengths=lengths)
@@ -59,7 +44,7 @@ def begun(run, lengths):
 
 @pairs("how, run", named("plain", "compiled", "reversed"), named(run_linen, run_nnx))
 def test_flax_s_lengths_keep_padding_out(run, how):
-    """As lengths in the carry do; NaN in the padding is nowhere."""
+    """They do what lengths in the carry do; NaN in the padding is nowhere."""
     real = (np.arange(4) < LENGTHS[:, None])[..., None]
     options: dict[str, Any] = {"reverse": True, "keep_order": True} if how == "reversed" else {}
     f = partial(run, **options)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from beside_flax import KEY, STATS, TWO, X, close
 from flax import serialization
 from flax.errors import ModifyScopeVariableError
 from params import named, pairs
@@ -18,17 +19,8 @@ import jaxbn
 import jaxbn.linen
 
 BatchNorm: Any = jaxbn.linen.BatchNorm
-KEY: Any = jax.random.key(0)
-X = np.asarray(np.random.default_rng(0).normal(size=(8, 3)), np.float32)
-TWO = np.stack([X, 2 * X + 1])
-STATS = ["batch_stats"]
 BOTH = pytest.mark.parametrize("norm", [nn.BatchNorm, BatchNorm], ids=["flax", "ours"])
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-
-def close(got, wanted, tolerance=3e-6):
-    chex.assert_trees_all_equal_shapes_and_dtypes(got, wanted)
-    chex.assert_trees_all_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
 def test_fields_are_flax_s_and_then_ours():
@@ -74,7 +66,7 @@ def test_variables_output_and_update_are_flax_s(fields, shape):
 
 @BOTH
 def test_checkpoints_load_both_ways(norm):
-    """By name, through flax's own bytes."""
+    """Leaves are found by name, through flax's own bytes."""
     other = {nn.BatchNorm: BatchNorm, BatchNorm: nn.BatchNorm}[norm]
     layer = norm(use_running_average=False)
     variables = layer.init(KEY, X)
@@ -133,7 +125,7 @@ def test_groups_need_no_axis_name_at_init_or_in_evaluation():
 
 
 def test_training_without_mutable_statistics():
-    """As flax's; by the batch's statistics without an update (tensorflow/tensorflow#29480) only if the call says so."""
+    """It is refused as in flax, unless the call asks for no update (tensorflow/tensorflow#29480)."""
     layer = BatchNorm(use_running_average=False)
     variables = layer.init(KEY, X)
     close(layer.apply(variables, X, update=False), layer.apply(variables, X, mutable=STATS)[0], 0)

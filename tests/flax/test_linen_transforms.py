@@ -9,23 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from beside_flax import KEY, STATS, TWO, X, close
 from flax.errors import ModifyScopeVariableError
 
 import jaxbn
 import jaxbn.linen
 
 BatchNorm: Any = jaxbn.linen.BatchNorm
-KEY: Any = jax.random.key(0)
-X = np.asarray(np.random.default_rng(0).normal(size=(8, 3)), np.float32)
-TWO = np.stack([X, 2 * X + 1])
-STATS = ["batch_stats"]
 BOTH = pytest.mark.parametrize("norm", [nn.BatchNorm, BatchNorm], ids=["flax", "ours"])
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-
-def close(got, wanted, tolerance=3e-6):
-    chex.assert_trees_all_equal_shapes_and_dtypes(got, wanted)
-    chex.assert_trees_all_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("flag", ["attribute", "call"])

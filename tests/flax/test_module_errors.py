@@ -2,34 +2,20 @@
 
 import subprocess
 import sys
-from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from flax.errors import ModifyScopeVariableError
+from flax_layers import KEY, SEQUENCES, STATS, X, norm, rngs, run_nnx
 
 import jaxbn
-import jaxbn.convert
 import jaxbn.linen
 import jaxbn.nnx
 
-KEY = jax.random.key(0)
-X = np.asarray(np.random.default_rng(0).normal(2, 3, size=(8, 3)), np.float32)
-STATS = ["batch_stats"]
-SEQUENCES = np.asarray(np.random.default_rng(1).normal(size=(8, 4, 3)), np.float32)
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-
-def rngs():
-    return nnx.Rngs(0)
-
-
-def norm(**options) -> Any:
-    return jaxbn.nnx.BatchNorm(3, **options, rngs=rngs())
 
 
 def layers_in_training():
@@ -56,13 +42,6 @@ def test_training_that_could_not_update_is_refused_as_in_flax(name):
         layer.apply(variables, x)
     if name != "cell":
         assert layer.apply(variables, x, update=False).shape == x.shape
-
-
-def run_nnx(x, **options):
-    cell = jaxbn.nnx.BatchNormLSTMCell(3, 5, max_steps=4, rngs=rngs())
-    rnn = nnx.RNN(cell, return_carry=True, state_axes=nnx.StateAxes({nnx.BatchStat: nnx.Carry, ...: None}))
-    carry, y = rnn(x, **options)
-    return carry, y, nnx.to_pure_dict(nnx.state(cell, nnx.BatchStat))
 
 
 def test_import_without_flax_names_the_extra():

@@ -8,36 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from beside_flax import TWO, X, close, make, stats
 from flax import nnx
 from params import named, pairs
 
 import jaxbn
-import jaxbn.linen
 import jaxbn.nnx
 
 BatchNorm: Any = jaxbn.nnx.BatchNorm
-X = np.asarray(np.random.default_rng(0).normal(size=(8, 3)), np.float32)
-TWO = np.stack([X, 2 * X + 1])
 BOTH = pytest.mark.parametrize("norm", [nnx.BatchNorm, BatchNorm], ids=["flax", "ours"])
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
 
-def make(norm: Any = BatchNorm, **kwargs: Any) -> Any:
-    return norm(**{"num_features": 3, "rngs": nnx.Rngs(0), **kwargs})
-
-
 def pair(**kwargs):
     return make(nnx.BatchNorm, **kwargs), make(BatchNorm, **kwargs)
-
-
-def stats(module):
-    """Copy the running statistics as plain arrays."""
-    return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
-
-
-def close(got, wanted, tolerance=3e-6):
-    chex.assert_trees_all_equal_shapes_and_dtypes(got, wanted)
-    chex.assert_trees_all_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
 def test_arguments_are_flax_s_and_then_ours():
@@ -102,7 +86,7 @@ def test_dtypes_are_flax_s(x_dtype, param_dtype, dtype):
 
 
 def test_promote_dtype_is_asked():
-    """With a function that promotes nothing, the output has the dtype to which x, scale and bias promote."""
+    """The output has the dtype to which x, scale and bias promote if the function promotes nothing."""
     calls = []
 
     def promote(arrays, dtype=None):
@@ -183,7 +167,7 @@ def test_arguments_reach_the_function():
 
 @pytest.mark.parametrize("axis", [(1, 2), [2, 1]])
 def test_several_feature_axes(axis):
-    """Which flax's layer has not: its buffers are vectors. `num_features` is in the order of `axis`."""
+    """Flax's layer has none: its buffers are vectors. `num_features` is in the order of `axis`."""
     x = np.asarray(np.random.default_rng(2).normal(size=(4, 2, 3)), np.float32)
     sizes = tuple(x.shape[a] for a in axis)
     layer = make(num_features=sizes, axis=axis, momentum=0.0)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from beside_flax import TWO, X, close, make, stats
 from flax import nnx
 
 import jaxbn
@@ -16,23 +17,7 @@ import jaxbn.linen
 import jaxbn.nnx
 
 BatchNorm: Any = jaxbn.nnx.BatchNorm
-X = np.asarray(np.random.default_rng(0).normal(size=(8, 3)), np.float32)
-TWO = np.stack([X, 2 * X + 1])
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-
-def make(norm: Any = BatchNorm, **kwargs: Any) -> Any:
-    return norm(**{"num_features": 3, "rngs": nnx.Rngs(0), **kwargs})
-
-
-def stats(module):
-    """Copy the running statistics as plain arrays."""
-    return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
-
-
-def close(got, wanted, tolerance=3e-6):
-    chex.assert_trees_all_equal_shapes_and_dtypes(got, wanted)
-    chex.assert_trees_all_close(got, wanted, rtol=tolerance, atol=tolerance)
 
 
 NORMAL = nnx.initializers.normal()

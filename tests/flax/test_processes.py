@@ -7,21 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from flax import nnx
+from flax_layers import norm, rngs
 
 import jaxbn
-import jaxbn.convert
 import jaxbn.linen
 import jaxbn.nnx
 
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
-
-
-def rngs():
-    return nnx.Rngs(0)
-
-
-def norm(**options) -> Any:
-    return jaxbn.nnx.BatchNorm(3, **options, rngs=rngs())
 
 
 MANY = """

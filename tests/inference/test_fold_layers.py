@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 import jaxbn
-import jaxbn.convert
 import jaxbn.linen
 import jaxbn.nnx
 

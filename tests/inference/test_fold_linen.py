@@ -13,7 +13,6 @@ from flax import traverse_util
 from folded_models import KEY, X, near, trained
 
 import jaxbn.linen
-import jaxbn.nnx
 
 BOTH = pytest.mark.parametrize(
     "norm", [pytest.param(nn.BatchNorm, marks=pytest.mark.slow), jaxbn.linen.BatchNorm], ids=["flax", "ours"]

@@ -14,8 +14,6 @@ from two_layers import (
 )
 
 import jaxbn
-import jaxbn.linen
-import jaxbn.nnx
 from jaxbn import Moments
 from jaxbn.statistics import pool_batches
 
@@ -23,7 +21,7 @@ from jaxbn.statistics import pool_batches
 @settings(derandomize=True, deadline=None, max_examples=15)
 @given(st.permutations(range(20)), st.permutations([1, 1, 1, 2, 2, 3, 5, 5]), st.sampled_from([0.0, 1e2, 1e4]))
 def test_however_they_are_split(order, sizes, ratio):
-    """As the float64 moments of all values, and with the digits of the mean that float32 has no place for."""
+    """The moments are those of all values in float64, with the digits of the mean that float32 has no place for."""
     x = (rng.standard_normal((20, 2)) + ratio).astype(np.float32)
     batches = np.split(x[np.array(order)], np.cumsum(sizes)[:-1])
     m = pool_batches(jax.jit(jaxbn.moments), iter(batches))
