@@ -16,9 +16,7 @@ import jaxbn.nnx
 from jaxbn.diagnostics import health
 
 linen_health, nnx_health = jaxbn.linen.health, jaxbn.nnx.health
-RNG = np.random.default_rng(0)
-CENTRE, WIDTH = np.array([2.0, -3, 0, 5], np.float32), np.array([1.0, 4, 0.2, 2], np.float32)
-X = np.asarray(RNG.normal(size=(256, 4)) * WIDTH + CENTRE, np.float32)
+X = np.asarray(np.random.default_rng(0).normal(size=(256, 4)) * [1, 4, 0.2, 2] + [2, -3, 0, 5], np.float32)
 KEY = jax.random.key(0)
 BOTH = pytest.mark.parametrize("norm", [nn.BatchNorm, jaxbn.linen.BatchNorm], ids=["flax", "ours"])
 NNX = pytest.mark.parametrize("norm", [nnx.BatchNorm, jaxbn.nnx.BatchNorm], ids=["flax", "ours"])
@@ -27,17 +25,6 @@ NNX = pytest.mark.parametrize("norm", [nnx.BatchNorm, jaxbn.nnx.BatchNorm], ids=
 @pytest.fixture
 def flax_s_promotion(ordinary_promotion):
     """Promote as flax's layers need it."""
-
-
-def layer(count=100, **changes):
-    """Make a layer that has seen a hundred batches like X."""
-    params, state = jaxbn.bn_init(4, mean=CENTRE, var=WIDTH**2)
-    state = state._replace(count=jnp.asarray(count, jnp.int32))
-    parts = {name: jnp.asarray(v, jnp.float32) for name, v in changes.items()}
-    return (
-        params._replace(**{k: v for k, v in parts.items() if k in params._fields}),
-        state._replace(**{k: v for k, v in parts.items() if k in state._fields}),
-    )
 
 
 class Net(nn.Module):
@@ -126,7 +113,7 @@ def test_linen_stacks_and_single_layers(norm):
 
 
 class Model(nnx.Module):
-    """As `Net`, and a stack."""
+    """`Net` in nnx, and a stack."""
 
     def __init__(self, norm):
         rngs, new = nnx.Rngs(0), partial(norm, epsilon=1e-3, momentum=0.0)

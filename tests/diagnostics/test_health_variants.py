@@ -23,17 +23,6 @@ X = np.asarray(RNG.normal(size=(256, 4)) * WIDTH + CENTRE, np.float32)
 KEY = jax.random.key(0)
 
 
-def layer(count=100, **changes):
-    """Make a layer that has seen a hundred batches like X."""
-    params, state = jaxbn.bn_init(4, mean=CENTRE, var=WIDTH**2)
-    state = state._replace(count=jnp.asarray(count, jnp.int32))
-    parts = {name: jnp.asarray(v, jnp.float32) for name, v in changes.items()}
-    return (
-        params._replace(**{k: v for k, v in parts.items() if k in params._fields}),
-        state._replace(**{k: v for k, v in parts.items() if k in state._fields}),
-    )
-
-
 class Conditional(nn.Module):
     """A layer whose scale and bias are given to its call, for each example, and one after it."""
 
