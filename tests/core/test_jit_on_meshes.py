@@ -8,10 +8,10 @@ from device_cases import CASES, PLAIN, Case, arguments, counted
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from params import param
-from programs import count_collectives
 from ways import AXIS, assert_close, mesh_of
 
 import jaxbn
+from experiments.compiled.counting import count_collectives
 
 PARAMS, STATE = jaxbn.bn_init(3)
 RNG = np.random.default_rng(0)
