@@ -22,14 +22,7 @@ from experiments.interrupt import INTERRUPTED, refuse
 from experiments.tables import check_page
 
 RECORD, KEYS = "results.json", {"plan", "times", "measures", "bars"}  # by which a former run is known
-PACKAGES = {
-    "jax": "jax",
-    "jaxlib": "jaxlib",
-    "flax": "flax",
-    "haiku": "dm-haiku",
-    "equinox": "equinox",
-    "torch": "torch",
-}
+PACKAGES = {name: name for name in ("jax", "jaxlib", "flax", "haiku", "equinox", "torch")} | {"haiku": "dm-haiku"}
 
 
 @dataclasses.dataclass(frozen=True)

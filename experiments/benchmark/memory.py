@@ -1,4 +1,4 @@
-"""Memory that can be counted: what is kept for the backward pass, and XLA's temporary memory. No times, and no luck."""
+"""Count memory: what the backward pass holds, XLA's temporary memory, and passes over memory. No times, no luck."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbn
-from experiments.benchmark import accuracy, passes, torch_layers
+from experiments.benchmark import accuracy, hlo, torch_layers
 from experiments.benchmark.layers import LAYERS, arguments, program
 from experiments.benchmark.sizes import EPILOGUES, OURS, TORCH, Case, Plan
 
@@ -49,7 +49,7 @@ def one_layer(name: str, case: Case) -> Step:
     step = jax.jit(program(layer, "forward+backward", case.relu))
     compiled = step.lower(*arguments(layer, accuracy.inputs(case, 0.0))).compile()
     size = math.prod(case.shape)
-    return Step(temporary_bytes(compiled) / size, passes.moved(compiled.as_text() or "", size))
+    return Step(temporary_bytes(compiled) / size, moved(compiled.as_text() or "", size))
 
 
 def scanned(name: str, case: Case, layers: int, rematerialized: bool = False) -> float:
@@ -88,6 +88,22 @@ def scanned(name: str, case: Case, layers: int, rematerialized: bool = False) ->
 def temporary_bytes(compiled: Any) -> int:
     """Return the temporary memory of a compiled program."""
     return compiled.memory_analysis().temp_size_in_bytes
+
+
+def moved(program: str, elements: int) -> int:
+    """Return how many arrays of `elements` entries the operations of an optimized program read and write.
+
+    Each operation of the entry computation, fused as the compiler fused it, reads its operands from memory and writes
+    its results there; an operand that is named twice is read once. What an operation does inside is not counted.
+    """
+    entry, computations = hlo.parse_program(program)
+    large: dict[str, int] = {}
+    total = 0
+    for i in computations[entry]:
+        large[i.name] = [size for _, size in hlo.list_arrays(i.types)].count(elements)
+        if i.operation not in hlo.FREE:
+            total += sum(large.get(o, 0) for o in set(i.operands)) + large[i.name]
+    return total
 
 
 def rows(plan: Plan, names: list[str]) -> Iterator[dict[str, Any]]:
