@@ -44,11 +44,11 @@ def _judge(bar: Bar, found: Records, chosen: list[Case]) -> Verdict:
         try:
             values[case] = bar.value(found, case)
         except KeyError:  # the record of the case, or of what it is compared with
-            return Verdict(bar.what, bar.limit, None, f"{case.title}, {case.contender}", len(chosen), UNKNOWN)
+            return Verdict(bar.what, bar.limit, None, case.name, len(chosen), UNKNOWN)
     worst = max(values, key=lambda case: values[case])
     # Compared as printed, so that a table never seems to contradict itself.
     verdict = MET if round(values[worst], 3) <= bar.limit else MISSED
-    return Verdict(bar.what, bar.limit, values[worst], f"{worst.title}, {worst.contender}", len(chosen), verdict)
+    return Verdict(bar.what, bar.limit, values[worst], worst.name, len(chosen), verdict)
 
 
 def compare_moved(found: Records, case: Case) -> float:

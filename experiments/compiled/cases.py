@@ -43,23 +43,23 @@ class Case(NamedTuple):
         return TARGETS[self.target].kind
 
     @property
-    def title(self) -> str:
-        """Return all but the contender, in words."""
-        return ", ".join(v for v in self[:-1] if v != BATCH)
+    def name(self) -> str:
+        """Return the fields in words."""
+        return ", ".join(v for v in self if v != BATCH)
 
 
 def list_cases(kinds: tuple[str, ...] = ("tpu", "gpu"), small: bool = False, only: str = "") -> list[Case]:
     """Return the cases on targets of `kinds`: all, or the small part that is checked with every change.
 
-    `only` is part of the names of those that are wanted, title and contender.
+    `only` is part of the names of those that are wanted.
 
     Raises:
         ValueError: no name has it.
     """
     listed = [case for case in (_small() if small else _all()) if case.kind in kinds]
-    chosen = [case for case in listed if only in f"{case.title}, {case.contender}"]
+    chosen = [case for case in listed if only in case.name]
     if not chosen:
-        raise ValueError(f"`only` must be part of a case's name, such as {listed[0].title!r}; got {only!r}.")
+        raise ValueError(f"`only` must be part of a case's name, such as {listed[0].name!r}; got {only!r}.")
     return chosen
 
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments import disk, tables
 from experiments.compiled import bars, report
 from experiments.compiled.cases import list_cases
-from experiments.compiled.measure import hash_sources, keep_valid, measure_missing, read_records
+from experiments.compiled.measure import hash_sources, measure_missing, read_records
 from experiments.compiled.targets import ENVIRONMENT, PACKAGES, find_versions
 from experiments.interrupt import INTERRUPTED, refuse
 
@@ -103,7 +103,7 @@ def write(command: Report) -> int:
         found |= read_records(RUNS / f"{kind}.jsonl")
     # Those that were made from the sources as they are, failures too.
     found = {c: found[c] for c in wanted if c in found and found[c]["sources"] == hashes[c.ours]}
-    verdicts = bars.judge(keep_valid(found, hashes), wanted)
+    verdicts = bars.judge(found, wanted)
     results = {"bars": [v._asdict() for v in verdicts], "records": list(found.values())}
     disk.write(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     disk.write(folder / "table.md", report.write_page(found, wanted, verdicts))
@@ -113,7 +113,7 @@ def write(command: Report) -> int:
     print(report.write_bars(verdicts))
     for case in wanted:
         if case not in found:
-            print(f"Not measured from the sources as they are: {case.title}, {case.contender}.")
+            print(f"Not measured from the sources as they are: {case.name}.")
         elif "error" in found[case]:
             print(report.describe(case, found[case]))
     print(f"Written to {folder}: results.json, table.md.")

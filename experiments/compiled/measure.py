@@ -42,17 +42,12 @@ def read_records(path: Path) -> dict[Case, Record]:
     return found
 
 
-def keep_valid(found: dict[Case, Record], hashes: dict[bool, str]) -> dict[Case, Record]:
-    """Return the records that were made from the sources as they are and hold no error."""
-    return {c: r for c, r in found.items() if r["sources"] == hashes[c.ours] and "error" not in r}
-
-
 def measure_missing(
     path: Path, cases: list[Case], versions: dict[str, str], measure: Callable[[Case], Record]
 ) -> Iterator[tuple[Case, Record]]:
     """Measure the cases of which `path` has no valid record from the same versions; add each as it is done."""
-    hashes = hash_sources()
-    valid = keep_valid(read_records(path), hashes)
+    hashes, found = hash_sources(), read_records(path)
+    valid = {c: r for c, r in found.items() if r["sources"] == hashes[c.ours] and "error" not in r}
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
         path.write_bytes(path.read_bytes() + b"\n")
     for case in cases:

@@ -40,13 +40,11 @@ those of its input, bfloat16), and of ResNet-50 (64 images a device), by `make c
 def describe(case: Case, record: Record) -> str:
     """Return a line of the log."""
     if "error" in record:
-        return f"{case.title}, {case.contender}: failed: {record['error']}"
+        return f"{case.name}: failed: {record['error']}"
     x, rare = record["array_bytes"], record["moved_bytes_rare"]
     taken = "" if rare is None else f" ({rare / x:.2f} with the rare pass)"
     kept = f"temporary {record['temporary_bytes'] / x:.2f} x, {_list_sent(record)}"
-    return (
-        f"{case.title}, {case.contender}: moved {record['moved_bytes'] / x:.2f} x{taken}, {kept}; {record['seconds']} s"
-    )
+    return f"{case.name}: moved {record['moved_bytes'] / x:.2f} x{taken}, {kept}; {record['seconds']} s"
 
 
 def write_summary(found: Records) -> str:
