@@ -15,7 +15,7 @@ EPSILON = 1e-5
 
 
 class Forward(NamedTuple):
-    """What a training pass computes: the output `[*x]`, and the statistics and counts `[*features]`."""
+    """The output `[*x]` of a training pass, and its statistics and counts `[*features]`."""
 
     y: np.ndarray
     mean: np.ndarray
@@ -68,22 +68,22 @@ def _affine(unit, scale, bias, c):
     return unit if bias is None else unit + np.asarray(bias, np.float64)[c]
 
 
-def gradients(x, dy, scale=None, *, axis: int | Sequence[int] = -1, epsilon=EPSILON, mask=None):
+def gradients(x, dy, scale=None, *, axis: int | Sequence[int] = -1, mask=None):
     """Return `(dx, dscale, dbias)` of `sum(dy * y)` in training, in closed form.
 
-    With n counted values, s = sqrt(var + epsilon) and x_hat = (x - mean) / s, of a channel:
+    With n counted values, s = sqrt(var + EPSILON) and x_hat = (x - mean) / s, of a channel:
     dbias = sum dy, dscale = sum dy x_hat, and dx = scale / s (dy - (dbias + x_hat dscale) / n), the last term only for
     the values that entered the statistics.
     """
     x, dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
     counted = np.broadcast_to(True if mask is None else np.asarray(mask, bool), x.shape)
-    unit, _, var, count = training(x, axis=axis, epsilon=epsilon, mask=mask)
+    unit, _, var, count = training(x, axis=axis, mask=mask)
     shape = feature_shape(x, axis)
     dx, dscale, dbias = np.zeros(x.shape), np.zeros(shape), np.zeros(shape)
     for c, at in channels(x, axis):
         dscale[c], dbias[c] = (dy[at] * unit[at]).sum(), dy[at].sum()
         through_statistics = counted[at] * (dbias[c] + unit[at] * dscale[c]) / max(count[c], 1)
-        gain = (1.0 if scale is None else np.asarray(scale, np.float64)[c]) / np.sqrt(var[c] + epsilon)
+        gain = (1.0 if scale is None else np.asarray(scale, np.float64)[c]) / np.sqrt(var[c] + EPSILON)
         dx[at] = gain * (dy[at] - through_statistics)
     return dx, dscale, dbias
 
@@ -96,18 +96,16 @@ def running(start, batches: Sequence[np.ndarray], keep: Sequence[float]) -> np.n
     return value
 
 
-def plain(x, scale=None, bias=None, *, axis: int | Sequence[int] = -1, epsilon=EPSILON, **options) -> jax.Array:
-    """Batch normalization as on paper, for JAX to differentiate.
+def plain(x, scale=None, bias=None, **options) -> jax.Array:
+    """Normalize the features, x's last axis, as on paper, for JAX to differentiate.
 
     Options: `mask` (bool, of x's shape), `residual`, `activation`, `running` (a pair of mean and variance) for
     evaluation, and with it `train` for a choice between the two.
     """
-    axes = [a % x.ndim for a in ([axis] if isinstance(axis, int) else axis)]
-    reduced = tuple(a for a in range(x.ndim) if a not in axes)
+    reduced = tuple(range(x.ndim - 1))
 
     def lay(v):
-        order = np.argsort(axes)
-        return jnp.expand_dims(jnp.transpose(v, order.tolist()), reduced)
+        return jnp.expand_dims(v, reduced)
 
     mask, pair = options.get("mask"), options.get("running")
     counted = jnp.ones(x.shape, x.dtype) if mask is None else mask.astype(x.dtype)
@@ -117,7 +115,7 @@ def plain(x, scale=None, bias=None, *, axis: int | Sequence[int] = -1, epsilon=E
     if pair is not None:
         train = options.get("train", False)
         mean, var = jnp.where(train, mean, lay(pair[0])), jnp.where(train, var, lay(pair[1]))
-    y = (x - mean) / jnp.sqrt(var + epsilon)
+    y = (x - mean) / jnp.sqrt(var + EPSILON)
     y = y if scale is None else y * lay(scale)
     y = y if bias is None else y + lay(bias)
     y = y if options.get("residual") is None else y + options["residual"]
