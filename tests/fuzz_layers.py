@@ -104,7 +104,7 @@ def draw_layer(seed: int) -> Layer:
 
 
 class Inputs(NamedTuple):
-    """What a layer gets, as the dtype has it, in float64; arrays of x's shape have the features last."""
+    """The inputs of a layer, rounded to its dtype, in float64; arrays of x's shape have the features last."""
 
     x: np.ndarray
     dy: np.ndarray

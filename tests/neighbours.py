@@ -26,7 +26,7 @@ BATCHES += np.linspace(0, 2, 25, dtype=np.float32)[:, None, None, None]
 
 @contextmanager
 def lenient():
-    """Where other packages compute: they do not hold to our strictness about dtypes and ranks."""
+    """Promote dtypes and ranks by JAX's own rules, for other packages."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 

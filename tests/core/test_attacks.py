@@ -217,7 +217,7 @@ def test_refused(call, kind, words):
 
 
 def test_members_that_share_x_but_not_their_running_statistics():
-    """As where each device evaluates another checkpoint: their moments are those of x, to the last bit."""
+    """The moments of members that evaluate different checkpoints are those of x, to the last bit."""
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
     means = jnp.arange(24.0).reshape(8, 3) * 1e3
 

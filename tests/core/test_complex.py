@@ -79,7 +79,7 @@ def test_linen_as_flax(options):
 
 
 def test_nnx_keeps_the_imaginary_part():
-    """Where flax's own module drops it from the running mean, with a warning."""
+    """Flax's own module drops it from the running mean, with a warning."""
     layer = jaxbn.nnx.BatchNorm(4, momentum=0.0, dtype=jnp.complex64, rngs=nnx.Rngs(0))
     y = layer(X)
     exact, mean, _ = plain(X, np.ones((32, 1), bool))

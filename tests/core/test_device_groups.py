@@ -113,7 +113,7 @@ LARGE = [((2, 2, 2, 32), (1, 2, 3, 4), jnp.float32), ((2, 2, 32), (1, 2, 3), jnp
 
 @pytest.mark.parametrize(("features", "axis", "dtype"), LARGE)
 def test_groups_of_many_feature_axes(features, axis, dtype):
-    """Which crashed the process with JAX 0.10."""
+    """They crashed the process with JAX 0.10."""
     params, state = jaxbn.bn_init(features, dtype=dtype)
     x = jnp.asarray(RNG.normal(size=(5, 1, *features)), dtype)
 

@@ -166,7 +166,7 @@ def test_refused_under_jit(name):
 
 
 def test_evaluation_needs_no_bound_axis():
-    """As in flax: a model with an axis name evaluates anywhere."""
+    """A model with an axis name evaluates anywhere, as in flax."""
     y, state = apply(train=False, axis_name="nowhere")
     assert y.shape == X.shape
     assert state.count == 0

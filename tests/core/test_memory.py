@@ -1,4 +1,4 @@
-"""What is kept for the backward pass: x itself, and vectors of one entry per feature.
+"""The backward pass keeps x itself, and vectors of one entry per feature.
 
 Counted where it is really kept: the arrays that the function returned by `jax.vjp` holds, and those that a `lax.scan`
 over layers stacks for its backward loop.

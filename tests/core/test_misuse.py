@@ -15,7 +15,7 @@ PARAMS, STATE = jaxbn.bn_init(3)
 
 
 def test_messages():
-    """What is wrong is said in the caller's terms, with what to do."""
+    """Errors say in the caller's terms what is wrong and what to do."""
     way, (whole, parts) = vmap_way(), arguments(Case(X))
     with pytest.raises(ValueError, match=r"`axis_name` must be bound.*'rows'.*shard_map.*leave `axis_name` out"):
         jax.jit(partial(train_step, "rows"))(whole["params"], whole["state"], X)
@@ -33,7 +33,7 @@ def test_messages():
 
 
 def test_derivative_after_the_name_is_gone():
-    """What JAX cannot do is said in our words: it forgets a mapped name inside an inner `jit`."""
+    """JAX forgets a mapped name inside an inner `jit`; the error says so in our words."""
     whole, _ = arguments(Case(X))
     apply = partial(jaxbn.bn_apply, whole["params"], whole["state"], train=True, axis_name=AXIS)
     inner = jax.jit(jax.vmap(lambda x: apply(x)[0], axis_name=AXIS))

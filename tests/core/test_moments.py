@@ -129,7 +129,7 @@ def test_float64_stays():
 @pytest.mark.slow
 @pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_moments_and_pool_have_the_right_derivatives(masked):
-    """Of mean and variance by float64 differences of the definition, with NaN under the mask."""
+    """Compare with float64 differences of the definition, with NaN under the mask."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x, weight = rng.standard_normal((2, 6, FEATURES)), rng.standard_normal((2, FEATURES))

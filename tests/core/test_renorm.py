@@ -123,7 +123,7 @@ def test_the_default_schedule_is_the_published_one():
 
 @each_way
 def test_on_many_devices(way):
-    """With unequal masks, NaN under them: as on one device."""
+    """Unequal masks over NaN give the results of one device."""
     x = rng.standard_normal((32, FEATURES)).astype(np.float32) * 3
     mask = np.ones((32, 1), bool)
     mask[3:5], mask[31] = False, False

@@ -112,7 +112,7 @@ def test_masked_values_affect_nothing_else(wrap, hidden, train):
 
 
 def test_masked_finite_entries_are_normalized():
-    """As in flax: the mask says whose statistics, not what is normalized."""
+    """The mask selects the entries of the statistics, not those that are normalized, as in flax."""
     mask = np.arange(ROWS)[:, None] < 10
     y, _ = jaxbn.bn_apply(PARAMS, STATE, X, True, mask=mask)
     part = X[:10].astype(np.float64)
@@ -190,7 +190,7 @@ def test_a_second_eager_call_compiles_nothing(train, caplog):
 
 
 def test_an_activation_that_changes_is_seen():
-    """What a function closes over may differ from call to call, also eagerly."""
+    """The values that a function closes over may differ from call to call, also eagerly."""
 
     class Scaled:
         by = jnp.float32(1.0)

@@ -29,7 +29,7 @@ def site(tmp_path_factory):
 
 
 class Found(HTMLParser):
-    """What a page links to, what it loads, and its anchors."""
+    """The links, loaded files and anchors of a page."""
 
     def __init__(self, page):
         super().__init__()

@@ -52,7 +52,7 @@ def test_geometric_mean():
 
 
 def test_bars_of_the_other_platform_are_not_measured():
-    """Nothing is guessed: on a CPU the GPU's bars, on a GPU the CPU's, and what nobody measures yet."""
+    """Nothing is guessed: on a CPU the GPU's bars, on a GPU the CPU's, and those that have no measurement yet."""
     for platform, other in (("cpu", "GPU"), ("gpu", "CPU")):
         found = verdicts(made_up(platform))
         missing = {bar for bar, verdict in found.items() if verdict == "not measured"}
@@ -62,7 +62,7 @@ def test_bars_of_the_other_platform_are_not_measured():
 
 
 def test_a_bar_is_judged_where_it_is_worst():
-    """Of each dtype the geometric mean over the sizes; a better dtype does not make up for a worse one."""
+    """The value is the worst dtype's geometric mean over the sizes: a better dtype does not make up for a worse one."""
     results = made_up(flax=0.6)
     for row in results["times"]:
         if (row["contender"], row["dtype"]) == ("flax", "bfloat16"):

@@ -43,7 +43,7 @@ def network(norm, seen=None):
 
 @pytest.mark.slow
 def test_arms_share_weights_and_batches(tiny):
-    """What enters the hidden layer is the batch times the first weights: with a learning rate that moves nothing it
+    """The input of the hidden layer is the batch times the first weights: with a learning rate that moves nothing it
     is the same in both arms at all steps, and differs between seeds and between steps."""
     here, s = tiny
     s = dataclasses.replace(s, learning_rates=(1e-30,))
@@ -156,7 +156,7 @@ def test_only_the_code_that_measures_makes_another_program(tmp_path, monkeypatch
 
 
 def test_what_a_part_was_asked():
-    """Of settings what differs from the config's; all else in full."""
+    """A record holds the settings that differ from the config's, and all else in full."""
     given = CONFIGS[0].settings
     changed = dataclasses.replace(given, steps=7)
     network = learning_rates.Network(rates=slice(1, 2))

@@ -31,7 +31,7 @@ def test_coverage_at_eight_seeds(statistic, law):
     ids=["one clearly", "two nearly", "none"],
 )
 def test_coverage_with_a_choice_of_rate(offsets, own, monkeypatch):
-    """Of a difference at the best of three rates, where a seed is good at all rates or bad, or each has noise."""
+    """Cover a difference at the best of three rates, where a seed is good at all rates or bad, or each has noise."""
     monkeypatch.setattr(intervals, "RESAMPLES", 600)
     rng = np.random.default_rng(0)
     covered = []
@@ -166,7 +166,7 @@ def test_a_caveat_decides_nothing():
     ],
 )
 def test_a_small_difference_is_none(low, high, unit, bound, expected):
-    """Where neither side is shown and the interval lies within a point, or a factor of 1.25."""
+    """Neither side is shown, and the interval lies within a point, or a factor of 1.25."""
     e = Estimate(0.99 * bound, low, high, 8, unit, p=lambda _: 0.5)
     c = Criterion("k", "text", at_least=bound, scope="it")
     (part,) = verdict.judge([c], {"k": e})

@@ -1,4 +1,4 @@
-"""What only the claims use: layers against their formulas, networks against plain ones, closed forms against tables."""
+"""Compare the claims' own layers with their formulas, networks with plain ones, closed forms with tables."""
 
 import flax.linen as nn
 import jax
@@ -44,7 +44,7 @@ def test_group_norm_is_flax_s(groups):
 
 
 def test_noise_has_the_moments_of_the_paper():
-    """Of zeros, uniform shifts; of large values, the deviation too. None in evaluation."""
+    """Zeros get uniform shifts, large values the deviation too; evaluation has no noise."""
     layer = networks.noisy(NOTHING, lambda v: v)
     shift = np.asarray(run(layer, jnp.zeros((2000, 200))))
     assert np.max(np.abs(shift)) <= 0.6
@@ -73,7 +73,7 @@ def test_a_stack_is_an_mlp():
         np.testing.assert_allclose(new.mean[at], wanted.mean, **ROUNDING)
     spread = np.std(params["kernels"], axis=(1, 2))
     assert np.all(np.abs(spread / 0.4 - 1) < 0.5)
-    assert len(set(spread.tolist())) == 2  # drawn anew for each layer
+    assert len(set(spread.tolist())) == 2  # drawn for each layer
 
 
 def convolve(x, weight):
@@ -131,7 +131,7 @@ def test_residual_cnn_by_hand():
 
 @pytest.mark.slow
 def test_alignment_by_hand():
-    """Of each layer, with only the layers before it moved; and 1 where nothing moves."""
+    """Each layer's is taken with only the layers before it moved; it is 1 where nothing moves."""
     model = mlp([layers.plain(jnp.tanh)] * 2, (5, 4), kernel, 8, 3)
     params, state = model.init(jax.random.key(3))
     labels, rate = jnp.asarray(rng.integers(0, 3, 12), jnp.int32), 0.5

@@ -90,7 +90,7 @@ def test_pages_hold_no_typed_result(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pages_follow_their_verdicts(name):
-    """Whatever the verdicts are, a page renders, and no sentence is there both for one verdict and for its opposite."""
+    """A page renders for all verdicts, and no sentence is there both for one verdict and for its opposite."""
     j = published(name)
     pages = {
         verdict: report.chapter(

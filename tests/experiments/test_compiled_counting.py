@@ -1,4 +1,4 @@
-"""What is read off a compiled program: bytes moved, collectives, loops."""
+"""Read bytes moved, collectives and loops off a compiled program."""
 
 import pytest
 from compiled_records import X

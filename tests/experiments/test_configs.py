@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_base_is_named(tmp_path):
 
 
 def test_the_command_line_overrides_a_config_and_is_validated_like_it():
-    """What is not named stays."""
+    """Settings that are not named stay."""
     given = config.load(QUICKSTART)
     arguments = [str(QUICKSTART), "--steps", "50", "--learning-rates", "0.1", "0.3", "--out", "there", "--replace"]
     changed, given_command = command.parse(arguments)
@@ -122,7 +122,7 @@ def test_the_command_line_overrides_a_config_and_is_validated_like_it():
 
 
 def test_help_describes_every_setting(capsys):
-    """By its docstring."""
+    """The help is the docstring of the setting."""
     with pytest.raises(SystemExit) as end:
         command.parse([str(QUICKSTART), "--help"])
     text = capsys.readouterr().out
@@ -160,7 +160,7 @@ def rows_of(arm, rate, accuracies, loss: float | None = 1.0):
 
 
 def test_an_arm_is_judged_at_its_best_rate():
-    """By the median over seeds; a tie goes to the lower loss, and a run that diverged has none."""
+    """The best rate has the best median over seeds; a tie goes to the lower loss, and a run that diverged has none."""
     rows = rows_of("batch", 0.1, [[0.2, 0.8]] * 3) + rows_of("batch", 0.3, [[0.9, 0.9], [0.1, 0.9], [0.1, 0.1]])
     rows += rows_of("batch", 0.5, [[0.2, 0.9]] * 3, loss=None) + rows_of("batch", 1.0, [[1.0, 0.7]] * 3)
     finished = {"batch": {"seconds": [9.0, 1.0, 3.0], "test_accuracy": [0.5, 0.6, 0.7]}}

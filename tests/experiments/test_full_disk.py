@@ -52,7 +52,7 @@ def write_part(folder):
     here.part("part", {}, lambda: {"values": [1.0, 2.0]})
 
 
-# Whatever writes a file that was there before.
+# All functions that write over a file.
 FILES = {
     "text": (lambda f: disk.write(f / "file", "new"), ["file"]),
     "JSON": (lambda f: disk.write_json(f / "file", {"new": 1}), ["file"]),
@@ -167,7 +167,7 @@ def test_a_benchmark_on_a_full_disk_is_one_line(tmp_path, full, monkeypatch, cap
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
-    """By each command that puts a table into one."""
+    """Each command that puts a table into a page refuses it."""
     path = page(tmp_path, benchmark_report.MARKS)
     monkeypatch.setattr(tables.os, "access", lambda *_: False)
     monkeypatch.setattr(variants, "PAGE", path)

@@ -1,4 +1,4 @@
-"""What a run reports of itself: gaps between statistics, TensorBoard, and runs side by side."""
+"""A run reports gaps between statistics, TensorBoard events, and runs side by side."""
 
 import dataclasses
 

@@ -80,7 +80,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(kills, steps, tmp_path):
     ids=" ".join,
 )
 def test_a_run_goes_on_with_other_devices(more, copied, finished):
-    """As it would have on its own, to rounding."""
+    """The result is that of a run without interruption, to rounding."""
     assert run(copied, "--resume", *more) == 0
     for a, b in zip(last_carry(copied), last_carry(finished), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -226,7 +226,7 @@ def test_a_run_goes_on_with_the_next_arm(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
-    """As on a full disk."""
+    """The disk is full."""
     import orbax.checkpoint as ocp
 
     def full(*_, **__):

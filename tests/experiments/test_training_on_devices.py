@@ -44,7 +44,7 @@ def test_with_global_statistics_any_number_of_devices_trains_alike(way, devices,
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["jit", "explicit", "shard_map", "pmap"])
 def test_a_padded_batch_trains_alike_on_eight_devices(way):
-    """Of 61 examples and three that do not count: on some devices fewer are counted than on others."""
+    """The batch has 61 examples and three that do not count: some devices count fewer than others."""
     padded = {"last_batch": "pad", "steps": 36, "log_every": 18}
     one, many = trajectory(way="jit", devices=1, **padded), trajectory(way=way, devices=8, **padded)
     chex.assert_trees_all_close(many, one, rtol=2e-5, atol=2e-5)
@@ -52,7 +52,7 @@ def test_a_padded_batch_trains_alike_on_eight_devices(way):
 
 
 def test_what_pads_a_batch_does_not_count():
-    """A step on a padded batch is that of its examples alone: parameters, statistics, loss; whatever pads it."""
+    """A step on a padded batch is that of its examples alone: parameters, statistics and loss, with any padding."""
     settings = tiny(way="jit", devices=1, batch_size=8, log_every=1, steps=1)
     model = networks.build(settings, "batch")
     short = train.compile_arm(dataclasses.replace(settings, batch_size=5), model)

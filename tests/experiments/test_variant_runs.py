@@ -26,7 +26,7 @@ def settings(name, **changes):
 
 @pytest.fixture(scope="module")
 def accuracies():
-    """Of all evaluations of one short training."""
+    """Return the accuracies of all evaluations of one short training."""
     s = settings("adapt", evaluations=check.EVALUATIONS["mlp"])
     arm = train.compile_arm(s, networks.build(s, "batch"))
     trained = train.train(s, arm, digits(), lambda *_: None)

@@ -80,7 +80,7 @@ def trajectory(norm="batch", **changes):
 
 
 def same(a, b, **tolerance):
-    """Whether two trajectories agree within the tolerance."""
+    """Return whether two trajectories agree within the tolerance."""
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.allclose(x, y, **tolerance) for x, y in leaves)
 

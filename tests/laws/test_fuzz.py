@@ -46,7 +46,7 @@ def test_seeds_share_a_program(program, caplog):
 
 
 def test_a_disagreement_is_shrunk(monkeypatch):
-    """What a disagreement does not need becomes plain."""
+    """Options that a disagreement does not need become plain."""
     layer = fuzz.draw_layer(0)._replace(way="eager", groups="none")
     monkeypatch.setattr(fuzz, "disagreements", lambda layer, seed: {"y": 2.0} if layer.activation != "none" else {})
     shrunk = fuzz.shrink(layer._replace(activation="tanh"), 0)

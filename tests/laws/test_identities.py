@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 @LAWS
 @given(SEEDS, SHAPES, EPSILONS, STDS, RATIOS)
 def test_sums_of_output_and_gradient(seed, shape, epsilon, std, ratio):
-    """With m rows and r = var / (var + epsilon), which is 1 without epsilon:
+    """Let m be the rows and r = var / (var + epsilon), which is 1 without epsilon:
 
     sum x_hat = 0, |x_hat|^2 = m r, sum dx = 0, dx . x_hat = scale / s dg (1 - r), and
     |dx|^2 = (scale / s)^2 (|dy|^2 - db^2 / m - (2 - r) dg^2 / m).

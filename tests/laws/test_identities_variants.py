@@ -76,7 +76,7 @@ EPSILON = 1e-2
 @pytest.mark.usefixtures("ordinary_promotion")
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_group_norm_is_the_layer_by_example_and_group(groups):
-    """Of 6 channels: one group is layer norm over positions and channels, six are instance norm. Value and gradient."""
+    """One group of 6 channels is layer norm over positions and channels, six are instance norm. Value and gradient."""
     rng = np.random.default_rng(groups)
     x, dy = rng.normal(3, 2, (2, 2, 5, 6))
     split = (2, 5, groups, 6 // groups)

@@ -48,7 +48,7 @@ def test_weight_gradient_along_the_weight(seed, epsilon):
 @LAWS
 @given(SEEDS, EPSILONS, st.sampled_from([1e-2, 3.0, -1.0, -40.0]))
 def test_scale_of_the_weight(seed, epsilon, a):
-    """With a^2 epsilon, weights a W do what W do, with gradient 1 / a; a negative `a` changes the sign of the scale."""
+    """Weights a W with a^2 epsilon do what W do, with gradient 1 / a; a negative `a` changes the sign of the scale."""
     (u, weight, before, scale, bias), dy = dense_example(seed)
     sign = np.sign(a)
     y, (du, dw, db, dg, dbias) = dense_passes(u, weight, before, sign * scale, bias, dy, epsilon)

@@ -21,7 +21,7 @@ POISON = BatchNormState(jnp.full(3, jnp.nan), jnp.full(3, jnp.inf), jnp.array(0)
 @settings(derandomize=True, deadline=None, max_examples=20)
 @given(st.floats(0, 1e6), st.floats(0, 1e6))
 def test_the_mixture(weight, other):
-    """As published, in float64; and the more the source is worth, the nearer the result is to it."""
+    """Compute it as published, in float64; the more the source is worth, the nearer the result is to it."""
     n = np.asarray(TARGET.count, np.float64)
     share = n / (weight + n)
     new, more = (adapt(STATE, TARGET, source_weight=w) for w in sorted([weight, weight + other]))

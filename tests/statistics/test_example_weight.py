@@ -99,7 +99,7 @@ def test_without_positions_and_in_half_precision():
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_gradient(weight):
-    """With respect to x, scale, bias, the statistics and the weight, by central differences in float64."""
+    """Compare with central differences in float64 by x, scale, bias, the statistics and the weight."""
     g = rng.standard_normal(IMAGES.shape)
 
     def loss(x, params, mean, var, weight):
@@ -165,7 +165,7 @@ def test_a_traced_weight_compiles_once():
 
 @pytest.mark.parametrize("way", SHARDED, ids=lambda way: way.name)
 def test_eight_devices_are_one(way):
-    """With unequal masks, NaN under them: outputs and gradients under sharded `jit`."""
+    """Outputs and gradients agree under sharded `jit`, with unequal masks over NaN."""
     own = np.random.default_rng(1)
     mask = own.random((16, 3, 2, 1)) < 0.6
     mask[0], mask[1] = False, True

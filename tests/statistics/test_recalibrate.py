@@ -142,7 +142,7 @@ def test_averaged_weights():
 @our_kinds
 @pytest.mark.parametrize("source_weight", [0.0, 8.0, np.inf])
 def test_source_weight_counts_examples(of, source_weight):
-    """Of 24 examples: with 8 from the source, a quarter of it, which has mean 0 and variance 1."""
+    """A source worth 8 beside 24 examples is a quarter of the mixture; it has mean 0 and variance 1."""
     share = {0.0: 0.0, 8.0: 0.25, np.inf: 1.0}[source_weight]
     wanted = [(1 - share) * v + share * (i % 2) for i, v in enumerate(once(EVEN))]
     assert_statistics(of(EVEN, source_weight=source_weight), wanted)

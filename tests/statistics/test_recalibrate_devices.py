@@ -33,7 +33,7 @@ import jaxbn.nnx
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [ONE, *WAYS], ids=lambda way: way.name)
 def test_linen_on_many_devices(way):
-    """With unequal masks over NaN, as on one device in float64: layer by layer, which has both modes, or at once."""
+    """Unequal masks over NaN give one device's result in float64, layer by layer, which has both modes, or at once."""
     model = Linen(partial(jaxbn.linen.BatchNorm, use_running_average=False, axis_name=way.axis_name))
     variables = initial()
 

@@ -73,7 +73,7 @@ def test_domains_under_vmap(train):
 
 @each_way
 def test_domains_on_many_devices(way):
-    """With unequal masks, NaN under them: outputs, states and gradients are those of one device."""
+    """Outputs, states and gradients are those of one device, with unequal masks over NaN."""
     params, state = domains()
     mask = np.ones((32, 1), bool)
     mask[4:6], mask[31] = False, False

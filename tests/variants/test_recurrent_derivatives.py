@@ -14,7 +14,7 @@ rng = np.random.default_rng(2)
 @pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
 @FULL_IS_SLOW
 def test_gradients_against_float64_differences(train, lengths):
-    """Of every parameter and input, by differences of the NumPy loop; and float32 against those in float64."""
+    """Compare every parameter's and input's with differences of the NumPy loop, and float32 with float64."""
     gradients, drawn = {}, np.random.default_rng(1)
     for dtype in ("float64", "float32"):
         with jax.enable_x64(dtype == "float64"):
@@ -84,7 +84,7 @@ def test_extreme_input_gives_finite_output_and_gradients():
 
 @pytest.mark.slow
 def test_the_backward_pass_keeps_no_state():
-    """What is kept grows with steps and sequences, not with the rows of statistics."""
+    """The bytes kept grow with steps and sequences, not with the rows of statistics."""
     kept = []
     for steps in (ROWS, 64 * ROWS):
         params, state = model(steps=steps)

@@ -94,7 +94,7 @@ def test_groups_are_whitened_separately():
 
 
 def test_one_feature_a_group_is_batch_normalization():
-    """With enough iterations, each feature is divided by its own standard deviation."""
+    """Each feature is divided by its own standard deviation after enough iterations."""
     params, state = whiten_init(FEATURES, group_size=1)
     y, _ = whiten_apply(params, state, X, True, iterations=12)
     assert_close(y, jaxbn.bn_apply(*jaxbn.bn_init(FEATURES), X, True)[0], atol=1e-4)

@@ -31,14 +31,14 @@ class Command:
     Attributes:
         only: names of the folders in `experiments/claims/`; all by default.
         smoke: everything as small as it can be, to see that it runs; its verdicts mean nothing.
-        mnist: the folder of MNIST's four files, in place of scikit-learn's digits.
+        mnist: the folder of MNIST's four files, instead of scikit-learn's digits.
         cifar: the folder of CIFAR-10's batches, binary or for Python.
         out: the folder to write to, new, empty or of a former run, which goes on; `runs/claims...` by default.
         publish: keep the records, or the outcome of the check, in `experiments/claims/`, and write the report to
             `pages` and to `table`.
         check: measure again with a `grid` wider by a factor of 3 at both ends, twice the `steps` or other `split`s, and
             compare the answers with the kept ones.
-        report: measure nothing; judge the kept records again, and make figures and pages anew.
+        report: measure nothing; judge the kept records, and make figures and pages, again.
         pages: the folder of the published report.
         table: the page that gets the table of answers; the README by default, if it has the marks for it.
     """

@@ -163,7 +163,7 @@ def ratio(above: Any, below: Any) -> np.ndarray:
     """Divide numbers of steps; a number that was never reached is infinite.
 
     If only `above` was never reached the ratio is infinite, if only `below`, it is 0: both on the side that is known.
-    If neither was, nothing is known, and 1 favours nobody.
+    If neither was, nothing is known, and 1 favours neither.
     """
     a, b = np.asarray(above, float), np.asarray(below, float)
     neither = np.isinf(a) & np.isinf(b)

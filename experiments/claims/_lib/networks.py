@@ -20,7 +20,7 @@ MOST = 7  # rows of what the blocks of a residual CNN see
 def noisy(layer: Layer, activation: Activation) -> Layer:
     """`layer`, then the noise of Santurkar et al. 2018, section 2.1, then the activation; in evaluation no noise.
 
-    Mean and deviation of the noise are drawn anew for each unit in each step, so that its distribution never settles.
+    Mean and deviation of the noise are drawn again for each unit in each step, so that its distribution never settles.
     """
 
     def apply(params: Tree, state: Tree, x: Array, run: Pass) -> tuple[Array, Tree]:

@@ -1,4 +1,4 @@
-"""The program that measures a claim, told apart by a hash of its code."""
+"""Identify the program that measures a claim by a hash of its code."""
 
 import ast
 import hashlib

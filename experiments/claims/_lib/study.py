@@ -147,7 +147,7 @@ class Study:
             s: from `settings`; the network is `model` and not theirs.
             model: the network, or an arm that was compiled before for data of the same sizes.
             data: other data than the study's; a list has a split for each seed.
-            optimizer: of a learning rate, in place of that of the settings.
+            optimizer: of a learning rate, instead of that of the settings.
             start: changes the first carry.
             first_seed: of the initial weights.
             watch: called with the number of steps done and the carry, before the first step and after every chunk.

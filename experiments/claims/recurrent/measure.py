@@ -59,7 +59,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
 
 @functools.cache
 def vowels(split: int) -> Data:
-    """Divide the 640 sequences of JapaneseVowels anew: 330 to learn from, 110 to choose by, 200 to test with."""
+    """Divide the 640 sequences of JapaneseVowels again: 330 to learn from, 110 to choose by, 200 to test with."""
     sequences = japanese_vowels()
     x, y = (np.concatenate([part[i] for part in sequences[:3]]) for i in (0, 1))
     rest, test = train_test_split(np.arange(len(y)), test_size=200, random_state=split, stratify=y)

@@ -82,7 +82,7 @@ def dropout(layer: Layer, rate: float) -> Layer:
 def whole(front: int, options: dict[str, Any], make: Any, rows: int, inputs: int) -> Model:
     """Return a network whose batch statistics in training are those of all images in its state, under present weights.
 
-    The examples of the batch go through it in front of these images, and enter no statistic: the gradient is that of
+    The examples of the batch go through it before these images, and enter no statistic: the gradient is that of
     their loss alone, and the statistics have no noise from the drawing of the batch.
 
     Args:
