@@ -15,7 +15,7 @@ def refuse(error: Exception) -> int:
 
 
 class Interrupt:
-    """While it is entered, the first Ctrl-C or SIGTERM sets `requested`; a second one ends the process at once.
+    """Set `requested` at the first Ctrl-C or SIGTERM while it is entered; end the process at the second.
 
     An exception could strike anywhere: inside a compiled loop, or between two files that belong together. A flag is
     looked at where stopping is safe. For the same reason the second one unwinds nothing: what is on disk is whole.

@@ -41,6 +41,6 @@ class Deep(nnx.Module):
         self.layers = nnx.Sequential(nnx.Linear(3, 3, rngs=rngs), norm(3, rngs=rngs, use_bias=False))
 
     def __call__(self, x):
-        """Through all of them, the shared one twice."""
+        """Apply all of them, the shared one twice."""
         x = self.zeta["inner"][1](self.zeta["inner"][0](x))
         return self.layers(self.tied(self.alpha(x + 1)))

@@ -1,4 +1,4 @@
-"""From a command line to a folder of results."""
+"""Run the benchmark from a command line to a folder of results."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""From a command line to records, and from records to tables."""
+"""Measure from a command line to records, and report from records to tables."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""From a command line to a finished run: read, validate, train each arm, write what came of it."""
+"""Take a command line to a finished run: read, validate, train each arm, write what came of it."""
 
 import contextlib
 import dataclasses

@@ -112,7 +112,7 @@ def test_complex_derivatives_are_exact(std, ratio):
 
 
 def test_complex_padding_is_the_mean():
-    """Also where the mean is known to more digits than its dtype has."""
+    """This holds also where the mean is known to more digits than its dtype has."""
     params, state = jaxbn.bn_init(1, dtype=jnp.complex64)
     z = np.array([1e6 + 1, 1e6 + 2, np.nan, 1e6 + 4], np.complex64)[:, None]
     mask = np.array([True, True, False, True])[:, None]

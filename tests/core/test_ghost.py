@@ -151,7 +151,7 @@ def test_parts_that_do_not_fit_the_devices_are_refused(parts, groups):
 @pytest.mark.compiler
 @pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit], ids=["auto", "explicit"])
 def test_parts_that_follow_the_shards_need_no_collective(kind):
-    """Under sharded `jit`: none for the output and its gradient, and two for the state, of the mean and about it."""
+    """Sharded `jit` takes none for the output and its gradient, and two for the state, of the mean and about it."""
     mesh = mesh_of(kind)
 
     def state(x):

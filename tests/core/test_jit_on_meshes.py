@@ -31,7 +31,7 @@ SHARDINGS = [
 @pytest.mark.parametrize(("over", "spec", "kind"), SHARDINGS)
 @pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "mask-nan"])
 def test_sharded_features(name, over, spec, kind):
-    """Under `jit`, x or parameters or both sharded over a model axis: the state comes back sharded as it went in."""
+    """The state comes back sharded as it went in, with x or parameters or both sharded over a model axis."""
     case = CASES[name]
     x = np.concatenate([case.x, 3 * case.x[:, :1]], 1)
     whole, _ = arguments(Case(x))

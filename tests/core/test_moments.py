@@ -87,7 +87,7 @@ def test_the_empty_array():
 
 
 def test_pool_takes_plain_means_and_several_axes():
-    """Without the tail, with one count for all features, over two axes at once."""
+    """The moments may lack the tail, have one count for all features, or lie over two axes."""
     x = np.random.default_rng(0).standard_normal((2, 3, 8, FEATURES)).astype(np.float32)
     m = jaxbn.Moments(jnp.float32(8), jnp.asarray(x.mean(2)), jnp.asarray(x.var(2)))
     assert_moments_of(jaxbn.pool(m, axis=(0, 1)), x.reshape(-1, FEATURES))
@@ -155,7 +155,7 @@ def test_moments_and_pool_have_the_right_derivatives(masked):
 @LAWS
 @given(st.floats(0, 0.9999), SEEDS)
 def test_zero_debiased_is_the_normalized_ema(decay, seed):
-    """Against the sum of decaying weights, for any initial value."""
+    """Compare with the sum of decaying weights, for any initial value."""
     keep = jaxbn.zero_debiased(decay)
     values = np.random.default_rng(seed).normal(3, 1, 12)
     running = -1e3

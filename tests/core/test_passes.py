@@ -38,7 +38,7 @@ def test_arrays_moved(dtype, epilogue):
     ("name", "kernels"), [(OURS, 14 if jax.__version_info__ >= (0, 12) else 12), ("flax", 6), ("flax, stable", 6)]
 )
 def test_kernels_of_a_tiny_layer(name, kernels):
-    """Beside the second pass, which is a loop that is not entered: `call` is one that XLA for CPU puts around it."""
+    """Leave out the second pass, a loop that is not entered, and the `call` that XLA for CPU puts around it."""
     layer = LAYERS[name](TINY.shape[-1])
     step = jax.jit(program(layer, "forward", TINY.relu)).lower(*arguments(layer, accuracy.inputs(TINY, 0.0)))
     entry, computations = hlo.parse_program(step.compile().as_text() or "")

@@ -65,7 +65,7 @@ def test_formula_and_gradient(bounds):
 
 
 def test_closed_limits_are_batch_normalization():
-    """In value and gradient; and the state is updated the same under any limits."""
+    """Values and gradients agree; and the state is updated the same under any limits."""
     plain = GRADIENT(PARAMS, X, None)
     assert_close(GRADIENT(PARAMS, X, CLOSED), plain, atol=2e-5)
     assert_close(GRADIENT(PARAMS, X, FREE)[1][1], plain[1][1], atol=1e-6)

@@ -23,7 +23,7 @@ import jaxbn
     ids=["constant", "cumulative", "debiased", "own"],
 )
 def test_running_statistics(momentum, keep, unbiased):
-    """Over batches of several sizes, from initial values that are not the default ones."""
+    """Average over batches of several sizes, from initial values that are not the default ones."""
     start = np.array([3.0, -1.0], np.float32)
     params, state = jaxbn.bn_init(2, mean=start, var=start**2)
     batches = [np.random.default_rng(t).normal(t, 1 + t, (4 + t % 2, 2)).astype(np.float32) for t in range(5)]

@@ -75,7 +75,7 @@ def test_one_array_a_layer_is_kept():
 
 @pytest.mark.compiler
 def test_neither_products_nor_statistics_are_computed_twice():
-    """Only the last product, which reaches no normalization; with no policy all of them."""
+    """Only the last product is, which reaches no normalization; with no policy all of them are."""
     plain = counted(lambda p, k: loss(p, k, X), PARAMS, KERNELS)
     kept = counted(lambda p, k: lean(p, k, X), PARAMS, KERNELS)
     nothing = counted(lambda p, k: jax.checkpoint(loss)(p, k, X), PARAMS, KERNELS)

@@ -165,7 +165,7 @@ def test_a_state_of_lower_precision_keeps_its_dtype():
 
 
 def test_compiles_once():
-    """Under jit for both values of a traced flag."""
+    """One program serves both values of a traced flag."""
     traced = chex.assert_max_traces(lambda s, x, t: jaxbn.bn_apply(PARAMS, s, x, t, momentum=0.9), n=1)
     f = jax.jit(traced)
     state = f(FRESH, X, jnp.array(True))[1]

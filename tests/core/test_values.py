@@ -149,7 +149,7 @@ def test_feature_axes_in_any_order(axis):
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (6, 1, 1), (1, 4, 1), (1, 1, 3), (6, 1, 3), (4, 3), (6, 4, 3)])
 def test_mask_of_every_broadcastable_shape(shape):
-    """Also one that differs between features, or that hides one altogether."""
+    """A mask may differ between features, or hide one altogether."""
     x = np.random.default_rng(7).normal(2, 3, (6, 4, 3)).astype(np.float32)
     mask = np.random.default_rng(8).random(shape) < 0.6 if np.prod(shape) > 1 else np.ones(shape, bool)
     exact = oracle.training(x, mask=mask)

@@ -79,7 +79,7 @@ def test_the_fault_and_no_other(name):
 
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_gaps_are_those_of_the_definition(axis):
-    """Beside the float64 oracle; with NaN under the mask."""
+    """Compare with the float64 oracle, with NaN under the mask."""
     x = np.asarray(RNG.normal(1, 2, (6, 4, 4)), np.float32)
     mask = RNG.random((6, 4, 4)) < 0.8
     params, state = layer(scale=[1, -2, 3, 0.5], bias=[0, 1, 2, 3])

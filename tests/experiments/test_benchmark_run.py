@@ -137,7 +137,7 @@ def test_what_is_absent_is_named(results):
 
 @pytest.mark.slow
 def test_the_readme_gets_its_rows(results, tmp_path):
-    """Between the marks and nowhere else; the second time instead of the first."""
+    """They go between the marks and nowhere else; the second time they replace the first."""
     page = tmp_path / "PAGE.md"
     page.write_text(f"before\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\nafter\n")
     for _ in range(2):

@@ -43,7 +43,7 @@ def hidden(x, params, norms):
 
 
 def test_pooled_at_once_and_layer_by_layer():
-    """At once: each batch by its own moments. Layer by layer: what enters a layer went through evaluation before it."""
+    """Pooling at once takes each batch by its own moments; layer by layer, inputs come from layers in evaluation."""
     params, state = MODEL.init(jax.random.key(0))
     by_batch = [hidden(x.astype(np.float64), params, lambda v, _: (v.mean(0), v.var(0))) for x in IMAGES]
     everything = IMAGES.reshape(-1, PIXELS).astype(np.float64)

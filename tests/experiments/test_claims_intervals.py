@@ -18,7 +18,7 @@ DRAWN = {"normal": stats.norm(), "uniform": stats.uniform(), "logistic": stats.l
 @pytest.mark.parametrize("law", DRAWN)
 @pytest.mark.parametrize("statistic", ["mean", "median"])
 def test_coverage_at_eight_seeds(statistic, law):
-    """Between 93 and 97%: of 1,000 samples the standard error is 0.7 of a percentage point."""
+    """The coverage is 93 to 97%: of 1,000 samples the standard error is 0.7 of a percentage point."""
     values = DRAWN[law].rvs((SAMPLES, SEEDS), random_state=np.random.default_rng(0))
     found = [getattr(intervals, statistic)(v) for v in values]
     covered = np.mean([e.low <= DRAWN[law].median() <= e.high for e in found])

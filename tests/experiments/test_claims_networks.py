@@ -186,7 +186,7 @@ def test_drift_of_quantiles():
 
 @pytest.mark.parametrize(("batch", "relu"), [(8, 1.788), (32, 1.522), (64, 1.493), (256, 1.473)])
 def test_growth_of_gradients_in_closed_form(batch, relu):
-    """To the printed digits; and pi / (pi - 1) in the limit."""
+    """The closed form has the printed digits, and pi / (pi - 1) in the limit."""
     assert depth.growth_of(batch) == pytest.approx(relu, abs=6e-4)
     assert depth.growth_of(10**6) == pytest.approx(np.pi / (np.pi - 1), abs=1e-4)
 

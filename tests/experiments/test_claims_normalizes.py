@@ -50,7 +50,7 @@ def test_deviations():
 
 
 def test_the_share_of_a_gradient_through_the_statistics():
-    """Against the formula of the gradient with constant statistics: of a linear layer `x.T @ dy / std`."""
+    """Compare with the formula of the gradient with constant statistics: of a linear layer `x.T @ dy / std`."""
     s = dataclasses.replace(study.BASE, widths=(4,), activation="sigmoid")
     model = mlp([layers.batch_norm(activation=jax.nn.sigmoid)], (4,), networks.weights(s), 5)
     params, state = jax.tree.map(lambda v: v[None], model.init(jax.random.key(0)))

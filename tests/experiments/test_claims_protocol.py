@@ -46,7 +46,7 @@ def peak(best, top=0.9):
 
 
 def test_a_grid_is_widened_until_both_arms_are_inside():
-    """From 0.1 and 0.3 down past the best of the one arm and up past that of the other, by the root of ten."""
+    """It grows from 0.1 and 0.3 down past the best of one arm and up past that of the other, by the root of ten."""
     s = dataclasses.replace(study.BASE, learning_rates=(0.1, 0.3))
     scores = {"none": peak(0.003), "batch": peak(3.0)}
     here = Fake(lambda arm, rate, steps: scores[arm](rate))
@@ -71,7 +71,7 @@ def test_a_grid_ends_at_its_limits():
     [({500: 0.1, 1000: 0.8, 2000: 0.8}, [70, 0]), ({500: 0.1, 1000: 0.5, 2000: 0.8, 4000: 0.9}, [40, 30, 10])],
 )
 def test_a_budget_is_doubled_until_the_plain_arm_rests(by_steps, moved):
-    """Until the second half moves it by less than its interval; at most twice."""
+    """It ends when the second half moves the arm by less than its interval; at most twice."""
     s = dataclasses.replace(study.BASE, learning_rates=(0.01, 0.1, 1.0))
     here = Fake(lambda arm, rate, steps: peak(0.1, by_steps[steps])(rate))
     found = search.search(here, "part", s, ("none", "batch"), untrained)
@@ -80,7 +80,7 @@ def test_a_budget_is_doubled_until_the_plain_arm_rests(by_steps, moved):
 
 
 def test_a_budget_is_doubled_while_the_plain_arm_learns_nothing():
-    """At chance twice as many steps add nothing, and that is no reason to stop."""
+    """Twice as many steps add nothing at chance, and that is no reason to stop."""
     s = dataclasses.replace(study.BASE, learning_rates=(0.01, 0.1, 1.0), steps=1000)
     found = search.search(Fake(lambda arm, rate, steps: 0.1), "part", s, ("none", "batch"), untrained)
     assert (found["steps"], found["moved"]) == (4000, [0, 0, 0])
@@ -102,7 +102,7 @@ def test_a_check_of_the_grid_goes_beyond_the_grid_that_was_found(how):
 
 @pytest.mark.parametrize(("how", "published"), [(search.search, 2000), (search.checked, 1000)])
 def test_a_check_of_the_steps_doubles_the_published_budget(how, published):
-    """Also where that was doubled before; at rates near the best of the published ones."""
+    """It doubles a budget that was doubled before, too, at rates near the best of the published ones."""
     s = dataclasses.replace(study.BASE, learning_rates=(0.001, 0.01, 0.1, 1.0, 10.0), steps=1000)
     scores = {500: 0.1, 1000: 0.8, 2000: 0.8, 4000: 0.8}
     plain, longer = (Fake(lambda arm, rate, steps: peak(0.1, scores[steps])(rate), vary) for vary in ("", "steps"))

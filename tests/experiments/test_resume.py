@@ -42,7 +42,7 @@ def copied(finished, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kills", "steps"), [(2, 150), (20, 1500)])
 def test_a_run_that_is_killed_ends_as_one_that_is_not(kills, steps, tmp_path):
-    """To the bit: the log, the parameters, the running statistics, the optimizer's state."""
+    """The log, the parameters, the running statistics and the optimizer's state are equal to the bit."""
     rng, given = random.Random(0), ("--steps", str(steps), "--optimizer", "momentum")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     printed, codes = finish(start(whole, *given))
@@ -194,7 +194,7 @@ def test_a_run_with_statistics_for_each_device_keeps_its_devices(copied, capsys)
 
 
 def test_an_interrupted_run_goes_on(tmp_path, finished):
-    """From the step at which it stopped."""
+    """It continues from the step at which it stopped."""
 
     class Soon(Interrupt):
         asked = 0
@@ -214,7 +214,7 @@ def test_an_interrupted_run_goes_on(tmp_path, finished):
 
 
 def test_a_run_goes_on_with_the_next_arm(tmp_path):
-    """From the last checkpoint of the first arm: the second starts from its own weights."""
+    """The second arm starts from its own weights after the last checkpoint of the first."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     given = ("--arms", "none", "batch", "--steps", "10", "--keep", "9")
     assert run(whole, *given) == 0

@@ -130,7 +130,7 @@ def test_when_one_process_dies_the_others_say_so_and_end(gone, tmp_path):
 
 @pytest.mark.slow
 def test_all_stop_when_one_is_asked_to(tmp_path):
-    """After the same chunk, with a checkpoint of it."""
+    """They stop after the same chunk, with a checkpoint of it."""
     folder = tmp_path / "run"
     started = together(folder, 2, *GIVEN[2:], "--steps", "1000000", "--checkpoint-every", "50")
     wait_for(folder / "checkpoints" / "50")
@@ -154,7 +154,7 @@ def test_all_stop_when_one_is_asked_to(tmp_path):
     ids=str,
 )
 def test_what_is_missing_is_one_line(more, words, tmp_path, capsys):
-    """Before anything waits for anybody."""
+    """It is said before any process waits for another."""
     from training_runs import SMALL
 
     from experiments.interrupt import Interrupt

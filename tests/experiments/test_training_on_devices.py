@@ -86,7 +86,7 @@ def test_the_batch_is_really_divided(way):
 
 @pytest.mark.slow
 def test_the_cnn_trains_alike_on_eight_devices():
-    """Through the linen module."""
+    """Train it by the linen module."""
     cnn = {"model": "cnn", "widths": (4,), "init": "he", "init_scale": 1.0, "learning_rates": (0.05, 0.2)}
     one, many = trajectory(way="jit", devices=1, **cnn), trajectory(way="shard_map", devices=8, **cnn)
     chex.assert_trees_all_close(many, one, **ROUNDING)

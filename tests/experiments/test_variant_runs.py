@@ -63,7 +63,7 @@ def test_evaluations_of_the_cnn():
 
 
 def test_an_image_has_a_say_in_its_statistics():
-    """In evaluation, as `apply_with_example_weight` gives it one; in training the network is the one without."""
+    """Evaluation is that of `apply_with_example_weight`; in training the network is the one without."""
     s, x = settings("weigh", widths=(3,)), jnp.asarray(digits().test.images[:6])
     plain, weighed = (networks.build(s, arm) for arm in ("batch", "weighed"))
     params, state = jax.jit(plain.init)(jax.random.key(0))

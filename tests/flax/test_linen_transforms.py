@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
 @pytest.mark.parametrize("flag", ["attribute", "call"])
 def test_a_traced_flag_compiles_once(flag):
-    """Also where it is an attribute: both modes in one program."""
+    """Both modes are in one program, also where the flag is an attribute."""
     variables, traced = BatchNorm(use_running_average=True).init(KEY, X), []
 
     def f(evaluate):

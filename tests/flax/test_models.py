@@ -168,7 +168,7 @@ def test_linen_mask_of_a_layer_and_of_sharded_parameters():
 
 @pytest.mark.parametrize("norm", [nnx.BatchNorm, jaxbn.nnx.BatchNorm], ids=["flax", "ours"])
 def test_nnx_mask(norm):
-    """In a model with shared layers: by optax on the state, and by `nnx.Optimizer`, which gives optax bare arrays."""
+    """Mask a model with shared layers by optax on the state, and by `nnx.Optimizer`, which gives optax bare arrays."""
     model = Deep(norm)
     mask = jaxbn.nnx.affine_mask(model)
     params = nnx.state(model, nnx.Param)

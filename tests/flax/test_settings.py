@@ -137,7 +137,7 @@ def test_an_array_as_epsilon(kind):
 
 
 def test_a_model_is_converted_to_its_own_type():
-    """For type checkers: the type given is the type returned, and a layer becomes one of the class `to`."""
+    """Type checkers see that the type given is the type returned, and a layer becomes one of the class `to`."""
     for function, name in (
         (jaxbn.nnx.fold, "model"),
         (jaxbn.linen.convert, "variables"),

@@ -62,7 +62,7 @@ def test_models_without_numbers_are_refused(tool):
 
 
 def test_models_without_numbers_are_converted():
-    """To restore a checkpoint into."""
+    """A checkpoint is restored into them."""
     assert jaxbn.linen.convert(ABSTRACT)["batch_stats"]["layers_1"]["mean"].shape == (3,)
     model = jaxbn.nnx.convert(abstract(), momentum=0.5)
     assert isinstance(model.layers[1].mean.get_value(), jax.ShapeDtypeStruct)

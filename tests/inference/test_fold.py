@@ -65,7 +65,7 @@ PRESENT = named((True, True), (False, True), (True, False), (False, False))
 
 @pairs("name, present", named(*LAYERS), PRESENT)
 def test_into_the_layer_before(name, present):
-    """To 1e-5: sums of at most 27 products of float32, some roundings of 6e-8 each, before they cancel some digits."""
+    """Agree to 1e-5: sums of 27 products of float32 at most, some roundings of 6e-8 each, before digits cancel."""
     linear, shape, kernel_shape, axis = LAYERS[name]
     rng = np.random.default_rng(0)
     x, kernel = (np.asarray(rng.normal(size=s), np.float32) for s in (shape, kernel_shape))
@@ -82,7 +82,7 @@ def test_into_the_layer_before(name, present):
 
 @pairs("name, present", named(*NEXT), PRESENT)
 def test_into_the_layer_after(name, present):
-    """To 1e-5, as above."""
+    """Agree to 1e-5, as above."""
     linear, shape, kernel_shape, padding, groups = NEXT[name]
     rng = np.random.default_rng(1)
     x, kernel = (np.asarray(rng.normal(size=s), np.float32) for s in (shape, kernel_shape))

@@ -52,7 +52,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_linen_refuses(name):
-    """Also at initialization, where all biases and means are 0 and a ReLU and a normalization commute."""
+    """It refuses at initialization too, where all biases and means are 0 and a ReLU and a normalization commute."""
     pairs, options, words = BAD[name]
     model, x = Wrong(), X[:, :5, :, :]
     variables = model.init(KEY, x)

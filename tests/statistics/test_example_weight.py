@@ -33,7 +33,7 @@ MASKED = jax.jit(masked)
 
 
 def exact(x, params, state, weight, axis=-1):
-    """From the raw moments, in float64, one example and feature at a time."""
+    """Compute from the raw moments, in float64, one example and feature at a time."""
     wide = np.moveaxis(np.asarray(x, np.float64), axis, -1)
     flat = wide.reshape(len(wide), -1, wide.shape[-1])
     mean, var = (np.asarray(v, np.float64) for v in (state.mean, state.var))
@@ -57,7 +57,7 @@ def test_formula(weight, params):
 
 
 def test_weight_zero_is_evaluation():
-    """To the bit or a rounding, for outputs of size 5; and far from zero too."""
+    """They agree to the bit or a rounding, for outputs of size 5; and far from zero too."""
     for shift in (0, 1e4):
         x, state = IMAGES + np.float32(shift), STATE._replace(mean=STATE.mean + np.float32(shift))
         y = apply_with_example_weight(PARAMS, state, x, 0.0)
@@ -66,7 +66,7 @@ def test_weight_zero_is_evaluation():
 
 
 def test_weight_one_is_instance_normalization():
-    """For any running statistics, and exactly for a mean of 1e4 standard deviations."""
+    """This holds for any running statistics, and exactly for a mean of 1e4 standard deviations."""
     x = IMAGES + np.float32(1e4)
     for state in (STATE, STATE._replace(mean=STATE.mean - 1e3)):
         y = apply_with_example_weight(PARAMS, state, x, 1.0)

@@ -33,7 +33,7 @@ def test_however_they_are_split(order, sizes, ratio):
 
 
 def test_a_long_stream_does_not_drift():
-    """In float32, counts of 2^24 stop growing, and thousands of roundings show."""
+    """Counts in float32 stop growing at 2^24, and thousands of roundings show."""
     x = rng.standard_normal(3000) + 100
     n = 2.0**21 + 1
     m = pool_batches(lambda v: Moments(np.float32(n), np.array([v], np.float32), np.float32(0)), x)

@@ -62,7 +62,7 @@ def test_layer_by_layer(of):
 
 @pytest.mark.parametrize("of", [OURS[0], pytest.param(OURS[1], marks=pytest.mark.slow)], ids=["linen", "nnx"])
 def test_layer_by_layer_however_they_are_split(of):
-    """To a millionth of a standard deviation, the deeper layer too; all at once that one depends on the split."""
+    """They agree to a millionth of a standard deviation, the deeper layer too; all at once it depends on the split."""
     even, uneven = of(EVEN, layer_by_layer=True), uneven_by_layers(of)
     for i in (0, 2):
         std = np.sqrt(even[i + 1])

@@ -52,7 +52,7 @@ def composed(scale, bias, x, train=True, activation=None, residual=None, **optio
     ids=["plain", "epilogue", "ghosts", "renorm"],
 )
 def test_is_the_composition(train, options):
-    """In value, in all first derivatives, and in a second one."""
+    """They agree in value, in all first derivatives, and in a second one."""
     flag = jnp.array(True) if train == "traced" else train
 
     def loss(f, scale, bias, x):

@@ -41,7 +41,7 @@ def test_eight_devices_equal_one(way, one_device):
 
 @pytest.mark.slow
 def test_each_device_its_own():
-    """Without an axis name `shard_map` knows that statistics differ between devices, and each is as if alone."""
+    """Statistics differ between devices without an axis name, which `shard_map` knows, and each is as if alone."""
     params, state = model()
 
     def alone(whole, parts):

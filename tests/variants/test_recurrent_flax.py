@@ -155,7 +155,7 @@ def test_nnx_cell_is_the_function(lengths):
 
 @pytest.mark.slow
 def test_nnx_rnn_as_it_is():
-    """Without `state_axes`, which carries the parameters through the loop as well: the same."""
+    """The result is the same without `state_axes`, which carries the parameters through the loop as well."""
     rnn, plain = nnx_rnn(), nnx.RNN(nnx_rnn().cell)
     ys = rnn(jnp.asarray(BATCH_MAJOR)), plain(jnp.asarray(BATCH_MAJOR))
     assert_close(ys[0], ys[1], atol=0.0)
@@ -187,7 +187,7 @@ def test_flax_may_take_the_last_carry_itself(reverse):
 @pytest.mark.slow
 @each_way
 def test_cells_on_many_devices(way):
-    """Under flax's `RNN`, whose loop must keep the type of its carry: the lengths make the carry differ."""
+    """The loop of flax's `RNN` must keep the type of its carry: the lengths make the carry differ."""
     layer = linen.RNN(LinenCell(HIDDEN, ROWS, False, KEEP, axis_name=way.axis_name), variable_carry="batch_stats")
     variables = linen_rnn(True).init(jax.random.key(0), BATCH_MAJOR)
     params, state = of_linen(variables)

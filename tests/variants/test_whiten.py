@@ -25,7 +25,7 @@ def conditioned(condition, features=8, rows=4096):
 
 @pytest.mark.parametrize("condition", [*(pytest.param(c, marks=pytest.mark.slow) for c in (1.0, 1e2)), 1e4])
 def test_the_covariance_is_the_identity(condition):
-    """To 1e-3 after enough iterations, and it stays there: the coupled iteration does not diverge."""
+    """It is so to 1e-3 after enough iterations, and stays so: the coupled iteration does not diverge."""
     x = conditioned(condition)
     for steps in (25, 60):
         y, _ = whiten_apply(NONE, whiten_init(8)[1], x, True, iterations=steps, epsilon=1e-9)
@@ -60,7 +60,7 @@ def test_evaluation_uses_the_running_statistics():
 
 
 def test_gradient_by_finite_differences():
-    """In float64 by central differences, through mean, covariance and iteration."""
+    """Compare with central differences in float64, through mean, covariance and iteration."""
 
     def loss(params, x):
         y, _ = whiten_apply(params, STATE, x, True)

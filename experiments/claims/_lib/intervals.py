@@ -1,4 +1,4 @@
-"""From the numbers of single seeds to an estimate with its 95% interval; comparisons are made seed by seed.
+"""Estimate with a 95% interval from the numbers of single seeds; comparisons are made seed by seed.
 
 Means have Student's interval, medians that of Hettmansperger and Sheather (1986) between order statistics. Where a
 learning rate was chosen from the same seeds, the choice is made again in every resample of a bootstrap, whose spread is

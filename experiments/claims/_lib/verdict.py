@@ -1,4 +1,4 @@
-"""From estimates and criteria to an answer, by one rule for all claims; the report says what was made after results."""
+"""Answer from estimates and criteria, by one rule for all claims; the report says what was made after results."""
 
 import math
 import re
