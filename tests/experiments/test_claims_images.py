@@ -4,6 +4,7 @@ import json
 import struct
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -60,7 +61,16 @@ def test_files_become_three_parts(mnist):
     assert not rows[0] & rows[1]
 
 
+@pytest.fixture
+def ordinary_promotion_in_threads():
+    """JAX's own rules of promotion in the thread that measures, too: optax's Adam needs them."""
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ordinary_promotion_in_threads")
 @pytest.mark.parametrize(
     ("name", "kind"), [(c.name, "mnist") for c in CONFIGS] + [("normalizes", "cifar"), ("small_batches", "cifar")]
 )
