@@ -22,7 +22,14 @@ from experiments.interrupt import INTERRUPTED, refuse
 from experiments.tables import check_page
 
 RECORD, KEYS = "results.json", {"plan", "times", "measures", "bars"}  # by which a former run is known
-PACKAGES = {name: name for name in ("jax", "jaxlib", "flax", "haiku", "equinox", "torch")} | {"haiku": "dm-haiku"}
+PACKAGES = {
+    "jax": "jax",
+    "jaxlib": "jaxlib",
+    "flax": "flax",
+    "haiku": "dm-haiku",
+    "equinox": "equinox",
+    "torch": "torch",
+}
 
 
 @dataclasses.dataclass(frozen=True)
