@@ -5,6 +5,7 @@
 * `training`: the configs, the data, the networks and the loop.
 * `claims`, `benchmark`, `compiled`: twelve claims with their report, time and memory, and what XLA's compilers for GPUs
   and TPUs make of the layer; packages with a command of their own.
-* `disk`, `memory`, `interrupt`: how files are written, what a run needs, how it ends early.
+* `disk`, `memory`, `allocator`, `interrupt`: how files are written, what a run needs, where freed memory stays, how a
+  run ends early.
 * `tables`, `figures`: Markdown tables, and figures in one style.
 """

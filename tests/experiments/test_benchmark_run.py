@@ -198,7 +198,8 @@ def test_the_command_line_chooses_the_plan_and_the_folder(tmp_path, monkeypatch,
     assert (Path(folder) / "benchmark" / "results.json").is_file()
 
 
-def test_the_process_starts_anew_with_an_allocator_that_keeps_its_pages(monkeypatch):
+@pytest.mark.parametrize("module", ["experiments.benchmark", "experiments.claims"])
+def test_a_process_starts_anew_with_an_allocator_that_keeps_its_pages(monkeypatch, module):
     """Once: with the settings in place it goes on."""
 
     class NewProcessError(Exception):
@@ -208,18 +209,18 @@ def test_the_process_starts_anew_with_an_allocator_that_keeps_its_pages(monkeypa
         raise NewProcessError(program, arguments, environment)
 
     monkeypatch.setattr(os, "execve", execve)
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "experiments.benchmark", "--fast"])
-    monkeypatch.setattr(sys, "argv", ["experiments.benchmark", "--fast"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", module, "--fast"])
+    monkeypatch.setattr(sys, "argv", [module, "--fast"])
     with pytest.raises(NewProcessError) as started:
-        runpy.run_module("experiments.benchmark", run_name="__main__")
+        runpy.run_module(module, run_name="__main__")
     program, arguments, environment = started.value.args
-    assert (program, arguments) == (sys.executable, [sys.executable, "-m", "experiments.benchmark", "--fast"])
+    assert (program, arguments) == (sys.executable, [sys.executable, "-m", module, "--fast"])
     settings = {name: value for name, value in environment.items() if name.startswith("MALLOC_")}
     assert set(settings) >= {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as stopped:  # of the unknown option, so beyond that point
-        runpy.run_module("experiments.benchmark", run_name="__main__")
+        runpy.run_module(module, run_name="__main__")
     assert stopped.value.code == 2
 
 
