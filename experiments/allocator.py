@@ -17,6 +17,6 @@ SETTINGS = {
 
 
 def keep_pages() -> None:
-    """Start this program anew under these settings, unless they hold; the processes that it starts have them, too."""
+    """Start this program again under these settings, unless they hold; the processes that it starts have them, too."""
     if any(os.environ.get(name) != value for name, value in SETTINGS.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | SETTINGS)
