@@ -43,8 +43,8 @@ package: $(VENV)/package
 bench: $(VENV)/experiments $(VENV)/neighbours
 	$(BIN)/python -m experiments.benchmark --replace --readme docs/speed.md
 
-# The report in docs/claims/, in one and a half hours or, on a slow processor, more than three, with two cores; with SMOKE=1 everything as
-# small as it can be, in runs/; with CHECK=grid, steps or split the answers again, measured otherwise.
+# The report in docs/claims/, whose first page says how many minutes it took; with SMOKE=1 everything as small as it can be, in runs/;
+# with CHECK=grid, steps or split the answers again, measured otherwise.
 claims: $(VENV)/experiments $(VENV)/aeon
 	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish) $(CHECK:%=--check %) $(ONLY:%=--only %)
 

@@ -1,8 +1,7 @@
 """An allocator that keeps freed memory in the process.
 
 By default the C library returns a large array's pages to the kernel when the array is freed, and the page faults of
-getting them back can be most of a layer's time on a CPU, and a tenth of an LSTM's. It reads its settings as a process
-begins.
+getting them back can be most of a layer's time on a CPU. It reads its settings as a process begins.
 """
 
 import os

@@ -83,13 +83,15 @@ def test_columns_of_images_at_the_period_of_the_part(forms, first, limit, offset
         np.testing.assert_allclose(var, exact.var, rtol=bound)
 
 
-def test_a_constant_beside_the_running_mean_keeps_its_bias():
-    """No second pass is made there: an epsilon down to 1e-22 covers the digits of the mean that cancel."""
-    params, state = jaxbn.bn_init(1)
-    params = params._replace(bias=jnp.ones(1))
-    values = jnp.geomspace(1e-12, 1e-2, 500, dtype=jnp.float32)
-    y = jax.jit(jax.vmap(lambda v: jaxbn.bn_apply(params, state, v[None, None], True, epsilon=1e-22)[0]))(values)
-    np.testing.assert_allclose(y, np.ones((500, 1, 1)), rtol=2e-6)
+@pytest.mark.parametrize(("dtype", "epsilon"), [("float32", 1e-22), ("float64", 1e-66)])
+def test_a_constant_beside_the_running_mean_keeps_its_bias(dtype, epsilon):
+    """No second pass is made there: an epsilon that is no smaller covers the digits of the mean that cancel."""
+    with jax.enable_x64(dtype == "float64"):
+        params, state = jaxbn.bn_init(1, dtype=jnp.dtype(dtype))
+        params = params._replace(bias=jnp.ones(1, dtype))
+        values = jnp.geomspace(1e-16, 1e-2, 700, dtype=dtype)[:, None, None]
+        y = jax.jit(jax.vmap(lambda x: jaxbn.bn_apply(params, state, x, True, epsilon=epsilon)[0]))(values)
+    np.testing.assert_allclose(y, np.ones((700, 1, 1)), rtol=2e-6)
 
 
 def test_a_running_mean_that_is_a_constant_of_the_program():

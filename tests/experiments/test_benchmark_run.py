@@ -199,7 +199,7 @@ def test_the_command_line_chooses_the_plan_and_the_folder(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("module", ["experiments.benchmark", "experiments.claims"])
-def test_a_process_starts_anew_with_an_allocator_that_keeps_its_pages(monkeypatch, module):
+def test_a_process_starts_again_with_an_allocator_that_keeps_its_pages(monkeypatch, module):
     """Once: with the settings in place it goes on."""
 
     class NewProcessError(Exception):
