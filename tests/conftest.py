@@ -29,7 +29,7 @@ MEMORY = 2 << 30  # bytes of a process, beyond which it forgets compiled program
 
 
 def pytest_collection_finish():
-    """Collect garbage less often: tracing makes many small objects that stay, and a tenth of the time went by there."""
+    """Collect garbage less often: tracing makes many small objects that stay, and each look at them costs time."""
     gc.freeze()
     gc.set_threshold(200_000, 50, 1_000)
 
