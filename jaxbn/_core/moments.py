@@ -58,7 +58,12 @@ def pool(m: Moments, axis: int | Sequence[int] = 0) -> Moments:
         [3.5] 3.5
     """
     m = broadcast_fields(m)
-    axes = check.axes(axis, m.mean.ndim)
+    return _pool_along(check.axes(axis, m.mean.ndim), m)
+
+
+# Under `jit` as an eager call is then one program, not one for each operation.
+@partial(jax.jit, static_argnums=0, inline=True)
+def _pool_along(axes: tuple[int, ...], m: Moments) -> Moments:
     whole = _pool(m, lambda rows: [jnp.sum(v, axes, keepdims=True) for v in rows])
     return jax.tree.map(lambda v: lax.squeeze(v, axes), whole)
 

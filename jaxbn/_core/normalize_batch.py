@@ -40,7 +40,7 @@ def normalize_by_batch(
     Where `train` is False, `m` may be any statistics, and do not move with x. The arrays broadcast against x.
     """
     inputs = _Inputs(x, scale, bias, [], m, mask, None if train is True else jnp.asarray(train))
-    z = jax.eval_shape(lambda inputs: _compute_z(epsilon, inputs).z, inputs)
+    z = _compute_z.eval_shape(epsilon, inputs).z
     converted, arrays = convert_closure(epilogue, z)
 
     @jax.custom_jvp
@@ -100,6 +100,8 @@ class _Normalized(NamedTuple):
     z: jax.Array
 
 
+# Under `jit` as `update_running` is, and traced once for all layers of the same types.
+@partial(jax.jit, static_argnums=0, inline=True)
 def _compute_z(epsilon: float, inputs: _Inputs) -> _Normalized:
     m, scale, bias = inputs.m, inputs.scale, inputs.bias
     inverse = inverse_std(m.var, epsilon, m.count)

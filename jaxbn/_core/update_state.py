@@ -56,6 +56,7 @@ def update_state(
     PyTorch; the running variance is biased here, in Flax, Haiku and Keras, unbiased in PyTorch and in the paper.
     """
     m = fit_moments(state, m)
+    state = BatchNormState(state.mean, state.var, state.count)
     keep_take = split_momentum(momentum, state.count)
     return update_running(state, m, keep_take, check.boolean("unbiased_running_var", unbiased_running_var), True)
 
@@ -80,6 +81,8 @@ def fit_moments(state: Any, m: Any) -> Moments:
     return jax.tree.map(partial(shard_like, state.mean), m)
 
 
+# Under `jit` as an eager call is then one program, not one for each operation.
+@partial(jax.jit, static_argnums=3, inline=True)
 def update_running(
     state: BatchNormState, m: Moments, momentum: tuple[Any, Any], unbiased: bool, allowed: bool | jax.Array
 ) -> BatchNormState:

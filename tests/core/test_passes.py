@@ -1,5 +1,6 @@
 """Count the passes of a compiled layer over memory: the deterministic part of its speed."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +9,7 @@ from experiments.benchmark import accuracy, hlo, memory
 from experiments.benchmark.layers import LAYERS, Layer, arguments, program
 from experiments.benchmark.one_layer import TINY
 from experiments.benchmark.sizes import OURS, Case
+from jaxbn.linen import BatchNorm
 
 pytestmark = [pytest.mark.usefixtures("ordinary_promotion"), pytest.mark.compiler]
 
@@ -43,6 +45,19 @@ def test_kernels_of_a_tiny_layer(name, kernels):
     step = jax.jit(program(layer, "forward", TINY.relu)).lower(*arguments(layer, accuracy.inputs(TINY, 0.0)))
     entry, computations = hlo.parse_program(step.compile().as_text() or "")
     assert len([i for i in computations[entry] if i.operation not in (*hlo.FREE, "call")]) == kernels
+
+
+def test_programs_of_an_eager_call(caplog):
+    """Each new size costs a compilation of each program, for instance when a network is initialized."""
+    compiled = {}
+    for name, norm, sizes in ((OURS, BatchNorm, (41, 43)), ("flax", nn.BatchNorm, (45, 47))):
+        for size in sizes:  # the first also compiles what does not depend on it
+            key, x = jax.random.key(0), jnp.ones((3, size))
+            caplog.clear()
+            with jax.log_compiles(), caplog.at_level("WARNING"):
+                norm(use_running_average=False).init(key, x)
+            compiled[name] = sum("Compiling" in record.getMessage() for record in caplog.records)
+    assert compiled == {OURS: 7, "flax": 14}
 
 
 def test_the_instrument_on_a_known_program():
