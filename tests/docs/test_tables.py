@@ -64,9 +64,9 @@ def measured(measure, form, **labels):
     return " | ".join(format(v, form) for v in both)
 
 
-def slowdown(measure, **labels):
+def slowdown(measure, ours="jaxbn", **labels):
     """Return our value over Flax's."""
-    return f"{value(RESULTS, measure, 'jaxbn', **labels) / value(RESULTS, measure, 'flax', **labels):.2f}"
+    return f"{value(RESULTS, measure, ours, **labels) / value(RESULTS, measure, 'flax', **labels):.2f}"
 
 
 STEP, FORWARD = "forward+backward", "forward"
@@ -79,6 +79,7 @@ IN_README = {
     "float32 step": f"training step takes {spread(STEP, 'flax', 'float32')} times as long",
     "tiny": f"takes {slowdown('dispatch', call='jitted')} times as long as Flax's",
     "eager": f"an eager one {slowdown('dispatch', call='eager')} times",
+    "eager module": f"through the module {slowdown('dispatch', 'jaxbn.linen', call='eager')} times",
     "compile": f"50 layers takes {slowdown('compile time', part='trace + compile')} times as long",
     "compile ResNet-20": f"step {slowdown('compile time, ResNet-20', part='trace + compile')} times",
     "ResNet-20's time": f"takes {slowdown('step time, ResNet-20')} of the time and",
