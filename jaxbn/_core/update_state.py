@@ -56,7 +56,7 @@ def update_state(
     PyTorch; the running variance is biased here, in Flax, Haiku and Keras, unbiased in PyTorch and in the paper.
     """
     m = fit_moments(state, m)
-    state = BatchNormState(state.mean, state.var, state.count)
+    state = BatchNormState(state.mean, state.var, state.count)  # a user's own record may be no tree
     keep_take = split_momentum(momentum, state.count)
     return update_running(state, m, keep_take, check.boolean("unbiased_running_var", unbiased_running_var), True)
 

@@ -1,6 +1,7 @@
 """Running statistics, by every kind of momentum, after a bad batch, and averaged from outside."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -66,3 +67,11 @@ def test_a_state_averaged_by_optax_goes_on():
     # count / (count + 1) of the old mean is kept: at 0.5, then at 1.5.
     kept = (0.5 / 1.5) * (1.5 / 2.5)
     np.testing.assert_allclose(last.mean, kept * averaged.mean + (1 - kept) * x.mean(0), rtol=1e-6)
+
+
+def test_a_record_of_the_users_own_is_updated():
+    """It has the fields of the state, and is no tree of JAX."""
+    state, m = jaxbn.bn_init(2)[1], jaxbn.moments(np.array([[1, 2], [3, 5]], np.float32))
+    got, wanted = (jaxbn.update_state(own, m) for own in (SimpleNamespace(**state._asdict()), state))
+    for name, value in wanted._asdict().items():
+        np.testing.assert_array_equal(getattr(got, name), value, name)
