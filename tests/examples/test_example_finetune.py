@@ -26,7 +26,7 @@ def test_frozen_statistics_scales_and_biases_stay_as_they_are_in_pytorch():
 
 def test_weights_come_from_a_file_and_the_statistics_follow_the_images_unless_frozen(tmp_path):
     torch.manual_seed(1)
-    network = pytorch.ResNet((1, 1), 4, channels=1, classes=5, small_images=True)
+    network = pytorch.ResNet((1, 1), 16, channels=1, classes=5, small_images=True)
     network(torch.randn(8, 1, 8, 8))
     torch.save(network.state_dict(), tmp_path / "saved.pt")
     found = finetune.main(finetune.Config(smoke=True, weights=tmp_path / "saved.pt", frozen=False))
