@@ -49,9 +49,9 @@ def zero_debiased(decay: float = 0.99) -> Callable[[ArrayLike], jax.Array]:
         >>> print(keep(0), round(float(keep(1)), 4), round(float(keep(1000)), 4))
         0.0 0.4737 0.9
     """
-    if not isinstance(decay, (int, float)) or not 0 <= decay < 1:
+    if not isinstance(decay, (int, float, np.floating)) or not 0 <= decay < 1:
         raise ValueError(f"`decay` must be a number in [0, 1); got {decay!r}. The plain mean is `cumulative_average`.")
-    return _ZeroDebiased(decay)
+    return _ZeroDebiased(float(decay))
 
 
 def cumulative_average(count: ArrayLike) -> jax.Array:

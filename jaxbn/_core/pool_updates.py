@@ -37,7 +37,8 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
         The state after the one update, without the leading axis.
 
     Raises:
-        TypeError, ValueError: `momentum` is not in [0, 1), `weights` has another length, or a leaf has another name.
+        TypeError, ValueError: `momentum` is not in [0, 1), `weights` has another length or a negative value, or a leaf
+            has another name.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxbn
@@ -64,9 +65,11 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
                 f"beside one of {np.shape(leaves[0][1])}."
             )
     share = np.ones(len(leaves[0][1]) if leaves else 0, np.float32) if weights is None else weights
-    share = check.floating("weights", share)
+    share = check.real_number("weights", share).astype(float)
     if leaves and share.shape != (len(leaves[0][1]),):
         raise ValueError(f"`weights` must be [{len(leaves[0][1])}], one for each microbatch; got {share.shape}.")
+    if not isinstance(share, Tracer) and not np.all((np.asarray(share) >= 0) & np.isfinite(share)):
+        raise ValueError(f"`weights` must be finite and at least 0; got {weights}.")
     new = [jnp.asarray(leaf) for _, leaf in leaves]
     for where in layers.values():
         if not {"mean", "var"} <= set(where) or (callable(momentum) and "count" not in where):
@@ -87,11 +90,16 @@ def _pool_layer(layer: dict[str, jax.Array], momentum: Momentum, share: jax.Arra
     before = jnp.zeros((), jnp.int32)
     if "count" in layer:  # one number, or one for each of a stack of layers
         pooled["count"] = jnp.max(layer["count"], 0)
-        before = pooled["count"] - 1
+        before = jnp.maximum(pooled["count"] - 1, 0)
         share = jnp.where(layer["count"] == pooled["count"][None], _append_axes(share, layer["count"].ndim), 0)
     keep = momentum(before) if callable(momentum) else split_momentum(momentum, before)[0]
-    if not isinstance(keep, Tracer) and np.any(np.asarray(keep) == 1):
-        raise ValueError("`momentum` must be below 1: at 1 the states hold nothing of the microbatches.")
+    check.real_number("momentum", keep)
+    if np.shape(keep) not in ((), before.shape):
+        raise ValueError(f"A schedule for `momentum` must return one number for each count; got {np.shape(keep)}.")
+    if not isinstance(keep, Tracer) and not np.all((np.asarray(keep) >= 0) & (np.asarray(keep) < 1)):
+        raise ValueError(
+            f"`momentum` must lie in [0, 1); got {keep}. At 1 the states hold nothing of the microbatches."
+        )
     take = jnp.asarray(1 - keep).astype(var.dtype)
     total = jnp.sum(share, 0, keepdims=True)
     # No microbatch had values: all states are the old one, and any shares do.

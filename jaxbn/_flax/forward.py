@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from jaxbn._core import check
 from jaxbn._core.batch_norm import bn_apply
+from jaxbn._core.epilogue import apply_epilogue
 from jaxbn._core.state import BatchNormParams, BatchNormState
 from jaxbn._flax.dtypes import choose_output_dtype, match_mean, widen_input
 from jaxbn.domains import domain_apply
@@ -169,6 +170,7 @@ def _choose_apply(num_domains: int | None, domain: Any, example_weight: Any) -> 
 def _apply_with_weight(weight, params, state, x, train, *, axis, epsilon, mask, activation, residual, **training):
     """Apply `bn_apply` in training and `apply_with_example_weight` in evaluation."""
     shared = {"axis": axis, "epsilon": epsilon, "mask": mask}
+    check.number("example_weight", weight, 0, 1)
     if train is True:
         return bn_apply(params, state, x, train, activation=activation, residual=residual, **shared, **training)
     if train is not False:
@@ -176,7 +178,7 @@ def _apply_with_weight(weight, params, state, x, train, *, axis, epsilon, mask, 
             "`use_running_average` must be a Python bool in a layer with `example_weight`, which has two programs; got "
             "a traced one."
         )
-    y = apply_with_example_weight(params, state, x, weight, **shared)
-    if residual is not None:
-        y = y + check.floating("residual", residual).astype(y.dtype)
-    return (y if activation is None else activation(y)), state
+    residual = None if residual is None else check.like_x("residual", residual, x)
+    # In the dtype of sums, as the epilogue of the plain layer: rounded once.
+    z = apply_with_example_weight(params, state, x.astype(check.accumulation_dtype(x.dtype)), weight, **shared)
+    return apply_epilogue(activation, None, None, residual, x.dtype, z), state

@@ -113,8 +113,8 @@ def _check_count(count: ArrayLike) -> jax.Array:
         raise TypeError(f"`count` must be a number of updates, or one for each layer; got {count!r}.") from None
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(f"`count` must be an integer, or integers; got {count!r}.")
-    if not isinstance(value, Tracer) and np.any(np.asarray(value) < 0):
-        raise ValueError(f"`count` must be at least 0; got {count!r}.")
+    if not isinstance(value, Tracer) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) < 2**31)):
+        raise ValueError(f"`count` must be at least 0 and fit int32; got {count!r}.")
     return jnp.asarray(value, jnp.int32)
 
 

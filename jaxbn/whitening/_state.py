@@ -10,7 +10,7 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxbn._core import check
-from jaxbn._core.state import BatchNormParams, bn_init
+from jaxbn._core.state import BatchNormParams, bn_init, check_record
 
 
 @partial(register_namedtuple_serialization, serialized_name="jaxbn.whitening.WhitenState")
@@ -74,6 +74,10 @@ def check_whitening(params: Any, state: Any, features: int) -> tuple[int, int]:
     """Return the number of groups and their size, after a check that params and state fit the features."""
     if not isinstance(state, WhitenState):
         raise TypeError(f"`state` must be the state of `whiten_init`; got {type(state).__name__}.")
+    check_record("state", state, "the state of `whiten_init`", WhitenState)
+    check_record("params", params, "the params of `whiten_init`", BatchNormParams)
+    if any(jnp.iscomplexobj(v) for v in (*params, *state)):
+        raise TypeError("`params` and `state` must be real; got complex ones.")
     groups, size, other = jnp.shape(state.cov) if jnp.ndim(state.cov) == 3 else (0, 0, 1)
     shapes = [jnp.shape(v) for v in (*params, state.mean) if v is not None]
     if groups * size != features or size != other or any(shape != (features,) for shape in shapes):

@@ -146,7 +146,7 @@ def test_pool_updates_of_complex_and_of_wide_states():
 
 @pytest.mark.parametrize("one", [1, 1.0, np.float32(1), jnp.float32(1)])
 def test_pool_updates_refuses_to_keep_all(one):
-    with pytest.raises(ValueError, match="`momentum` must be below 1"):
+    with pytest.raises(ValueError, match=r"`momentum` must lie in \[0, 1\)"):
         jaxbn.pool_updates(micro([STATE, STATE]), one)
 
 

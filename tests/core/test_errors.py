@@ -134,7 +134,17 @@ CASES = {
     "updates that kept all": (
         lambda: jaxbn.pool_updates(jax.tree.map(lambda v: v[None], STATE), 1.0),
         ValueError,
-        ["`momentum`", "below 1"],
+        ["`momentum`", "[0, 1)", "1.0"],
+    ),
+    "schedule above 1": (
+        lambda: jaxbn.pool_updates(jax.tree.map(lambda v: v[None], STATE), lambda count: 2.0),
+        ValueError,
+        ["`momentum`", "[0, 1)", "2.0"],
+    ),
+    "negative weights": (
+        lambda: jaxbn.pool_updates(jax.tree.map(lambda v: v[None], STATE), weights=[-1]),
+        ValueError,
+        ["`weights`", "at least 0", "-1"],
     ),
     "updates not stacked": (lambda: jaxbn.pool_updates(STATE), ValueError, ["`states`", "stacked"]),
     "updates of something else": (

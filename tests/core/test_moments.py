@@ -157,6 +157,7 @@ def test_moments_and_pool_have_the_right_derivatives(masked):
 def test_zero_debiased_is_the_normalized_ema(decay, seed):
     """Compare with the sum of decaying weights, for any initial value."""
     keep = jaxbn.zero_debiased(decay)
+    assert keep == jaxbn.zero_debiased(np.float64(decay))
     values = np.random.default_rng(seed).normal(3, 1, 12)
     running = -1e3
     for t, value in enumerate(values):

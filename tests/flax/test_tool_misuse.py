@@ -124,7 +124,7 @@ def test_an_epsilon_is_a_number(epsilon):
         jaxbn.diagnostics.health(*jaxbn.bn_init(3), epsilon=epsilon)
 
 
-@pytest.mark.parametrize("count", ["a", -1, 2.5, [3, -1], True])
+@pytest.mark.parametrize("count", ["a", -1, 2**31, 2.5, [3, -1], True])
 def test_a_count_is_a_number_of_updates(count):
     with pytest.raises((TypeError, ValueError), match="`count` must be"):
         jaxbn.linen.convert(VARIABLES, count=count)

@@ -133,7 +133,7 @@ def test_pooling_nothing_changes_nothing():
         ({"mean": np.zeros((4, 2)), "var": np.zeros((3, 2))}, {}, "leading axis"),
         ({"mean": np.zeros((4, 2)), "var": np.zeros((4, 2)), "scale": np.zeros((4, 2))}, {}, "scale"),
         ({"mean": np.zeros((4, 2)), "var": np.zeros((4, 2))}, {"weights": np.ones(3)}, "one for each"),
-        ({"mean": np.zeros((4, 2)), "var": np.zeros((4, 2))}, {"momentum": 1.0}, "below 1"),
+        ({"mean": np.zeros((4, 2)), "var": np.zeros((4, 2))}, {"momentum": 1.0}, r"in \[0, 1\)"),
         ({"mean": np.zeros((4, 2)), "var": np.zeros((4, 2))}, {"momentum": jaxbn.cumulative_average}, "count"),
     ],
     ids=["no var", "lengths", "a stranger", "weights", "momentum", "no count"],

@@ -5,17 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from oracle import EPSILON, evaluation
 from params import named, pairs
 from ways import ONE, SHARDED, assert_close
 
-import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
 from jaxbn import BatchNormParams, BatchNormState
 from jaxbn.statistics import apply_with_example_weight
 
 rng = np.random.default_rng(0)
 STATE = BatchNormState(jnp.array([0.3, 1.0, -4.0]), jnp.array([0.5, 4.0, 9.0]), jnp.array(7))
 PARAMS = BatchNormParams(jnp.array([1.0, -2.0, 0.5]), jnp.array([0.0, 1.0, 2.0]))
+VARIABLES = {"params": PARAMS._asdict(), "batch_stats": {"mean": STATE.mean, "var": STATE.var}}
 IMAGES = (rng.standard_normal((4, 3, 5, 3)) * [0.5, 2, 8] + [0, 3, -5]).astype(np.float32)
 
 
@@ -180,34 +183,49 @@ def test_eight_devices_are_one(way):
 
 
 def test_both_modules_weigh_in_evaluation_only():
-    from flax import nnx
-
-    import jaxbn.linen
-    import jaxbn.nnx
-
     mask = np.ones((*IMAGES.shape[:-1], 1), bool)
     mask[0, 0] = False
     wanted = np.tanh(apply_with_example_weight(PARAMS, STATE, IMAGES, 0.3, mask=mask) + IMAGES)
     trained = np.tanh(jaxbn.bn_apply(PARAMS, STATE, IMAGES, True, mask=mask)[0] + IMAGES)
     given = {"activation": jnp.tanh, "example_weight": 0.3}
-    variables = {
-        "params": {"scale": PARAMS.scale, "bias": PARAMS.bias},
-        "batch_stats": {"mean": STATE.mean, "var": STATE.var},
-    }
     layer = jaxbn.linen.BatchNorm(**given)
-    y = layer.apply(variables, IMAGES, True, mask=mask, residual=IMAGES)
+    y = layer.apply(VARIABLES, IMAGES, True, mask=mask, residual=IMAGES)
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-6)
-    y, _ = layer.apply(variables, IMAGES, False, mask=mask, residual=IMAGES, mutable=["batch_stats"])
+    y, _ = layer.apply(VARIABLES, IMAGES, False, mask=mask, residual=IMAGES, mutable=["batch_stats"])
     np.testing.assert_allclose(y, trained, rtol=0, atol=1e-6)
     other = jaxbn.nnx.BatchNorm(len(STATE.mean), rngs=nnx.Rngs(0), **given)
-    for name, value in (variables["params"] | variables["batch_stats"]).items():
+    for name, value in (VARIABLES["params"] | VARIABLES["batch_stats"]).items():
         getattr(other, name).set_value(value)
     np.testing.assert_allclose(other(IMAGES, True, mask=mask, residual=IMAGES), wanted, rtol=0, atol=1e-6)
     np.testing.assert_allclose(other(IMAGES, False, mask=mask, residual=IMAGES), trained, rtol=0, atol=1e-6)
     with pytest.raises(TypeError, match="use_running_average"):
-        jax.jit(lambda flag: layer.apply(variables, IMAGES, flag))(True)
+        jax.jit(lambda flag: layer.apply(VARIABLES, IMAGES, flag))(True)
     with pytest.raises(ValueError, match="several domains"):
         jaxbn.nnx.BatchNorm(3, num_domains=2, example_weight=0.3, rngs=nnx.Rngs(0))(IMAGES, True, domain=0)
+
+
+def test_modules_refuse_what_the_plain_layer_refuses():
+    apply = jaxbn.linen.BatchNorm(example_weight=0.3).apply
+    for residual in (IMAGES[:1], np.ones((2, *IMAGES.shape), np.float32)):
+        with pytest.raises(ValueError, match="`residual` must have the shape of `x`"):
+            apply(VARIABLES, IMAGES, True, residual=residual)
+    for activation in ("relu", jnp.sum):
+        with pytest.raises((TypeError, ValueError), match="`activation` must be"):
+            jaxbn.linen.BatchNorm(example_weight=0.3, activation=activation).apply(VARIABLES, IMAGES, True)
+    with pytest.raises(ValueError, match="`example_weight` must be from 0 to 1"):
+        jaxbn.linen.BatchNorm(example_weight=2.0).apply(VARIABLES, IMAGES, False, mutable=["batch_stats"])
+
+
+def test_modules_round_once_in_half_precision():
+    """Weight 0 is the plain layer, whose epilogue is in float32."""
+    x = jnp.asarray(IMAGES, jnp.bfloat16)
+    y, plain = (
+        jaxbn.linen.BatchNorm(activation=jnp.tanh, dtype=jnp.bfloat16, **weight).apply(VARIABLES, x, True, residual=x)
+        for weight in ({"example_weight": 0.0}, {})
+    )
+    assert y.dtype == plain.dtype == jnp.bfloat16
+    # A float32 value beside the middle of two bfloat16 ones may go either way: an ulp, in few places.
+    assert np.mean(y != plain) < 0.02
 
 
 @pytest.mark.parametrize(

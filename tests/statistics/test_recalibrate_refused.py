@@ -33,6 +33,8 @@ def made(model, x):
 def test_models_and_calls_that_are_refused():
     with pytest.raises(ValueError, match="has none"):
         recalibrate_nnx(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), EVEN)
+    with pytest.raises(TypeError, match=r"`batches` must be an iterable of batches; got an array"):
+        recalibrate_nnx(jaxbn.nnx.BatchNorm(FEATURES, rngs=nnx.Rngs(0)), X)
     with pytest.raises(ValueError, match="may be frozen"):
         recalibrate_nnx(jaxbn.nnx.BatchNorm(FEATURES, frozen=True, rngs=nnx.Rngs(0)), EVEN)
     with pytest.raises(ValueError, match="has none"):
