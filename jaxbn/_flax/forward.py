@@ -170,8 +170,8 @@ def _choose_apply(num_domains: int | None, domain: Any, example_weight: Any) -> 
 def _apply_with_weight(weight, params, state, x, train, *, axis, epsilon, mask, activation, residual, **training):
     """Apply `bn_apply` in training and `apply_with_example_weight` in evaluation."""
     shared = {"axis": axis, "epsilon": epsilon, "mask": mask}
-    check.number("example_weight", weight, 0, 1)
     if train is True:
+        check.number("example_weight", weight, 0, 1)
         return bn_apply(params, state, x, train, activation=activation, residual=residual, **shared, **training)
     if train is not False:
         raise TypeError(

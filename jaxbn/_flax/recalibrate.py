@@ -21,8 +21,8 @@ def recalibrate_states(
     """Return the statistics of all batches for each batch normalization; one that is not called keeps its own."""
     if hasattr(batches, "ndim"):  # its examples would be taken for batches of one, without an error
         raise TypeError(
-            f"`batches` must be an iterable of batches; got an array of shape {np.shape(batches)}. A single batch goes "  # type: ignore[arg-type]
-            "into a list, `[batch]`; an array of batches is `list(batches)`."
+            "`batches` must be an iterable of batches; got an array. A single batch goes into a list, `[batch]`; an "
+            "array of batches is `list(batches)`."
         )
     states: dict[str, Any] = {}
     for path, kind in view.kinds.items():

@@ -48,7 +48,7 @@ def recalibrate(
         those that the call does not use, are left as they are; so are other `batch_stats`, of modules of your own.
 
     Raises:
-        TypeError: `apply` returns something else, or `layer_by_layer` is given an iterator.
+        TypeError: `batches` is an array, `apply` returns something else, or `layer_by_layer` is given an iterator.
         ValueError: no batch, no batch normalization, or a batch whose moments are not finite; or the call uses an
             `IterNorm`, a `BatchNormLSTMCell`, or a layer of several domains, whose statistics cannot be made so.
 

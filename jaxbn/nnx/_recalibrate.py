@@ -43,7 +43,7 @@ def recalibrate(
         progress: show batches done and the time left on stderr.
 
     Raises:
-        TypeError: `layer_by_layer` is given an iterator.
+        TypeError: `batches` is an array, or `layer_by_layer` is given an iterator.
         ValueError: no batch, no batch normalization, or a batch whose moments are not finite; or the call uses an
             `IterNorm`, a `BatchNormLSTMCell`, or a layer of several domains, whose statistics cannot be made so.
 

@@ -150,6 +150,13 @@ def test_pool_updates_refuses_to_keep_all(one):
         jaxbn.pool_updates(micro([STATE, STATE]), one)
 
 
+def test_pool_updates_takes_numbers_of_values_as_weights():
+    states = micro([jaxbn.bn_apply(PARAMS, STATE, part, True)[1] for part in (X[:6], X[6:])])
+    pooled = jaxbn.pool_updates(states, weights=[6, len(X) - 6])
+    for got, wanted in zip(pooled, jaxbn.bn_apply(PARAMS, STATE, X, True)[1], strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=2e-5)
+
+
 def test_pool_updates_of_nothing_at_all_keeps_the_state():
     states = micro([STATE, STATE])
     for got, kept in zip(jaxbn.pool_updates(states, weights=np.zeros(2, np.float32)), STATE, strict=True):

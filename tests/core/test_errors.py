@@ -141,6 +141,21 @@ CASES = {
         ValueError,
         ["`momentum`", "[0, 1)", "2.0"],
     ),
+    "schedule of nothing": (
+        lambda: jaxbn.pool_updates(jax.tree.map(lambda v: v[None], STATE), lambda count: None),
+        TypeError,
+        ["`momentum`", "None"],
+    ),
+    "schedule of many": (
+        lambda: jaxbn.pool_updates(jax.tree.map(lambda v: v[None], STATE), lambda count: np.zeros(5, np.float32)),
+        ValueError,
+        ["`momentum`", "one number", "(5,)"],
+    ),
+    "weights of NaN": (
+        lambda: jaxbn.pool_updates(jax.tree.map(lambda v: v[None], STATE), weights=[np.nan]),
+        ValueError,
+        ["`weights`", "finite"],
+    ),
     "negative weights": (
         lambda: jaxbn.pool_updates(jax.tree.map(lambda v: v[None], STATE), weights=[-1]),
         ValueError,
