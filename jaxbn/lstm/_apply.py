@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.batch_norm import bn_apply
-from jaxbn.lstm._state import LSTMCarry, LSTMParams, LSTMState, require_type
+from jaxbn._core.state import BatchNormParams, BatchNormState, check_record
+from jaxbn.lstm._state import LSTMCarry, LSTMParams, LSTMState, check_steps, count_hidden, require_type
 
 # Options that the cell itself passes to `bn_apply`.
 _OWN = {"axis", "mask", "residual", "activation"}
@@ -174,12 +175,12 @@ def _multiply(v: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _check_shapes(params: Any, state: Any, carry: Any, shape: tuple[int, ...], options: dict[str, Any]) -> None:
     """Check that all arrays fit x of `shape`, `[*batch, inputs]`."""
-    require_type("params", params, LSTMParams, "lstm_init")
+    hidden, batch = count_hidden(params), shape[:-1]
     require_type("state", state, LSTMState, "lstm_init")
     require_type("carry", carry, LSTMCarry, "lstm_carry")
     if taken := _OWN & set(options):
         raise TypeError(f"`{min(taken)}` is not an option here: the cell itself passes it to `bn_apply`.")
-    hidden, batch = params.recurrent_kernel.shape[0], shape[:-1]
+    check_steps("carry.step", carry.step)
     wanted = {
         "params.input_kernel": (params.input_kernel, (*shape[-1:], 4 * hidden)),
         "params.recurrent_kernel": (params.recurrent_kernel, (hidden, 4 * hidden)),
@@ -187,13 +188,20 @@ def _check_shapes(params: Any, state: Any, carry: Any, shape: tuple[int, ...], o
         "carry.h": (carry.h, (*batch, hidden)),
     }
     if carry.lengths is not None:
+        check_steps("carry.lengths", carry.lengths)
         wanted["carry.lengths"] = (carry.lengths, batch)
     for name, norm in state._asdict().items():
+        check_record(f"params.{name}", getattr(params, name), "that of `lstm_init`", BatchNormParams)
+        check_record(f"state.{name}", norm, "that of `lstm_init`", BatchNormState)
         steps, features = np.shape(norm.count), hidden if name == "cell_norm" else 4 * hidden
         if len(steps) != 1 or steps[0] < 1:
             raise ValueError(f"`state.{name}.count` must be [max_steps]; got shape {steps}. Make it by `lstm_init`.")
         wanted |= {f"state.{name}.{part}": (getattr(norm, part), (*steps, features)) for part in ("mean", "var")}
     for name, (value, expected) in wanted.items():
+        if name != "carry.lengths":
+            check.floating(name, value)
+        if not hasattr(value, "astype"):
+            raise TypeError(f"`{name}` must be an array; got {type(value).__name__}. Convert it by `jnp.asarray`.")
         if np.shape(value) != expected:
             raise ValueError(
                 f"`{name}` must have shape {expected} for x {shape} and {hidden} hidden features; got "

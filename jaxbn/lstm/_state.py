@@ -89,7 +89,8 @@ def lstm_init(
         `(params, state)`.
 
     Raises:
-        TypeError, ValueError: a size is not a positive int; or as `bn_init`.
+        TypeError, ValueError: a size is not a positive int, `key` is not one key, or an initializer is not a function
+            that returns the shape it gets; or as `bn_init`.
 
     Example:
         >>> import jax, jaxbn
@@ -109,7 +110,10 @@ def lstm_init(
     kind = jnp.result_type(norms[-1].bias)
     if jnp.issubdtype(kind, jnp.complexfloating):
         raise TypeError(f"`dtype` must be real: the gates are; got {kind}.")
-    for_inputs, for_hidden = jax.random.split(key)
+    try:
+        for_inputs, for_hidden = jax.random.split(key)
+    except (TypeError, ValueError):
+        raise TypeError(f"`key` must be one key, such as `jax.random.key(0)`; got {key!r}.") from None
     params = LSTMParams(
         init_by_gate(kernel_init)(for_inputs, (num_inputs, wide), kind),
         init_by_gate(recurrent_kernel_init)(for_hidden, (num_hidden, wide), kind),
@@ -131,7 +135,8 @@ def lstm_carry(params: LSTMParams, batch: int | Sequence[int], lengths: ArrayLik
         The carry, in float32, or float64 if `params` are.
 
     Raises:
-        TypeError, ValueError: `batch` is not made of ints, `lengths` are not integers, negative, or of another shape.
+        TypeError, ValueError: `batch` is not made of ints, `lengths` are not integers, negative, beyond int32, or of
+            another shape, or `params` are not those of `lstm_init`.
 
     Example:
         >>> import jax, jaxbn
@@ -141,8 +146,7 @@ def lstm_carry(params: LSTMParams, batch: int | Sequence[int], lengths: ArrayLik
         >>> carry.c.shape, carry.lengths
         ((2, 5), Array([10,  7], dtype=int32))
     """
-    require_type("params", params, LSTMParams, "lstm_init")
-    hidden, dtype = params.recurrent_kernel.shape[0], check.accumulation_dtype(params.recurrent_kernel.dtype)
+    hidden, dtype = count_hidden(params), check.accumulation_dtype(params.recurrent_kernel.dtype)
     shape = (*check.sizes(batch), hidden)
     return _start_carry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), lengths)
 
@@ -170,12 +174,22 @@ def init_rows(max_steps: int, num_features: int, dtype: DTypeLike) -> BatchNormS
 
 def init_by_gate(init: Initializer) -> Initializer:
     """Return an initializer of a kernel `[inputs, 4 hidden]` from that of one gate's block."""
+    if not callable(init):
+        raise TypeError(
+            "`kernel_init` and `recurrent_kernel_init` must be functions `(key, shape, dtype)`, such as "
+            f"`jax.nn.initializers.orthogonal()`; got {init!r}."
+        )
 
     def blocks(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
         block = (shape[0], shape[1] // 4)
         # No orthogonal matrix can be computed in half precision. And all gates in one: several batches of QR
         # decompositions at the same time can wait for each other for ever on a CPU of two cores.
         parts = jax.vmap(lambda k: init(k, block, check.accumulation_dtype(dtype)))(jax.random.split(key, 4))
+        if any(v.shape[1:] != block for v in jax.tree.leaves(parts)):
+            raise ValueError(
+                f"An initializer must return an array of the shape that it gets, {block}; got "
+                f"{[v.shape[1:] for v in jax.tree.leaves(parts)]}. It makes the block of one gate."
+            )
         # A block may be a box with the names of its axes.
         return jax.tree.map(lambda v: jnp.moveaxis(v, 0, 1).reshape(shape).astype(dtype), parts)
 
@@ -187,17 +201,39 @@ def _start_carry(c: jax.Array, h: jax.Array, lengths: ArrayLike | None) -> LSTMC
     step = jnp.zeros((), jnp.int32)
     if lengths is None:
         return LSTMCarry(c, h, step)
-    kind = lengths.dtype if isinstance(lengths, Tracer) else np.asarray(lengths).dtype
-    if not jnp.issubdtype(kind, jnp.integer):
-        raise TypeError(f"`lengths` must be integers, the number of steps of each sequence; got {kind}.")
+    check_steps("lengths", lengths)
     if np.shape(lengths) != c.shape[:-1]:
         raise ValueError(f"`lengths` must have the shape of the batch, {c.shape[:-1]}; got {np.shape(lengths)}.")
-    if not isinstance(lengths, Tracer) and np.any(np.asarray(lengths) < 0):
-        raise ValueError(f"`lengths` must not be negative; got {lengths}.")
+    if not isinstance(lengths, Tracer) and not np.all((np.asarray(lengths) >= 0) & (np.asarray(lengths) < 2**31)):
+        raise ValueError(f"`lengths` must be at least 0 and fit int32; got {lengths}.")
     lengths = jnp.asarray(lengths, jnp.int32)
     # Zeros are the same on all devices and lengths are not: a loop must start with the types that it continues with.
     c, h = (v + jnp.zeros_like(lengths, v.dtype)[..., None] for v in (c, h))
     return LSTMCarry(c, h, step, lengths)
+
+
+def check_steps(name: str, value: Any) -> None:
+    """Check that `value`, the argument `name`, is made of integers."""
+    try:
+        kind = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
+    except ValueError:  # a ragged list
+        kind = np.dtype(object)
+    if not jnp.issubdtype(kind, jnp.integer):
+        raise TypeError(f"`{name}` must be integers, numbers of steps; got dtype {kind}.")
+
+
+def count_hidden(params: Any) -> int:
+    """Return the number of hidden features, after a check of the recurrent kernel."""
+    require_type("params", params, LSTMParams, "lstm_init")
+    kernel = params.recurrent_kernel
+    if not isinstance(kernel, jax.ShapeDtypeStruct):  # shape and dtype are all that a carry needs
+        check.floating("params.recurrent_kernel", kernel)
+    if len(getattr(kernel, "shape", ())) != 2:
+        raise ValueError(
+            f"`params.recurrent_kernel` must be an array [hidden, 4 hidden]; got {type(kernel).__name__} of shape "
+            f"{np.shape(kernel)}. Make it by `lstm_init`."
+        )
+    return kernel.shape[0]
 
 
 def require_type(name: str, value: Any, kind: type, maker: str) -> None:
