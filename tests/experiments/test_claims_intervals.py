@@ -74,6 +74,8 @@ def test_intervals_are_those_of_scipy_and_of_the_tables():
     np.testing.assert_allclose([m.low, m.high], [0.064 * v[0] + 0.936 * v[1], 0.064 * v[7] + 0.936 * v[6]], atol=2e-3)
     assert m.p(0.0) == pytest.approx(2 / 256)
     assert intervals.geometric([1.0, 4.0]).value == pytest.approx(2.0)
+    shares = [intervals.mean(v, "%") for v in ([90.0, 100.0], [0.0, 10.0])]
+    assert [shares[0].high, shares[1].low] == [100.0, 0.0]
 
 
 def test_what_was_never_reached_is_larger_than_all_others():

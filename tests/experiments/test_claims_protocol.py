@@ -159,6 +159,8 @@ def test_a_case_that_a_check_changes_is_undecided(tmp_path):
     assert found.parts[0].verdict == "undecided"
     assert f"undecided, as a check changes it, for {scope}." in found.answer
     assert any("fails here and holds with other splits" in row[-1] for row in found.rows())
+    again = checks.alone(claim, other).estimates[claim.criteria[0].key]
+    assert found.apart(claim.criteria[0].key) == [f"{judged.number(again, brief=True)} with other splits"]
     stale = judged.judge(claim, record | {"checks": kept, "program": "another"})
     assert stale.parts[0].verdict == "fails"  # they were of another record
     stricter = dataclasses.replace(

@@ -138,8 +138,9 @@ def test_a_record_is_judged_again_without_training(tmp_path, capsys):
     assert command.main(["--report", "--out", str(tmp_path)], Interrupt()) == 2
     assert "needs measured claims" in capsys.readouterr().err
     (tmp_path / "initialization").mkdir()
-    disk.write_checked(tmp_path / "initialization" / "result.json", disk.read_checked(
-        CLAIMS / "initialization" / "result.json", ""))  # fmt: skip
+    for name in (judged.RESULT, judged.CHECKS):
+        kept = disk.read_checked(CLAIMS / "initialization" / name, "")
+        disk.write_checked(tmp_path / "initialization" / name, kept)
     assert command.main(["--report", "--out", str(tmp_path)], Interrupt()) == 0
     assert (tmp_path / "initialization.md").read_text() == (PAGES / "initialization.md").read_text()
     assert "| not measured |" in (tmp_path / "index.md").read_text()

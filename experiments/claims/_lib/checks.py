@@ -44,7 +44,7 @@ def stood(found: list[Judged]) -> str:
         parts = [(c.key, p.measured or p.verdict) for c, p in zip(j.config.criteria, j.parts, strict=True) if c.scope]
         cells = []
         for kind, total in totals.items():
-            cases = checked(j.config, j.record).get(kind, {})
+            cases = {key: case["verdict"] for key, case in checked(j.config, j.record).get(kind, {}).items()}
             alike = [cases[key] == said for key, said in parts if key in cases and said != "undecided"]
             more = sum(cases.get(key, said) != said for key, said in parts if said == "undecided")
             total[:] = total[0] + sum(alike), total[1] + len(alike), total[2] + more

@@ -50,7 +50,10 @@ class Estimate:
 
 
 def mean(values: Any, unit: str = "") -> Estimate:
-    """Return the mean of `values [n]`; of `[groups, n]` with the interval over the means of the groups."""
+    """Return the mean of `values [n]`; of `[groups, n]` with the interval over the means of the groups.
+
+    Values in percent are shares of a whole: their interval ends where these do.
+    """
     v = _clean(values, unit)
     groups = v.mean(1) if v.ndim == 2 and len(v) > 1 else v.ravel()
     n, value = len(groups), float(groups.mean())
@@ -61,7 +64,10 @@ def mean(values: Any, unit: str = "") -> Estimate:
         return 2 * float(stats.t.sf(abs(value - bound) / error, n - 1)) if error else _sign(value, bound, n)
 
     how = "mean, t interval" + (f" over {n} splits" if n < v.size else "")
-    return Estimate(value, value - width, value + width, v.size, unit, how, p)
+    low, high = value - width, value + width
+    if unit == "%":
+        low, high = max(low, 0.0), min(high, 100.0)
+    return Estimate(value, low, high, v.size, unit, how, p)
 
 
 def geometric(ratios: Any) -> Estimate:

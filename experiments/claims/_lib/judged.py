@@ -62,10 +62,21 @@ class Judged:
             if said and not c.scope:
                 said += " (reported only)"
             e = self.estimates[c.key]
-            notes = [said, e.caveat if e else "", _otherwise(part), self.changed(c)]
+            notes = [said, e.caveat if e else "", _otherwise(part), *self.apart(c.key), self.changed(c)]
             found.append((not c.scope, not c.shown, [c.text, number(e), c.bounds, *notes]))
         ordered = [row for _, _, row in sorted(found, key=lambda f: f[:2])]
         return [[*row[:3], "; ".join(filter(None, row[3:]))] for row in ordered]
+
+    def apart(self, key: str) -> list[str]:
+        """Return the numbers of checks whose intervals do not meet that of the measurement."""
+        e, found = self.estimates[key], []
+        for kind, cases in checked(self.config, self.record).items():
+            if e and key in cases:
+                value, low, high = (cases[key][k] for k in ("value", "low", "high"))
+                if low > e.high or high < e.low:
+                    again = dataclasses.replace(e, value=value, low=low, high=high)
+                    found.append(f"{number(again, brief=True)} with {verdict.CHECKS[kind]}")
+        return found
 
     def changed(self, c: verdict.Criterion) -> str:
         """Say how a criterion differs from that of the first measurement, and the outcome then."""
@@ -117,14 +128,15 @@ def judge(config: ClaimConfig, record: dict[str, Any]) -> Judged:
     missing = {c.key for c in config.criteria} ^ set(estimates)
     if missing:
         raise RuntimeError(f"{config.name}: criteria and estimates must have the same keys; not in both: {missing}.")
-    return Judged(config, record, estimates, verdict.judge(config.criteria, estimates, checked(config, record)))
+    said = {kind: {k: case["verdict"] for k, case in cases.items()} for kind, cases in checked(config, record).items()}
+    return Judged(config, record, estimates, verdict.judge(config.criteria, estimates, said))
 
 
 def checked(config: ClaimConfig, record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the verdicts of the checks of this very record, by criteria as they are now: by kind and key."""
+    """Return the cases of the checks of this very record, by criteria as they are now: by kind and key."""
     now = {c.key: c.bounds for c in config.criteria}
     return {
-        kind: {key: case["verdict"] for key, case in check["cases"].items() if case["bounds"] == now.get(key)}
+        kind: {key: case for key, case in check["cases"].items() if case["bounds"] == now.get(key)}
         for kind, check in record.get("checks", {}).items()
         if check["of"] == record["program"]
     }

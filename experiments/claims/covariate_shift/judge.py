@@ -12,7 +12,7 @@ from experiments.claims._lib.verdict import Estimates, listed
 
 LEARNS = 0.5  # validation accuracy, or the share that is explained, of both arms at a rate that counts as common
 NAMES = {"batch": "batch norm", "none": "no norm", "noisy": "noisy batch norm", "noise": "no norm, same noise"}
-ARMS = ("batch", "none")
+ARMS, ALL = ("batch", "none"), slice(None)
 
 
 def estimates(found: dict[str, Any]) -> Estimates:
@@ -26,6 +26,8 @@ def estimates(found: dict[str, Any]) -> Estimates:
         "drift_tuned_scaled": _tuned(drift, "inputs_scaled", log=True),
         "cosine_common": _difference(relu, "cosine"),
         "cosine_linear": _difference(linear, "cosine"),
+        "cosine_linear_low": _difference(linear, "cosine", slice(1)),
+        "cosine_linear_high": _difference(linear, "cosine", slice(-1, None)),
         "cosine": _tuned(relu, "cosine"),
         "cosine_batch": _mean(relu, "batch", "cosine"),
         "cosine_none": _mean(relu, "none", "cosine"),
@@ -65,9 +67,9 @@ def _ratio(run: dict[str, Any], name: str) -> Estimate:
     return geometric(np.exp(np.mean(np.log(batch / none), 1)))
 
 
-def _difference(run: dict[str, Any], name: str) -> Estimate:
-    """Return batch norm minus no norm, the mean over the rates that both learn at."""
-    return mean(np.mean(np.subtract(*_pair(run, name)), 1))
+def _difference(run: dict[str, Any], name: str, some: slice = ALL) -> Estimate:
+    """Return batch norm minus no norm, the mean over the rates that both learn at, or `some` of these."""
+    return mean(np.mean(np.subtract(*_pair(run, name))[:, some], 1))
 
 
 def _mean(run: dict[str, Any], arm: str, name: str) -> Estimate:

@@ -119,7 +119,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
             y, look = -at + 0.3 - 0.2 * row, plots.style(arm) | {"ls": "", "ms": 5, "capsize": 2}
             label = NAMES[arm] if run is found["trained"]["cnn-56"] else None
             e = level((run, arm))
-            left.errorbar([e.value], [y], xerr=[[e.value - e.low], [min(e.high, 100) - e.value]], label=label, **look)
+            left.errorbar([e.value], [y], xerr=[[e.value - e.low], [e.high - e.value]], label=label, **look)
             if arm != "batch":
                 e = better((run, "batch"), (run, arm))
                 right.errorbar([e.value], [y], xerr=[[e.value - e.low], [e.high - e.value]], **look)

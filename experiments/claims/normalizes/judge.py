@@ -72,6 +72,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     )
     return alt, (
         f"After training two units of a layer are correlated by {last['batch']:.2f} with batch norm, as before it, "
-        f"and by {last['whiten']:.2f} with whitening. Left and middle: one network; right: medians and quartiles, "
+        f"and by {last['whiten']:.2f} with whitening in a network of its own. "
+        "Left and middle: one network; right: medians and quartiles, "
         f"n = {n} splits, mean over layers and rates."
     )
