@@ -37,15 +37,20 @@ def floating(name: str, value: Any, or_complex: bool = False) -> jax.Array:
         raise TypeError(f"`{name}` must be an array; got {type(value).__name__}.") from None
 
 
+def array(name: str, value: Any) -> jax.Array:
+    """Return `value` as an array."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be a number or an array of numbers; got {value!r}.") from None
+
+
 def real_number(name: str, value: Any) -> jax.Array:
     """Return `value` as an array of real numbers."""
-    try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must be a number or an array; got {value!r}.") from None
-    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.iscomplexobj(array):
-        raise TypeError(f"`{name}` must be real; got dtype {array.dtype}.")
-    return array
+    value = array(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.number) or jnp.iscomplexobj(value):
+        raise TypeError(f"`{name}` must be real; got dtype {value.dtype}.")
+    return value
 
 
 def accumulation_dtype(dtype: Any) -> Any:

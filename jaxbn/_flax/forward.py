@@ -19,6 +19,7 @@ from jaxbn.lstm._apply import lstm_step
 from jaxbn.lstm._state import LSTMCarry, LSTMParams, LSTMState
 from jaxbn.statistics import apply_with_example_weight
 from jaxbn.whitening import WhitenState, whiten_apply
+from jaxbn.whitening._state import check_axis
 
 _SHARED = ("momentum", "epsilon", "axis_name", "axis_index_groups")
 BATCH_NORM = (*_SHARED, "axis", "unbiased_running_var", "activation", "ghost_batches", "renorm")
@@ -76,6 +77,7 @@ def call_whitening(
     **call: Any,
 ) -> tuple[jax.Array, WhitenState]:
     """Whiten `x` into `dtype`, or that to which x and `params` promote, in training with the new statistics."""
+    check_axis(options["axis"], x.ndim)
     dtype = choose_output_dtype(x, *params, dtype=dtype)
     check_features(x, options["axis"], state.mean.shape, advice, **params._asdict())
     y, new = whiten_apply(params, state, widen_input(x, dtype), train, **options, **call)

@@ -132,7 +132,7 @@ class BatchNorm(nn.Module):
         Returns:
             An array of x's shape.
         """
-        x, initializing = jnp.asarray(x), self.is_initializing()
+        x, initializing = check.array("x", x), self.is_initializing()
         evaluate = True
         if not self.frozen:
             evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)

@@ -14,6 +14,7 @@ from jaxbn._core.momentum import Momentum
 from jaxbn._core.state import BatchNormParams
 from jaxbn._flax.forward import WHITENING, call_whitening, negate_flag, read_options
 from jaxbn.whitening import WhitenState, whiten_init
+from jaxbn.whitening._state import check_axis
 
 
 class IterNorm(nn.Module):
@@ -88,9 +89,9 @@ class IterNorm(nn.Module):
         Returns:
             An array of x's shape.
         """
-        x = jnp.asarray(x)
+        x = check.array("x", x)
         evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        (at,) = check.axes(self.axis, x.ndim)
+        at = check_axis(self.axis, x.ndim)
         shape = (x.shape[at],)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None

@@ -133,7 +133,7 @@ class BatchNormLSTMCell(nn.RNNCellBase):
         Returns:
             The new carry, and the output `[*batch, features]`.
         """
-        x, wide = jnp.asarray(inputs), 4 * self.features
+        x, wide = check.array("inputs", inputs), 4 * self.features
 
         def kernel(name, init, size):
             return self.param(name, init_by_gate(init), (size, wide), self.param_dtype)

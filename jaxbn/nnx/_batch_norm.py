@@ -147,7 +147,7 @@ class BatchNorm(nnx.Module):
         self.unbiased_running_var = unbiased_running_var
         self.activation = activation
         self.frozen = frozen
-        self.ghost_batches = ghost_batches
+        self.ghost_batches = check.positive("ghost_batches", ghost_batches)
         self.renorm = Renorm(*map(read_constant, renorm)) if isinstance(renorm, Renorm) else renorm
         self.num_domains = num_domains
         self.example_weight = example_weight
@@ -179,20 +179,13 @@ class BatchNorm(nnx.Module):
         Returns:
             An array of x's shape.
         """
-        evaluate = self.use_running_average if use_running_average is None else use_running_average
-        evaluate = True if self.frozen else evaluate
-        if evaluate is None:
-            raise ValueError(
-                "`use_running_average` was given neither to the constructor nor to the call of BatchNorm. Pass it to "
-                "either, or set it for a whole model by `model.train()`, `model.eval()` or "
-                "`nnx.view(model, use_running_average=...)`."
-            )
+        evaluate = True if self.frozen else choose_mode(self, use_running_average)
         if (callable(self.momentum) or needs_count(self.renorm)) and self.count is None:
             raise ValueError(
                 "A layer whose `momentum` or `renorm` is a schedule must have a count of its updates; this one was "
                 "made without. Set the schedule by `model = jaxbn.nnx.convert(model, momentum=...)`."
             )
-        train, x, update = negate_flag(evaluate), jnp.asarray(x), check.flag("update", update)
+        train, x, update = negate_flag(evaluate), check.array("x", x), check.flag("update", update)
         updates = train is not False and update is not False
         mean, var, domains = self.mean[...], self.var[...], make_domain_shape(self.num_domains)
         gamma = choose_affine("scale", None if self.scale is None else self.scale[...], scale, self.num_domains)
@@ -232,3 +225,15 @@ class BatchNorm(nnx.Module):
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
+
+
+def choose_mode(module: Any, given: Any = None) -> Any:
+    """Return whether a module uses the running statistics, by what was given to the call or else by its attribute."""
+    evaluate = module.use_running_average if given is None else given
+    if evaluate is None:
+        raise ValueError(
+            f"`use_running_average` must be True or False in {type(module).__name__}; got None. Pass it to the "
+            "constructor or to a layer's call, or set it for a whole model by `model.train()`, `model.eval()` or "
+            "`nnx.view(model, use_running_average=...)`."
+        )
+    return evaluate

@@ -13,7 +13,7 @@ from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.state import BatchNormParams
 from jaxbn._flax.forward import WHITENING, call_whitening, negate_flag, read_constant, read_options
-from jaxbn.nnx._batch_norm import BatchNorm
+from jaxbn.nnx._batch_norm import BatchNorm, choose_mode
 from jaxbn.whitening import WhitenState, whiten_init
 
 
@@ -41,7 +41,7 @@ class IterNorm(nnx.Module):
         rngs: for the initializers.
 
     Raises:
-        TypeError, ValueError: as `whiten_init` and `whiten_apply`.
+        TypeError, ValueError: as `whiten_init` and `whiten_apply`; and where `use_running_average` is None throughout.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,7 +58,7 @@ class IterNorm(nnx.Module):
         self,
         num_features: int,
         *,
-        use_running_average: bool | jax.Array = False,
+        use_running_average: bool | jax.Array | None = False,
         axis: int = -1,
         group_size: int | None = None,
         iterations: int = 5,
@@ -107,9 +107,9 @@ class IterNorm(nnx.Module):
         Returns:
             An array of x's shape.
         """
-        x = jnp.asarray(x)
+        x = check.array("x", x)
         scale, bias = (None if v is None else v[...] for v in (self.scale, self.bias))
-        train = negate_flag(self.use_running_average if use_running_average is None else use_running_average)
+        train = negate_flag(choose_mode(self, use_running_average))
         update, kept = check.flag("update", update), (self.mean, self.cov, self.count)
         y, new = call_whitening(
             read_options(self, WHITENING),

@@ -27,7 +27,7 @@ from jaxbn.lstm._state import (
     init_by_gate,
     init_rows,
 )
-from jaxbn.nnx._batch_norm import BatchNorm
+from jaxbn.nnx._batch_norm import BatchNorm, choose_mode
 
 
 class BatchNormLSTMCell(RNNCellBase):
@@ -60,7 +60,7 @@ class BatchNormLSTMCell(RNNCellBase):
         rngs: for the initializers.
 
     Raises:
-        TypeError, ValueError: as `lstm_init` and `lstm_step`.
+        TypeError, ValueError: as `lstm_init` and `lstm_step`; and where `use_running_average` is None.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -91,7 +91,7 @@ class BatchNormLSTMCell(RNNCellBase):
         hidden_features: int,
         max_steps: int,
         *,
-        use_running_average: bool | jax.Array = False,
+        use_running_average: bool | jax.Array | None = False,
         momentum: Momentum = 0.99,
         epsilon: float = 1e-5,
         dtype: Dtype | None = None,
@@ -139,7 +139,7 @@ class BatchNormLSTMCell(RNNCellBase):
         Returns:
             The new carry, and the output `[*batch, hidden_features]`.
         """
-        x, train = jnp.asarray(inputs), negate_flag(self.use_running_average)
+        x, train = check.array("inputs", inputs), negate_flag(choose_mode(self))
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"`inputs` must be [*batch, {self.in_features}], for which the cell was made; got {x.shape}. Make it "

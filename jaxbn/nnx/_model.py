@@ -56,7 +56,7 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
         A model of the same structure.
 
     Raises:
-        TypeError: another class than the two, or an attribute that it does not have.
+        TypeError: no nnx module in `model`, another class than the two, or an attribute that it does not have.
         ValueError: going back would lose something that flax has no name for.
 
     Example:
@@ -70,8 +70,7 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
     kinds = (BatchNorm, nnx.BatchNorm)
     if not (isinstance(to, type) and issubclass(to, kinds)):
         raise TypeError(f"`to` must be `jaxbn.nnx.BatchNorm` or `flax.nnx.BatchNorm`; got {to!r}.")
-    if model is None or isinstance(model, (type, nnx.State, nnx.GraphDef)):
-        raise TypeError(f"`model` must be an nnx module or a graph of them; got {type(model).__name__}.")
+    _check_model(model)
     known = set(inspect.signature(to.__init__).parameters) - _CONSTRUCTOR_ONLY
     known = {name for name in known if not name.endswith(("_init", "_metadata"))}
     unknown = set(changes) - known
@@ -85,6 +84,15 @@ def iter_layers(model: Any, kinds: Any = nnx.Module) -> dict[str, Any]:
     """Return the modules of a model by path, each once, also in containers that are no modules."""
     modules = list(nnx.iter_modules(model, graph=True))
     return {"/".join(map(str, path)): module for path, module in modules if isinstance(module, kinds)}
+
+
+def _check_model(model: Any) -> None:
+    """Check that there is a module in `model`: anything else would come back unchanged."""
+    if not iter_layers(model):
+        raise TypeError(
+            f"`model` must be an nnx module or a graph of them; got {type(model).__name__}. Join what was split by "
+            "`nnx.merge`; variables of linen are for `jaxbn.linen`."
+        )
 
 
 def replace_modules(model: M, choose: Callable[[str, Any], nnx.Module | None]) -> M:
@@ -144,6 +152,9 @@ def affine_mask(model: Any) -> nnx.State:
         `nnx.state(model, nnx.Param)`, True for each scale and bias of a batch normalization, those of a
         `BatchNormLSTMCell` among them, else False.
 
+    Raises:
+        TypeError: no nnx module in `model`.
+
     Example:
         >>> from flax import nnx
         >>> import jaxbn.nnx
@@ -152,6 +163,7 @@ def affine_mask(model: Any) -> nnx.State:
         >>> mask["layers"][0]["kernel"], mask["layers"][1]["scale"]
         (False, True)
     """
+    _check_model(model)
     ours = set()
     for _, module in nnx.iter_modules(model):
         norms = [module] if isinstance(module, (BatchNorm, nnx.BatchNorm)) else []

@@ -19,7 +19,7 @@ from jaxbn._core.normalize import FAR
 from jaxbn._core.reduction import Reduction, check_axis_names, check_groups
 from jaxbn._core.state import BatchNormParams
 from jaxbn._core.update_state import average
-from jaxbn.whitening._state import WhitenState, check_whitening
+from jaxbn.whitening._state import WhitenState, check_axis, check_whitening
 
 
 def whiten_apply(
@@ -49,7 +49,7 @@ def whiten_apply(
 
     Args:
         params, state: from `whiten_init`; the covariance's shape gives the size of the groups.
-        x: input, floating point, any shape; at least two axes.
+        x: input, floating point, any shape.
         train, momentum, axis_name, axis_index_groups, update: as for `bn_apply`.
         axis: the feature axis.
         epsilon: added to the variances, in S. It must be small compared to the smallest one: the direction of variance
@@ -64,7 +64,7 @@ def whiten_apply(
         examples, or whose covariance is not finite, changes nothing.
 
     Raises:
-        TypeError, ValueError: as `bn_apply`; or a mask that varies along the features.
+        TypeError, ValueError: as `bn_apply`; or several feature axes, or a mask that varies along the features.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxbn
@@ -80,7 +80,7 @@ def whiten_apply(
     commute with A, and grows. The coupled form above does not. Gradients are by JAX's own differentiation of it.
     """
     x = check.floating("x", x)
-    (at,) = check.axes(axis, x.ndim)
+    at = check_axis(axis, x.ndim)
     train, update = check.flag("train", train), check.flag("update", update)
     groups, size = check_whitening(params, state, x.shape[at])
     try:

@@ -63,11 +63,19 @@ def whiten_init(
         raise TypeError(f"`group_size` must be an int; got {group_size!r}.") from None
     if size < 1 or shape[0] % size:
         raise ValueError(f"`group_size` must be positive and divide the {shape[0]} features; got {group_size!r}.")
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"`dtype` must be real; got {jnp.dtype(dtype)}.")
     params, state = bn_init(shape, dtype=dtype, scale=scale, bias=bias, mean=mean)
+    if jnp.iscomplexobj(state.mean):
+        raise TypeError(f"`dtype` must be real; got {jnp.dtype(dtype)}.")
     cov = jnp.broadcast_to(jnp.eye(size, dtype=state.mean.dtype), (shape[0] // size, size, size))
     return params, WhitenState(state.mean, jnp.array(cov), state.count)
+
+
+def check_axis(axis: Any, ndim: int) -> int:
+    """Return the feature axis of an input of `ndim` dimensions."""
+    axes = check.axes(axis, ndim)
+    if len(axes) != 1:
+        raise ValueError(f"`axis` must be one axis: whitening has one feature axis; got {axis!r}. Reshape `x` for it.")
+    return axes[0]
 
 
 def check_whitening(params: Any, state: Any, features: int) -> tuple[int, int]:

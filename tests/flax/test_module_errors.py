@@ -94,6 +94,43 @@ def test_a_wrong_width_advises_the_user_of_a_module(name):
     assert "params." not in str(error.value)
 
 
+MODULES = {
+    "nnx BatchNorm": lambda x, **o: norm(**o)(x),
+    "nnx IterNorm": lambda x, **o: jaxbn.nnx.IterNorm(3, **o, rngs=rngs())(x),
+    "nnx cell": lambda x, **o: step(jaxbn.nnx.BatchNormLSTMCell(3, 5, 4, **o, rngs=rngs()), x),
+    "linen BatchNorm": lambda x, **o: jaxbn.linen.BatchNorm(**o).init(KEY, x),
+    "linen IterNorm": lambda x, **o: jaxbn.linen.IterNorm(**o).init(KEY, x),
+    "linen cell": lambda x: step(jaxbn.linen.BatchNormLSTMCell(5, 4, use_running_average=False), x),
+}
+
+
+def step(cell, x):
+    if isinstance(cell, nnx.Module):
+        return cell(cell.initialize_carry(X.shape), x)
+    return cell.init(KEY, cell.initialize_carry(KEY, X.shape), x)
+
+
+@pytest.mark.parametrize("x", [None, "image", object(), [[1.0], [1.0, 2.0]], np.array(["a"])], ids=type)
+@pytest.mark.parametrize("name", MODULES)
+def test_inputs_are_arrays(name, x):
+    options = {"use_running_average": False} if "cell" not in name else {}
+    with pytest.raises(TypeError, match=r"`(x|inputs)` must be a number or an array of numbers; got"):
+        MODULES[name](x, **options)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "linen cell"])
+def test_a_mode_that_was_never_said_is_refused(name):
+    with pytest.raises(ValueError, match="use_running_average"):
+        MODULES[name](X, use_running_average=None)
+
+
+@pytest.mark.parametrize("axis", [(), (0, 1)])
+@pytest.mark.parametrize("name", ["nnx IterNorm", "linen IterNorm"])
+def test_whitening_has_one_feature_axis(name, axis):
+    with pytest.raises(ValueError, match=r"`axis` must be one axis.*; got \("):
+        MODULES[name](X, use_running_average=False, axis=axis)
+
+
 @pytest.mark.parametrize("name", ["BatchNorm", "IterNorm"])
 def test_float8_is_refused_in_words(name):
     """Unless the layer has a `dtype` to compute in."""

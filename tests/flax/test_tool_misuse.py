@@ -136,11 +136,23 @@ def test_only_batch_normalizations_are_converted_to(to):
         jaxbn.nnx.convert(stateful(), to)
 
 
-@pytest.mark.parametrize("model", [None, nnx.BatchNorm, nnx.state(stateful()), nnx.graphdef(stateful())], ids=type)
-def test_what_is_no_model_is_not_converted(model):
+@pytest.mark.parametrize(
+    "model",
+    [None, nnx.BatchNorm, nnx.state(stateful()), nnx.graphdef(stateful()), MODEL, VARIABLES, X, 3, []],
+    ids=type,
+)
+@pytest.mark.parametrize("tool", [jaxbn.nnx.convert, jaxbn.nnx.affine_mask])
+def test_what_is_no_model_is_not_converted(tool, model):
     """It would come back unchanged, without a word."""
     with pytest.raises(TypeError, match=r"`model` must be an nnx module .*; got"):
-        jaxbn.nnx.convert(model)
+        tool(model)
+
+
+def test_one_part_of_a_batch_is_none_for_any_integer():
+    layer = jaxbn.nnx.BatchNorm(3, ghost_batches=np.int64(1), rngs=nnx.Rngs(0))
+    assert type(jaxbn.nnx.convert(layer, nnx.BatchNorm)) is nnx.BatchNorm
+    with pytest.raises(ValueError, match="has no ghost_batches"):
+        jaxbn.nnx.convert(jaxbn.nnx.BatchNorm(3, ghost_batches=np.int64(2), rngs=nnx.Rngs(0)), nnx.BatchNorm)
 
 
 def test_collections_of_other_names_are_not_found():
