@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.layout import to_layout
-from jaxbn._core.state import BatchNormParams, BatchNormState
+from jaxbn._core.state import BatchNormParams, BatchNormState, check_record
 
 # Borders of x itself, or none: normalization commutes with them.
 _EXACT = ("VALID", "CIRCULAR", "REFLECT")
@@ -184,12 +184,11 @@ def compute_affine(
 
 def _check_arrays(params: Any, state: Any, kernel: Any) -> jax.Array:
     kernel = check.floating("kernel", kernel)
-    for owner, names, given in (("state", ("mean", "var"), state), ("params", ("scale", "bias"), params)):
-        if not all(hasattr(given, name) for name in names):
-            raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
-        for name in names:
+    for owner, record, given in (("state", BatchNormState, state), ("params", BatchNormParams, params)):
+        check_record(owner, given, f"the {owner} of `bn_init`", record)
+        for name in record._fields[:2]:
             value = getattr(given, name)
-            if value is None and owner == "params":
+            if value is None:
                 continue
             shape = check.floating(f"{owner}.{name}", value).shape
             if shape != np.shape(state.mean):
@@ -230,9 +229,10 @@ def _check_padding(padding: Any, window: Sequence[int], ndim: int) -> None:
     if padding is None and ndim == 2:
         return
     if isinstance(padding, str):
-        exact = padding in _EXACT or (padding == "SAME" and all(size == 1 for size in window))
-    else:
-        exact = padding is not None and not np.any(np.asarray(padding))
+        kind = padding.upper()  # as in lax
+        exact = kind in _EXACT or (kind == "SAME" and all(size == 1 for size in window))
+    else:  # numbers, pairs of them, or both
+        exact = all(np.all(v == 0) for v in jax.tree.leaves(padding, is_leaf=lambda v: v is None))
     if not exact:
         raise ValueError(
             "`padding` must leave no zeros around x for the normalization to be folded into the layer after it: the "

@@ -54,6 +54,8 @@ NEXT = {
     "dense": (dense, (6, 5), (5, 4), None, 1),
     "conv 1d": (partial(conv, padding="VALID"), (2, 9, 3), (3, 3, 4), "VALID", 1),
     "conv 2d": (partial(conv, padding="VALID", strides=2), (2, 6, 5, 3), (3, 2, 3, 4), [(0, 0), (0, 0)], 1),
+    "numbers and pairs": (partial(conv, padding="VALID"), (2, 6, 5, 3), (3, 2, 3, 4), [(0, 0), 0], 1),
+    "lower case": (partial(conv, padding="valid"), (2, 6, 5, 3), (3, 2, 3, 4), "valid", 1),
     "conv 3d": (partial(conv, padding="VALID", dilation=2), (2, 5, 4, 3, 2), (2, 2, 1, 2, 4), 0, 1),
     "grouped": (partial(conv, padding="VALID", groups=2), (2, 6, 5, 4), (3, 3, 2, 6), "VALID", 2),
     "depthwise": (partial(conv, padding="VALID", groups=3), (2, 6, 5, 3), (3, 3, 1, 6), "VALID", 3),

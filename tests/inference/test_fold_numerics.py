@@ -87,6 +87,12 @@ KERNEL = np.ones((3, 3, 4, 4), np.float32)
 REFUSED = {
     "features": (partial(fold, PARAMS, STATE, np.ones((4, 3), np.float32)), ValueError, ["kernel", "(4,)", "(3,)"]),
     "swapped": (partial(fold, STATE, PARAMS, KERNEL), TypeError, ["state", "bn_init"]),
+    "list": (partial(fold, PARAMS, STATE._replace(mean=[0.0] * 4), KERNEL), TypeError, ["state.mean", "array", "[0.0"]),
+    "list after": (
+        partial(fold_into_next, PARAMS._replace(scale=[1.0] * 4), STATE, KERNEL, padding=0),
+        TypeError,
+        ["params.scale", "array", "[1.0"],
+    ),
     "integers": (partial(fold, PARAMS, STATE, np.ones((3, 4), int)), TypeError, ["kernel", "floating"]),
     "bias": (partial(fold, PARAMS, STATE, KERNEL, np.ones(3, np.float32)), ValueError, ["bias", "(4,)", "(3,)"]),
     "axis": (partial(fold, PARAMS, STATE, KERNEL, axis=4), ValueError, ["axis", "kernel", "4"]),
@@ -95,6 +101,8 @@ REFUSED = {
     "padding not said": (partial(fold_into_next, PARAMS, STATE, KERNEL), ValueError, ["padding", "zeros", "fold"]),
     "same": (partial(fold_into_next, PARAMS, STATE, KERNEL, padding="SAME"), ValueError, ["padding", "SAME"]),
     "pairs": (partial(fold_into_next, PARAMS, STATE, KERNEL, padding=[(0, 0), (1, 0)]), ValueError, ["padding"]),
+    "number and pair": (partial(fold_into_next, PARAMS, STATE, KERNEL, padding=[1, (0, 0)]), ValueError, ["padding"]),
+    "no number": (partial(fold_into_next, PARAMS, STATE, KERNEL, padding=[None]), ValueError, ["padding", "[None]"]),
     "causal": (partial(fold_into_next, PARAMS, STATE, KERNEL, padding="CAUSAL"), ValueError, ["padding", "CAUSAL"]),
     "group count": (partial(fold_into_next, PARAMS, STATE, KERNEL, padding=0, groups=2), ValueError, ["groups=2"]),
     "no divisor": (partial(fold_into_next, PARAMS, STATE, KERNEL, padding=0, groups=3), ValueError, ["groups", "3"]),
