@@ -29,8 +29,9 @@ def from_haiku(
         `(params, state)`, arrays `[*features]`; scale and bias are None without `create_scale` and `create_offset`.
 
     Raises:
-        TypeError: `params` or `state` are not nested mappings, or an entry is no array.
-        ValueError: entries are missing, unexpected, or of a wrong shape or type; all of them are named.
+        TypeError: `params` or `state` are not nested mappings, an entry is no array, or `name` is no string.
+        ValueError: `axis` is out of range or repeated; or entries are missing, unexpected, or of a wrong shape or type,
+            and all of them are named.
 
     Example:
         >>> import numpy as np
@@ -44,12 +45,12 @@ def from_haiku(
     """
     what = "Haiku's, a mapping of modules' names to mappings of arrays"
     params, state = check_mapping("params", params, what), check_mapping("state", state, what)
-    axes = tuple(axis) if isinstance(axis, Sequence) else (axis,)
-    modules = {name: params.get(name, {})} | {m: state.get(m, {}) for m in _name_averages(name).values()}
+    averages = _name_averages(name)
+    modules = {name: params.get(name, {})} | {m: state.get(m, {}) for m in averages.values()}
     modules = {module: check_mapping(f"{module}", leaves, "a mapping of arrays") for module, leaves in modules.items()}
     entries = {f"{module}/{leaf}": value for module, leaves in modules.items() for leaf, value in leaves.items()}
     names = {"scale": f"{name}/scale", "bias": f"{name}/offset"}
-    for ours, module in _name_averages(name).items():
+    for ours, module in averages.items():
         # The hidden average adds no information, but a module without it is another one.
         names |= {
             ours: f"{module}/average",
@@ -58,9 +59,9 @@ def from_haiku(
         }
     names["count"] = names.pop("count of mean")
     headline = f"This is not a Haiku batch normalization {name!r} with its features along axis {axis}:"
-    entries = {entry: _drop_singletons(load_array(entry, value), axes) for entry, value in entries.items()}
+    entries = {entry: _drop_singletons(load_array(entry, value), axis) for entry, value in entries.items()}
     found = read_layer(headline, entries, names)
-    if found[1].mean.ndim != len(axes):
+    if found[1].mean.ndim != np.size(axis):
         raise ValueError(f"{headline}\n  of a wrong shape: all of them, {found[1].mean.shape}")
     return found
 
@@ -89,6 +90,7 @@ def to_haiku(
         mean and var with its first update.
 
     Raises:
+        TypeError: `name` is no string.
         ValueError: not the params and state of one layer, or features that `axis` does not place in `ndim` dimensions.
 
     Example:
@@ -132,14 +134,16 @@ def to_haiku(
 
 
 def _name_averages(name: str) -> dict[str, str]:
+    if not isinstance(name, str):
+        raise TypeError(f"`name` must be a string, the module's name in the model; got {name!r}.")
     return {"mean": f"{name}/~/mean_ema", "var": f"{name}/~/var_ema"}
 
 
-def _drop_singletons(value: Any, axes: tuple[int, ...]) -> Any:
-    """Drop the singleton axes of `value`, features in the order of `axes`; return it unchanged where it has others."""
-    if value.ndim == 0 or not all(-value.ndim <= a < value.ndim for a in axes):
+def _drop_singletons(value: Any, axis: int | Sequence[int]) -> Any:
+    """Drop the singleton axes of `value`, features in the order of `axis`; return it unchanged where it has others."""
+    if value.ndim == 0:
         return value
-    axes = tuple(a % value.ndim for a in axes)
+    axes = check.axes(axis, value.ndim)
     sizes = tuple(value.shape[a] for a in axes)
     rest = tuple(a for a in range(value.ndim) if a not in axes)
     if any(value.shape[a] != 1 for a in rest):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxbn._core.fetch import fetch_array
 from jaxbn._core.state import BatchNormParams, BatchNormState
 from jaxbn.convert._arrays import check_layer, check_mapping, read_layer, select_prefix
 
@@ -63,6 +64,7 @@ def to_keras(params: BatchNormParams, state: BatchNormState, prefix: str = "") -
         New NumPy arrays in the dtypes of `params` and `state`.
 
     Raises:
+        TypeError: traced arrays.
         ValueError: not the params and state of one layer, or not real vectors.
 
     Example:
@@ -75,4 +77,4 @@ def to_keras(params: BatchNormParams, state: BatchNormState, prefix: str = "") -
     """
     names, _ = select_prefix({}, prefix, "/", NAMES)
     values = check_layer(params, state, vector=True)
-    return {names[name]: np.array(value) for name, value in values.items() if name in names}
+    return {names[name]: np.array(fetch_array(value)) for name, value in values.items() if name in names}

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxbn._core.fetch import fetch_array
 from jaxbn._core.state import BatchNormParams, BatchNormState
 from jaxbn.convert._arrays import check_layer, check_mapping, read_layer, select_prefix
 
@@ -74,6 +75,7 @@ def to_torch(params: BatchNormParams, state: BatchNormState, prefix: str = "") -
         New NumPy arrays in the dtypes of `params` and `state`; `num_batches_tracked` is int64.
 
     Raises:
+        TypeError: traced arrays.
         ValueError: not the params and state of one layer, not real vectors, or a bias without a scale.
 
     Example:
@@ -85,7 +87,9 @@ def to_torch(params: BatchNormParams, state: BatchNormState, prefix: str = "") -
     Source: as `from_torch`.
     """
     names, _ = select_prefix({}, prefix, ".", NAMES)
-    values = {names[name]: np.array(value) for name, value in check_layer(params, state, vector=True).items()}
+    values = {
+        names[name]: np.array(fetch_array(value)) for name, value in check_layer(params, state, vector=True).items()
+    }
     if params.scale is None and params.bias is not None:
         raise ValueError("PyTorch has no layer with a bias and without a scale. Give `params` a scale of ones.")
     return values | {names["count"]: values[names["count"]].astype(np.int64)}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -126,3 +127,34 @@ def to_torch(name, value):
 def test_statistics_that_evaluation_cannot_use(call, name, value):
     with pytest.raises(ValueError, match=r"NaN|negative"):
         call(name, value)
+
+
+EMA = {"hidden": np.full((1, 3), 0.1), "average": np.ones((1, 3)), "counter": np.int32(1)}
+
+
+def as_haiku(axis=-1, name="bn"):
+    return jaxbn.convert.from_haiku({}, {"bn/~/mean_ema": EMA, "bn/~/var_ema": EMA}, name, axis=axis)
+
+
+def to_haiku(name):
+    return jaxbn.convert.to_haiku(*jaxbn.bn_init(3), name, ndim=2, decay_rate=0.9)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda: as_haiku("x"), TypeError, "`axis` must be an int .*; got 'x'"),
+        (lambda: as_haiku(None), TypeError, "`axis` must be an int .*; got None"),
+        (lambda: as_haiku(1.5), TypeError, "`axis` must be an int .*; got 1.5"),
+        (lambda: as_haiku((1, -1)), ValueError, r"`axis` must not name an axis twice; got \(1, -1\)"),
+        (lambda: as_haiku(5), ValueError, r"`axis` must lie in \[-2, 2\).*; got 5"),
+        (lambda: as_haiku(name=["bn"]), TypeError, r"`name` must be a string.*; got \['bn'\]"),
+        (lambda: to_haiku(None), TypeError, "`name` must be a string.*; got None"),
+        (lambda: jax.jit(jaxbn.convert.to_torch)(*jaxbn.bn_init(3)), TypeError, "must hold numbers.*outside `jax.jit`"),
+        (lambda: jax.jit(jaxbn.convert.to_keras)(*jaxbn.bn_init(3)), TypeError, "must hold numbers.*outside `jax.jit`"),
+    ],
+)
+def test_arguments_and_traced_arrays_are_refused(call, kind, words):
+    with pytest.raises(kind, match=words) as error:
+        call()
+    assert type(error.value) is kind
