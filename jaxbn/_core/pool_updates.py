@@ -38,7 +38,7 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
 
     Raises:
         TypeError, ValueError: `momentum` is not in [0, 1), `weights` has another length or a negative value, or a leaf
-            has another name.
+            has another name or does not fit the others.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxbn
@@ -59,10 +59,10 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
     for i, (path, leaf) in enumerate(leaves):
         layer, name = _split_path(path)
         layers.setdefault(layer, {})[name] = i
-        if np.ndim(leaf) == 0 or len(leaf) != len(leaves[0][1]):
+        if np.ndim(leaf) == 0 or len(leaf) == 0 or len(leaf) != len(leaves[0][1]):
             raise ValueError(
-                f"`states` must be stacked on a leading axis of microbatches; got a {name} of shape {np.shape(leaf)} "
-                f"beside one of {np.shape(leaves[0][1])}."
+                f"`states` must be stacked on a leading axis of microbatches, at least one; got a {name} of shape "
+                f"{np.shape(leaf)} beside one of {np.shape(leaves[0][1])}."
             )
     share = np.ones(len(leaves[0][1]) if leaves else 0, np.float32) if weights is None else weights
     share = check.real_number("weights", share).astype(float)
@@ -76,6 +76,13 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
             raise ValueError(
                 f"Each layer of `states` must have mean and var, and count if `momentum` is a schedule; "
                 f"got one with {sorted(where)}."
+            )
+        shapes = {name: new[i].shape for name, i in where.items()}
+        counts = shapes.get("count", ())
+        if shapes["mean"] != shapes["var"] or shapes["mean"][: len(counts)] != counts:
+            raise ValueError(
+                "Each layer of `states` must have mean and var of one shape, and a count of its first axes; got "
+                f"{shapes}."
             )
         for name, value in _pool_layer({name: new[i] for name, i in where.items()}, momentum, share).items():
             new[where[name]] = value

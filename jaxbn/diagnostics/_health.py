@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.fetch import fetch_array
-from jaxbn._core.state import BatchNormParams, BatchNormState
+from jaxbn._core.state import BatchNormParams, BatchNormState, check_record
 from jaxbn.diagnostics._advice import find_problems
 from jaxbn.diagnostics._compare import Batch, compare_batch, run_modes
 from jaxbn.diagnostics._report import Health, LayerHealth
@@ -59,9 +59,15 @@ def health(
     Source: the checks and their limits are this library's own. Most of the faults are described by Wu and Johnson 2021,
     "Rethinking 'batch' in BatchNorm".
     """
-    for owner, names, given in (("params", ("scale", "bias"), params), ("state", ("mean", "var", "count"), state)):
-        if not all(hasattr(given, name) for name in names):
-            raise TypeError(f"`{owner}` must be the {owner} of `bn_init`; got {type(given).__name__}.")
+    check_record("params", params, "the params of `bn_init`", BatchNormParams)
+    check_record("state", state, "the state of `bn_init`", BatchNormState)
+    features = np.shape(state.mean)
+    for field, v in (("params.scale", params.scale), ("params.bias", params.bias), ("state.var", state.var)):
+        if v is not None and np.shape(v)[-len(features) :] != features:
+            raise ValueError(
+                f"`{field}` must have the features of `state.mean`, {features}; got {np.shape(v)}. Give the params and "
+                "the state of one layer."
+            )
     require_concrete(x, mask, params.scale, params.bias, state.mean, state.var, state.count)
     batch, epsilon = None, check.epsilon(epsilon, np.float32)
     if x is not None:

@@ -60,6 +60,8 @@ def pool_batches(moments_of: Callable[[Any], Any], batches: Iterable[Any], *, pr
     like = None
     for i, batch in enumerate(_show_progress(batches) if progress else batches):
         leaves, tree = jax.tree.flatten_with_path(moments_of(batch), is_leaf=lambda v: isinstance(v, Moments))
+        if not leaves:
+            raise TypeError(f"`moments_of` must return `Moments`, or a tree of them; for batch {i} it returned none.")
         found = [_widen(m) for _, m in leaves]
         like = like or (tree, [m.mean.shape for m in found])
         if like != (tree, [m.mean.shape for m in found]):

@@ -162,6 +162,23 @@ CASES = {
         ["`weights`", "at least 0", "-1"],
     ),
     "updates not stacked": (lambda: jaxbn.pool_updates(STATE), ValueError, ["`states`", "stacked"]),
+    "updates of no microbatch": (
+        lambda: jaxbn.pool_updates(jax.tree.map(lambda v: jnp.zeros((0, *v.shape), v.dtype), STATE)),
+        ValueError,
+        ["`states`", "at least one", "(0, 4)"],
+    ),
+    "updates that do not fit": (
+        lambda: jaxbn.pool_updates({"mean": np.ones((2, 3), np.float32), "var": np.ones((2, 4), np.float32)}),
+        ValueError,
+        ["`states`", "one shape", "(2, 3)", "(2, 4)"],
+    ),
+    "updates of other counts": (
+        lambda: jaxbn.pool_updates(
+            {k: np.ones((2, n), np.int32) for k, n in {"mean": 3, "var": 3, "count": 5}.items()}
+        ),
+        ValueError,
+        ["`states`", "count", "(2, 3)", "(2, 5)"],
+    ),
     "updates of something else": (
         lambda: jaxbn.pool_updates({"kernel": np.ones((2, 3), np.float32)}),
         ValueError,

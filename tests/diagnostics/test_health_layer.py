@@ -168,6 +168,9 @@ def test_traced_and_wrong_arguments_are_refused():
     for call, error, words in [
         (partial(health, state, params), TypeError, "`params`.*bn_init"),
         (partial(health, params, state, X[:, :3]), ValueError, "params.scale"),
+        (partial(health, jaxbn.bn_init(3)[0], state), ValueError, r"params.scale.*\(4,\); got \(3,\)"),
+        (partial(health, params, state._replace(var=np.ones(3, np.float32))), ValueError, "state.var"),
+        (partial(health, params, state._replace(mean="a")), TypeError, "state.mean"),
         (partial(health, params, state, np.ones((8, 4), int)), TypeError, "floating"),
         (lambda: jax.jit(lambda x: health(params, state, x)[0].flat)(X), TypeError, "traced"),
         (lambda: jax.jit(lambda state: health(params, state)[0].flat)(state), TypeError, "traced"),

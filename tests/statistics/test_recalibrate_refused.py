@@ -61,8 +61,9 @@ def test_models_and_calls_that_are_refused():
         recalibrate_linen(partial(Own().apply, mutable=["batch_stats"]), Own().init(jax.random.key(0), X), EVEN)
     with pytest.raises(TypeError, match="complex64"):
         recalibrate_nnx(jaxbn.nnx.BatchNorm(FEATURES, rngs=nnx.Rngs(0)), [X.astype(np.complex64)])
-    with pytest.raises(TypeError, match="Moments"):
-        pool_batches(lambda x: x, EVEN)
+    for nothing in (lambda x: x, lambda x: None, lambda x: {}):
+        with pytest.raises(TypeError, match="`moments_of` must return `Moments`"):
+            pool_batches(nothing, EVEN)
     with pytest.raises(TypeError, match="batch 1 has another"):
         pool_batches(lambda x: {str(len(x)): jaxbn.moments(x)}, UNEVEN)
     with pytest.raises(TypeError, match="batch 1 has another"):
