@@ -20,7 +20,8 @@ from jaxbn._core.reduction import Reduction, varying_axes
 def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | None = None) -> Moments:
     """Return count, mean and biased variance of each feature of `x`.
 
-    Two passes: `m0 = E[x]` as rounded, then with `d = x - m0`, in which little cancels, `mean = m0 + E[d]` and
+    Two passes: first m0, the rounded mean of x, or of a part of it (a sixteenth or a little more, of images and other
+    x of several reduced axes, without a mask); then with `d = x - m0`, in which little cancels, `mean = m0 + E[d]` and
     `var = E[d^2] - E[d]^2`. Differentiable in every mode. The first of the three parts of batch normalization:
     `moments`, `normalize`, `update_state`.
 

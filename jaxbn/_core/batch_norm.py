@@ -86,10 +86,11 @@ def bn_apply(
 
     Returns:
         `(y, new_state)`: `y` of x's shape and dtype, `new_state` of the same shapes and dtypes as `state`,
-        without gradient. A feature keeps its running statistics if it has no values, if the sum of their squares about
-        the mean is not finite in the dtype of the statistics (float32: n var below 3e38; beyond, its output is NaN),
-        or if the dtype of the state cannot hold the new ones; `count` grows if any feature's statistics changed. In
-        evaluation `new_state` is `state`, and the program is a few plain operations.
+        without gradient. A feature keeps its running statistics if it has no values, with `unbiased_running_var` if
+        it has a single one, if the sum of their squares about the mean is not finite in the dtype of the statistics
+        (float32: n var below 3e38; beyond, its output is NaN), or if the dtype of the state cannot hold the new ones;
+        `count` grows if any feature's statistics changed. In evaluation `new_state` is `state`, and the program is a
+        few plain operations.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range than stated; the message says which.

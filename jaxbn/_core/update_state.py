@@ -32,8 +32,8 @@ def update_state(
 
     Returns:
         The new state, of the same shapes and dtypes, without gradient. A feature keeps its statistics if it has no
-        values in `m`, or if its moments are not finite or not representable in the state's dtype; `count` grows if any
-        feature's statistics changed.
+        values in `m`, with `unbiased_running_var` if it has a single one, or if its moments are not finite or not
+        representable in the state's dtype; `count` grows if any feature's statistics changed.
 
     Raises:
         TypeError, ValueError: an argument of another type, shape or range than stated; the message says which.
