@@ -10,7 +10,7 @@ import oracle
 import pytest
 from device_cases import CASES, LOCAL, PLAIN, ROWS, Case, arguments, counted, each_check, shards, train_step
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ways import AXIS, assert_close, assert_replicated, mesh_of
 
@@ -99,18 +99,20 @@ def test_an_axis_of_vmap_inside_shard_map_is_refused():
     assert y.shape == wanted.shape
 
 
-def over_two_meshes(f, check_vma):
+def over_two_meshes(f, check_vma, kind=AxisType.Auto):
     """Map `f`, which runs on four devices, over two groups of devices."""
-    mesh = mesh_of(AxisType.Auto, (2, 4), ("groups", AXIS))
+    mesh = mesh_of(kind, (2, 4), ("groups", AXIS))
     members = jax.shard_map(f, mesh=mesh, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=check_vma)
-    return jax.jit(jax.vmap(members, spmd_axis_name="groups"))
+    run = jax.jit(jax.vmap(members, spmd_axis_name="groups"))
+    return lambda x: run(jax.device_put(x, NamedSharding(mesh, P("groups", AXIS))))
 
 
-def test_shard_map_runs_under_vmap_with_an_axis_of_the_mesh():
+@pytest.mark.parametrize(("kind", "check_vma"), [(AxisType.Auto, False), (AxisType.Explicit, True)], ids=str)
+def test_shard_map_runs_under_vmap_with_an_axis_of_the_mesh(kind, check_vma):
     def gradient(x):
         return jax.grad(lambda x: jnp.sum(jaxbn.bn_apply(PARAMS, STATE, x, True, axis_name=AXIS)[0] ** 3))(x)
 
-    dx = over_two_meshes(gradient, check_vma=False)(X.reshape(2, 8, 3))
+    dx = over_two_meshes(gradient, check_vma, kind)(X.reshape(2, 8, 3))
     for found, x in zip(dx, X.reshape(2, 8, 3), strict=True):
         y = oracle.training(x).y
         np.testing.assert_allclose(found, oracle.gradients(x, 3 * y**2)[0], atol=1e-5)
