@@ -1,6 +1,7 @@
 """The documentation: every block of Python runs as a reader would paste it, and tables say what signatures say."""
 
 import fnmatch
+import importlib
 import inspect
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_doctests import public_names
 
 import jaxbn
 
@@ -109,6 +111,13 @@ def test_table_of_libraries_shows_their_defaults(library, monkeypatch):
     else:
         assert float(re.split("[, ]", row[2])[0]) == parameters[momentum].default
     assert float(row[3]) == parameters[epsilon].default
+
+
+@pytest.mark.parametrize("name", list(public_names()))
+def test_versions_name_every_public_record(name):
+    module, _, name = name.rpartition(".")
+    if hasattr(getattr(importlib.import_module(module), name), "_fields"):
+        assert f"`{name}`" in PAGES["docs/versions.md"]
 
 
 def test_readme_is_short():
