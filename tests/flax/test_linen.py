@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from beside_flax import KEY, STATS, TWO, X, close
 from flax import serialization
-from flax.errors import ModifyScopeVariableError
+from flax.errors import ModifyScopeVariableError, ScopeParamShapeError
 from params import named, pairs
 
 import jaxbn
@@ -132,6 +132,14 @@ def test_training_without_mutable_statistics():
     for refusing in (layer, nn.BatchNorm(use_running_average=False)):
         with pytest.raises(ModifyScopeVariableError):
             refusing.apply(variables, X)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "IterNorm"])
+def test_a_wrong_width_is_flax_s_error(name):
+    """It comes before ours, which a layer without scale and bias raises (`test_module_errors.py`)."""
+    layer = getattr(jaxbn.linen, name)(use_running_average=True)
+    with pytest.raises(ScopeParamShapeError, match=r"\(4,\)"):
+        layer.apply(layer.init(KEY, X), np.ones((8, 4), np.float32))
 
 
 def test_count_is_there_for_schedules_only():
