@@ -66,6 +66,7 @@ class BatchNorm(nn.Module):
         TypeError, ValueError: as `bn_apply`; as flax where `use_running_average` is given twice or never; where a
             schedule finds statistics without their count; where complex `x` would change the type of a real mean.
         flax.errors.ModifyScopeVariableError: training where `batch_stats` are not mutable.
+        flax.errors.ScopeParamShapeError: scale or bias in the variables have another number of features than `x`.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -41,6 +41,7 @@ class IterNorm(nn.Module):
         TypeError, ValueError: as `whiten_apply`; and as flax where `use_running_average` is given twice or never.
         flax.errors.ModifyScopeVariableError: training where `batch_stats` are not mutable, unless the call says
             `update=False`.
+        flax.errors.ScopeParamShapeError: scale or bias in the variables have another number of features than `x`.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -63,6 +63,7 @@ class BatchNormLSTMCell(nn.RNNCellBase):
     Raises:
         TypeError, ValueError: as `lstm_init` and `lstm_step`; and under an `nn.RNN` that does not bring the statistics.
         flax.errors.ModifyScopeVariableError: training where `batch_stats` are not mutable.
+        flax.errors.ScopeParamShapeError: the kernels in the variables are for another number of inputs or `features`.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn
