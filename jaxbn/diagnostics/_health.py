@@ -90,7 +90,7 @@ def judge_layer(path: str, params: Any, state: Any, epsilon: float, batches: Seq
         for v in (state.mean, state.var, params.scale, params.bias)
     )
     updates = None if state.count is None else int(np.min(fetch_array(state.count)))
-    size = np.abs(scale)
+    size = np.abs(np.atleast_1d(scale))  # of a layer whose one feature has no axis
     small = 1e-3 * np.median(size, axis=-1, keepdims=True) if size.size else 0.0
     seen = [batch for batch in batches if batch is not None and batch.examples]
     layer = LayerHealth(

@@ -135,6 +135,8 @@ class BatchNormLSTMCell(nn.RNNCellBase):
             The new carry, and the output `[*batch, features]`.
         """
         x, wide = check.array("inputs", inputs), 4 * self.features
+        if not x.ndim:
+            raise ValueError("`inputs` must be [*batch, inputs]; got a number.")
 
         def kernel(name, init, size):
             return self.param(name, init_by_gate(init), (size, wide), self.param_dtype)

@@ -161,6 +161,10 @@ def test_the_table():
     assert "give one" not in str(health(*layer(), X))
 
 
+def test_a_layer_of_one_feature_without_an_axis():
+    assert health(*jaxbn.bn_init(()), np.arange(4.0, dtype=np.float32), axis=())[0].channels == 1
+
+
 def test_traced_and_wrong_arguments_are_refused():
     params, state = layer()
     stats = {"mean": state.mean, "var": state.var}

@@ -110,6 +110,13 @@ def step(cell, x):
     return cell.init(KEY, cell.initialize_carry(KEY, X.shape), x)
 
 
+@pytest.mark.parametrize("name", ["linen cell", "nnx cell"])
+def test_inputs_of_a_cell_have_features(name):
+    options = {"use_running_average": False} if name == "nnx cell" else {}
+    with pytest.raises(ValueError, match=r"`inputs` must be \[\*batch, "):
+        MODULES[name](1.0, **options)
+
+
 @pytest.mark.parametrize("x", [None, "image", object(), [[1.0], [1.0, 2.0]], np.array(["a"])], ids=type)
 @pytest.mark.parametrize("name", MODULES)
 def test_inputs_are_arrays(name, x):
