@@ -109,14 +109,15 @@ def check_state(
         )
 
 
-def check_record(name: str, value: Any, kind: str, record: Any) -> None:
-    """Check that `value`, the argument `name`, has the fields of `record`, and arrays in them."""
-    if not all(hasattr(value, field) for field in record._fields):
+def check_record(name: str, value: Any, kind: str, record: Any, needed: Sequence[str] = ()) -> None:
+    """Check that `value`, the argument `name`, has the fields of `record`, or those `needed`, and arrays in them."""
+    needed = needed or record._fields
+    if not all(hasattr(value, field) for field in needed):
         restored = f" If it was restored from a checkpoint, pass `{record.__name__}(**{name})`."
         raise TypeError(
             f"`{name}` must be {kind}; got {type(value).__name__}.{restored if isinstance(value, dict) else ''}"
         )
-    fields: dict[str, Any] = {field: getattr(value, field) for field in record._fields}
+    fields: dict[str, Any] = {field: getattr(value, field) for field in needed}
     for field, array in fields.items():
         if record is BatchNormParams and array is None:
             continue

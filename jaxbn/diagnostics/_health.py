@@ -60,10 +60,11 @@ def health(
     "Rethinking 'batch' in BatchNorm".
     """
     check_record("params", params, "the params of `bn_init`", BatchNormParams)
-    check_record("state", state, "the state of `bn_init`", BatchNormState)
+    check_record("state", state, "the state of `bn_init`", BatchNormState, ("mean", "var"))
+    state = BatchNormState(state.mean, state.var, getattr(state, "count", None))  # pyright: ignore[reportArgumentType]
     features = np.shape(state.mean)
     for field, v in (("params.scale", params.scale), ("params.bias", params.bias), ("state.var", state.var)):
-        if v is not None and np.shape(v)[-len(features) :] != features:
+        if v is not None and np.shape(v)[np.ndim(v) - len(features) :] != features:
             raise ValueError(
                 f"`{field}` must have the features of `state.mean`, {features}; got {np.shape(v)}. Give the params and "
                 "the state of one layer."

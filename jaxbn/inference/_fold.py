@@ -185,8 +185,9 @@ def compute_affine(
 def _check_arrays(params: Any, state: Any, kernel: Any) -> jax.Array:
     kernel = check.floating("kernel", kernel)
     for owner, record, given in (("state", BatchNormState, state), ("params", BatchNormParams, params)):
-        check_record(owner, given, f"the {owner} of `bn_init`", record)
-        for name in record._fields[:2]:
+        needed = record._fields[:2]  # not the count
+        check_record(owner, given, f"the {owner} of `bn_init`", record, needed)
+        for name in needed:
             value = getattr(given, name)
             if value is None:
                 continue

@@ -162,7 +162,16 @@ def test_the_table():
 
 
 def test_a_layer_of_one_feature_without_an_axis():
-    assert health(*jaxbn.bn_init(()), np.arange(4.0, dtype=np.float32), axis=())[0].channels == 1
+    params, state = jaxbn.bn_init(())
+    for scale in (params.scale, jnp.ones(4)):  # of the layer, of each example
+        x = np.arange(4.0, dtype=np.float32)
+        assert health(params._replace(scale=scale), state, x, axis=())[0].channels == 1
+
+
+@pytest.mark.parametrize("count", [None, 0])
+def test_a_state_that_was_not_counted(count):
+    params, state = layer()
+    assert health(params, state._replace(count=count), X)[0].updates == count
 
 
 def test_traced_and_wrong_arguments_are_refused():

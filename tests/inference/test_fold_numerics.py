@@ -65,6 +65,8 @@ def test_compiled_mapped_and_differentiated():
     x, kernel, bias = (np.asarray(rng.normal(size=s), np.float32) for s in ((7, 5), (5, 4), 4))
     params, state = layer(rng, 4)
     np.testing.assert_allclose(jax.jit(fold)(params, state, kernel)[0], fold(params, state, kernel)[0], rtol=1e-6)
+    uncounted = state._replace(count=None)
+    np.testing.assert_array_equal(fold(params, uncounted, kernel)[0], fold(params, state, kernel)[0])
     stacked = jax.tree.map(lambda v: jnp.stack([v, 2 * v]), (params, state, kernel))
     for got, one in zip(jax.vmap(fold)(*stacked), fold(params, state, kernel), strict=True):
         np.testing.assert_allclose(got[0], one, rtol=1e-6)
