@@ -59,7 +59,10 @@ def from_haiku(
         }
     names["count"] = names.pop("count of mean")
     headline = f"This is not a Haiku batch normalization {name!r} with its features along axis {axis}:"
-    entries = {entry: _drop_singletons(load_array(entry, value), axis) for entry, value in entries.items()}
+    loaded = {entry: load_array(entry, value) for entry, value in entries.items()}
+    ndim = max((value.ndim for value in loaded.values()), default=0)
+    axes = check.axes(axis, ndim) if ndim else ()
+    entries = {entry: _drop_singletons(v, axes) if v.ndim == ndim else v for entry, v in loaded.items()}
     found = read_layer(headline, entries, names)
     if found[1].mean.ndim != np.size(axis):
         raise ValueError(f"{headline}\n  of a wrong shape: all of them, {found[1].mean.shape}")
@@ -139,11 +142,8 @@ def _name_averages(name: str) -> dict[str, str]:
     return {"mean": f"{name}/~/mean_ema", "var": f"{name}/~/var_ema"}
 
 
-def _drop_singletons(value: Any, axis: int | Sequence[int]) -> Any:
-    """Drop the singleton axes of `value`, features in the order of `axis`; return it unchanged where it has others."""
-    if value.ndim == 0:
-        return value
-    axes = check.axes(axis, value.ndim)
+def _drop_singletons(value: Any, axes: tuple[int, ...]) -> Any:
+    """Drop the singleton axes of `value`, features in the order of `axes`; return it unchanged where it has others."""
     sizes = tuple(value.shape[a] for a in axes)
     rest = tuple(a for a in range(value.ndim) if a not in axes)
     if any(value.shape[a] != 1 for a in rest):

@@ -92,6 +92,18 @@ BROKEN = {
         lambda: convert.from_haiku({}, {"bn/~/mean_ema": EMA, "bn/~/var_ema": EMA}, "bn", axis=0),
         ("along axis 0", "all of them, (1, 3)"),
     ),
+    "haiku-dimensions": Broken(
+        lambda: convert.from_haiku(
+            {},
+            {
+                "bn/~/mean_ema": {**EMA, "hidden": np.zeros(4)},
+                "bn/~/var_ema": {**EMA, "counter": np.ones(1, np.int32)},
+            },
+            "bn",
+            axis=1,
+        ),
+        ("bn/~/mean_ema/hidden (4,), where bn/~/mean_ema/average has (3,)", "bn/~/var_ema/counter (1,)"),
+    ),
     "to-haiku-axis": Broken(
         lambda: convert.to_haiku(*functional(), "bn", ndim=4, decay_rate=0.9, axis=(1, 2)), ("(3,) among 4", "(1, 2)")
     ),
