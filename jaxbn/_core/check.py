@@ -63,15 +63,15 @@ def real(dtype: Any) -> Any:
     return jnp.finfo(dtype).dtype
 
 
-def sizes(num_features: Any) -> tuple[int, ...]:
-    """Return the sizes of the feature axes as a tuple."""
+def sizes(value: Any, name: str = "num_features") -> tuple[int, ...]:
+    """Return the sizes of axes, by default of the feature axes, as a tuple."""
     try:
-        given = num_features if isinstance(num_features, Sequence) else (num_features,)
+        given = value if isinstance(value, Sequence) else (value,)
         shape = tuple(operator.index(n) for n in given)
     except TypeError:
-        raise TypeError(f"`num_features` must be an int or a tuple of ints; got {num_features!r}.") from None
+        raise TypeError(f"`{name}` must be an int or a tuple of ints; got {value!r}.") from None
     if min(shape, default=0) < 0:
-        raise ValueError(f"`num_features` must not be negative; got {num_features!r}.")
+        raise ValueError(f"`{name}` must not be negative; got {value!r}.")
     return shape
 
 

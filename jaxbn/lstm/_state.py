@@ -112,6 +112,8 @@ def lstm_init(
         raise TypeError(f"`dtype` must be real: the gates are; got {kind}.")
     try:
         for_inputs, for_hidden = jax.random.split(key)
+    except jax.errors.UnexpectedTracerError:  # a TypeError too, which says more
+        raise
     except (TypeError, ValueError):
         raise TypeError(f"`key` must be one key, such as `jax.random.key(0)`; got {key!r}.") from None
     params = LSTMParams(
@@ -147,7 +149,7 @@ def lstm_carry(params: LSTMParams, batch: int | Sequence[int], lengths: ArrayLik
         ((2, 5), Array([10,  7], dtype=int32))
     """
     hidden, dtype = count_hidden(params), check.accumulation_dtype(params.recurrent_kernel.dtype)
-    shape = (*check.sizes(batch), hidden)
+    shape = (*check.sizes(batch, "batch"), hidden)
     return _start_carry(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), lengths)
 
 

@@ -14,6 +14,15 @@ from jaxbn.nnx import BatchNormLSTMCell as NnxCell
 PARAMS, STATE = lstm_init(jax.random.key(0), INPUTS, HIDDEN, ROWS)
 CARRY = lstm_carry(PARAMS, BATCH)
 LAYER = jaxbn.bn_init(3)
+
+
+def leak(v):
+    """Return the tracer of `v` in a trace that has ended."""
+    kept = []
+    jax.make_jaxpr(kept.append)(v)
+    return kept[0]
+
+
 MISTAKES = {
     "one step for many": (lambda: lstm_apply(PARAMS, STATE, CARRY, XS[0, 0], True), ValueError, "lstm_step"),
     "many steps for one": (lambda: lstm_step(PARAMS, STATE, CARRY, XS, True), ValueError, r"carry\.c"),
@@ -106,6 +115,11 @@ MISTAKES = {
     ),
     "key, a seed": (lambda: lstm_init(0, 2, 3, 4), TypeError, r"`key` must be .*jax\.random\.key"),
     "key, None": (lambda: lstm_init(None, 2, 3, 4), TypeError, r"`key` must be .*jax\.random\.key"),
+    "key, of another trace": (
+        lambda: lstm_init(leak(jax.random.key(0)), 2, 3, 4),
+        jax.errors.UnexpectedTracerError,
+        "escape",
+    ),
     "an initializer's name": (
         lambda: lstm_init(jax.random.key(0), 2, 3, 4, kernel_init="lecun_normal"),
         TypeError,
@@ -117,7 +131,7 @@ MISTAKES = {
         r"shape that it gets, \(2, 3\)",
     ),
     "carry": (lambda: lstm_carry(STATE, BATCH), TypeError, "lstm_init"),
-    "batch, a float": (lambda: lstm_carry(PARAMS, 2.0), TypeError, "int"),
+    "batch, a float": (lambda: lstm_carry(PARAMS, 2.0), TypeError, "`batch` must be an int"),
     "max_steps": (lambda: lstm_init(jax.random.key(0), 2, 3, 0), ValueError, "max_steps"),
     "num_hidden": (lambda: lstm_init(jax.random.key(0), 2, 3.0, 4), TypeError, "num_hidden"),
     "complex": (lambda: lstm_init(jax.random.key(0), 2, 3, 4, dtype=jnp.complex64), TypeError, "real"),
