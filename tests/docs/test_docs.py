@@ -113,11 +113,11 @@ def test_table_of_libraries_shows_their_defaults(library, monkeypatch):
     assert float(row[3]) == parameters[epsilon].default
 
 
-@pytest.mark.parametrize("name", list(public_names()))
-def test_versions_name_every_public_record(name):
-    module, _, name = name.rpartition(".")
-    if hasattr(getattr(importlib.import_module(module), name), "_fields"):
-        assert f"`{name}`" in PAGES["docs/versions.md"]
+def test_versions_name_every_public_record():
+    named = [name.rpartition(".") for name in public_names()]
+    records = [name for module, _, name in named if hasattr(getattr(importlib.import_module(module), name), "_fields")]
+    assert "BatchNormState" in records
+    assert [name for name in records if f"`{name}`" not in PAGES["docs/versions.md"]] == []
 
 
 def test_readme_is_short():
