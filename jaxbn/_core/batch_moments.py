@@ -20,7 +20,7 @@ from jaxbn._core.reduction import Reduction, varying_axes
 def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | None = None) -> Moments:
     """Return count, mean and biased variance of each feature of `x`.
 
-    Two passes: first m0, the rounded mean of x, or of a part of it (a sixteenth or a little more, of images and other
+    Two passes: first m0, the rounded mean of x, or of a part of it (a sixteenth, of small images more; so with other
     x of several reduced axes, without a mask); then with `d = x - m0`, in which little cancels, `mean = m0 + E[d]` and
     `var = E[d^2] - E[d]^2`. Differentiable in every mode. The first of the three parts of batch normalization:
     `moments`, `normalize`, `update_state`.
@@ -174,7 +174,7 @@ def zero_masked(mask: jax.Array | None, v: jax.Array) -> jax.Array:
 
 
 def _sample_part(r: Reduction, x: jax.Array) -> jax.Array:
-    """Return a sixteenth of x, or a little more, whose mean is the pivot of the pass over all of x.
+    """Return a sixteenth of x, more where the axis is short, whose mean is the pivot of the pass over all of x.
 
     The mean of a k-th of the values is at most `sqrt(k - 1)` standard deviations from the mean of all, however they are
     arranged; so the mean square about it is at most k times the variance, and 4 bits cancel. The part is taken along
