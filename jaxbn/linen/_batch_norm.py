@@ -5,6 +5,9 @@ The layer is SyncBatchNorm (cross-replica) by `axis_name`, or under `jit` with s
 options of these names.
 """
 
+# Flax declares its fields narrower than it takes them.
+# pyright: reportIncompatibleVariableOverride=false
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,8 +32,8 @@ from jaxbn._flax.forward import (
 )
 
 
-class BatchNorm(nn.Module):
-    """Batch normalization, a drop-in for `flax.linen.BatchNorm`: same fields, defaults and variables.
+class BatchNorm(nn.BatchNorm):
+    """Batch normalization, a drop-in for `flax.linen.BatchNorm`: a subclass with its fields, defaults and variables.
 
     `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`; see `jaxbn.bn_apply`, which computes it.
     Variables: `params/{scale,bias}` and `batch_stats/{mean,var}`, and `batch_stats/count` where `momentum` or a limit

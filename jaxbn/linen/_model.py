@@ -5,7 +5,7 @@ belong in a factory that the model is given (`norm=partial(jaxbn.linen.BatchNorm
 are converted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -21,7 +21,7 @@ from jaxbn.linen._lstm import is_of_cell
 V = TypeVar("V", bound=Mapping[str, Any])
 
 
-def convert(variables: V, *, count: ArrayLike | None = None) -> V:
+def convert(variables: V, *, count: ArrayLike | Callable[[str], ArrayLike | None] | None = None) -> V:
     """Convert the variables of a model for the same model with other batch normalizations.
 
     Names and shapes are flax's, so between `flax.linen.BatchNorm` and `jaxbn.linen.BatchNorm` nothing changes but
@@ -31,7 +31,8 @@ def convert(variables: V, *, count: ArrayLike | None = None) -> V:
     Args:
         variables: from `init` or a checkpoint, with `batch_stats`; nested mappings.
         count: the number of updates that the statistics have seen, for layers whose momentum is a schedule; None for
-            layers without one, flax's among them. `[layers]` where `nn.scan` has stacked them.
+            layers without one, flax's among them. `[layers]` where `nn.scan` or `nn.vmap` has stacked them. For layers
+            of both kinds a function of a layer's path, such as `"blocks/norm"`.
 
     Returns:
         New nested dicts that hold the same arrays, frozen where `variables` are.
@@ -52,8 +53,8 @@ def convert(variables: V, *, count: ArrayLike | None = None) -> V:
     layers = [layer for layer in _layers(flat) if not is_of_cell(flat, layer)]
     flat = {path: value for path, value in flat.items() if not (path[:-1] in layers and path[-1] == "count")}
     if count is not None:
-        count = _check_count(count)
-        flat |= {(*layer, "count"): count for layer in layers}
+        counts = {layer: count("/".join(layer[1:])) if callable(count) else count for layer in layers}
+        flat |= {(*layer, "count"): _check_count(n) for layer, n in counts.items() if n is not None}
     return unflatten_variables(flat, variables)
 
 

@@ -106,7 +106,7 @@ class LinenView:
             return observe(call)
 
         def after(path, layer, _):
-            ours = isinstance(layer, (BatchNorm, nn.BatchNorm)) and not getattr(layer, "frozen", False)
+            ours = isinstance(layer, nn.BatchNorm) and not getattr(layer, "frozen", False)
             if ours and _read_row(layer) and path not in measured:
                 raise TypeError(
                     f"{type(layer).__name__} has a `__call__` of its own that does not use BatchNorm's, so the input "
@@ -167,7 +167,7 @@ def _intercept(observe: Any, after: Any, call: Any, args: Any, kwargs: Any, cont
     if isinstance(layer, (IterNorm, BatchNormLSTMCell)):
         return observe(Call(path, "whitening" if isinstance(layer, IterNorm) else "lstm", layer, proceed))
     # A subclass may change the input on its way to the method that normalizes.
-    if isinstance(layer, (BatchNorm, nn.BatchNorm)) and inspect.unwrap(context.orig_method.func) in _METHODS:
+    if isinstance(layer, nn.BatchNorm) and inspect.unwrap(context.orig_method.func) in _METHODS:
         row = _read_row(layer)
 
         def put_row(new):

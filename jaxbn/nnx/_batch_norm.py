@@ -32,8 +32,8 @@ from jaxbn._flax.forward import (
 )
 
 
-class BatchNorm(nnx.Module):
-    """Batch normalization, a drop-in for `flax.nnx.BatchNorm`: same arguments, defaults and attributes.
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalization, a drop-in for `flax.nnx.BatchNorm`: a subclass with its arguments, defaults and attributes.
 
     `y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)`; see `jaxbn.bn_apply`, which computes it.
     Attributes that hold arrays: `scale` and `bias` (`nnx.Param` or None), `mean` and `var` (`nnx.BatchStat`), and

@@ -33,9 +33,9 @@ _OURS = {
 
 
 @overload
-def convert(model: BatchNorm | nnx.BatchNorm, **changes: Any) -> BatchNorm: ...
+def convert(model: nnx.BatchNorm, **changes: Any) -> BatchNorm: ...
 @overload
-def convert(model: BatchNorm | nnx.BatchNorm, to: type[N], **changes: Any) -> N: ...
+def convert(model: nnx.BatchNorm, to: type[N], **changes: Any) -> N: ...
 @overload
 def convert(model: M, to: type = BatchNorm, **changes: Any) -> M: ...
 def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
@@ -43,7 +43,8 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
 
     Weights, statistics and sharing are kept: the new model holds the very variables of the old one, so that training
     either moves both; a layer used in two places is one layer still. The old model itself is left as it is, and so are
-    subclasses of the two classes, which may compute something else.
+    other subclasses of flax's class, which may compute something else: a warning names them, or says that there was
+    nothing to convert.
 
     Args:
         model: an nnx module, or any graph of them; a batch normalization itself too.
@@ -68,7 +69,7 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
         ('jaxbn', 0.9)
     """
     kinds = (BatchNorm, nnx.BatchNorm)
-    if not (isinstance(to, type) and issubclass(to, kinds)):
+    if not (isinstance(to, type) and issubclass(to, nnx.BatchNorm)):
         raise TypeError(f"`to` must be `jaxbn.nnx.BatchNorm` or `flax.nnx.BatchNorm`; got {to!r}.")
     _check_model(model)
     known = set(inspect.signature(to.__init__).parameters) - _CONSTRUCTOR_ONLY
@@ -77,6 +78,13 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
     if unknown:
         raise TypeError(f"`{to.__name__}` has no attribute {sorted(unknown)}; it has {sorted(known)}.")
 
+    layers = iter_layers(model, nnx.BatchNorm)
+    others = sorted({type(layer).__name__ for layer in layers.values() if type(layer) not in kinds})
+    if others or not layers:
+        found = f"subclasses too, which stay: {', '.join(others)}" if others else "none"
+        warnings.warn(
+            f"`convert` changes the BatchNorm of flax.nnx and of jaxbn.nnx; `model` has {found}.", stacklevel=2
+        )
     return replace_modules(model, lambda _, node: _convert_layer(to, node, changes) if type(node) in kinds else None)
 
 
@@ -166,7 +174,7 @@ def affine_mask(model: Any) -> nnx.State:
     _check_model(model)
     ours = set()
     for _, module in nnx.iter_modules(model):
-        norms = [module] if isinstance(module, (BatchNorm, nnx.BatchNorm)) else []
+        norms = [module] if isinstance(module, nnx.BatchNorm) else []
         if isinstance(module, BatchNormLSTMCell):
             norms = [getattr(module, name) for name in LSTMState._fields]
         ours |= {id(getattr(norm, name, None)) for norm in norms for name in ("scale", "bias")}

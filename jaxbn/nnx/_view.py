@@ -21,7 +21,7 @@ from jaxbn.nnx._model import iter_layers, replace_modules
 
 M = TypeVar("M")
 _BATCH = (BatchNorm, nnx.BatchNorm)
-_KINDS: dict[Any, Kind] = {BatchNorm: "batch", nnx.BatchNorm: "batch", IterNorm: "whitening", BatchNormLSTMCell: "lstm"}
+_KINDS: dict[Any, Kind] = {nnx.BatchNorm: "batch", IterNorm: "whitening", BatchNormLSTMCell: "lstm"}
 
 
 class NnxView(Generic[M]):

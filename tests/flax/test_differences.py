@@ -112,3 +112,6 @@ def test_statistics_keep_their_dtype():
         theirs, ours = (run(flax, "linen", jnp.asarray(X, jnp.float64)) for flax in (True, False))
         assert [v.dtype for v in theirs] == [jnp.float64] * 3
         assert [v.dtype for v in ours] == [jnp.float64, jnp.float32, jnp.float32]
+    for module, dtype in ((nn.BatchNorm(False), jnp.float32), (jaxbn.linen.BatchNorm(False), jnp.bfloat16)):
+        cast = jax.tree.map(lambda v: v.astype(jnp.bfloat16), module.init(KEY, X))
+        assert module.apply(cast, X, mutable=STATS)[1]["batch_stats"]["mean"].dtype == dtype
