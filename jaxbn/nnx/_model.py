@@ -82,9 +82,7 @@ def convert(model: Any, to: Any = BatchNorm, **changes: Any) -> Any:
     others = sorted({type(layer).__name__ for layer in layers.values() if type(layer) not in kinds})
     if others or not layers:
         found = f"subclasses too, which stay: {', '.join(others)}" if others else "none"
-        warnings.warn(
-            f"`convert` changes the BatchNorm of flax.nnx and of jaxbn.nnx; `model` has {found}.", stacklevel=2
-        )
+        warnings.warn(f"`convert` is of the BatchNorm of flax.nnx and jaxbn.nnx; `model` has {found}.", stacklevel=2)
     return replace_modules(model, lambda _, node: _convert_layer(to, node, changes) if type(node) in kinds else None)
 
 
