@@ -44,7 +44,7 @@ bench: $(VENV)/experiments $(VENV)/neighbours
 	$(BIN)/python -m experiments.benchmark --replace --readme docs/speed.md
 
 # The report in docs/claims/, whose first page says how many minutes it took; with SMOKE=1 everything as small as it can be, in runs/;
-# with CHECK=grid, steps or split the answers again, measured otherwise.
+# with CHECK=grid, steps, split or machine the answers again, measured otherwise or on another machine.
 claims: $(VENV)/experiments $(VENV)/aeon
 	$(BIN)/python -m experiments.claims $(if $(SMOKE),--smoke,--publish) $(CHECK:%=--check %) $(ONLY:%=--only %)
 

@@ -107,12 +107,20 @@ def test_a_check_of_the_steps_doubles_the_published_budget(how, published):
     scores = {500: 0.1, 1000: 0.8, 2000: 0.8, 4000: 0.8}
     plain, longer = (Fake(lambda arm, rate, steps: peak(0.1, scores[steps])(rate), vary) for vary in ("", "steps"))
     assert how(plain, "part", s, ("none",), untrained)["steps"] == published
+    here = Fake(lambda arm, rate, steps: peak(0.1, scores[steps])(rate), "machine")
+    assert how(here, "part", s, ("none",), untrained)["steps"] == published
     assert how(longer, "part", s, ("none",), untrained)["steps"] == 2 * published
     assert longer.trained[-1] == (2 * published, (0.01, 0.1, 1.0))
 
 
 @pytest.mark.parametrize(
-    ("vary", "rates", "steps"), [("grid", (0.1, 0.3, 1.0, 3.0), 8), ("steps", (0.3, 1.0), 16), ("split", (0.3, 1.0), 8)]
+    ("vary", "rates", "steps"),
+    [
+        ("grid", (0.1, 0.3, 1.0, 3.0), 8),
+        ("steps", (0.3, 1.0), 16),
+        ("split", (0.3, 1.0), 8),
+        ("machine", (0.3, 1.0), 8),
+    ],
 )
 def test_a_check_of_what_is_not_searched(vary, rates, steps):
     here = Fake(None, vary)

@@ -1,4 +1,4 @@
-"""Checks of the answers: each claim is measured again with a wider grid, twice the steps, or other splits."""
+"""Checks of the answers: claims are measured again with a wider grid, twice the steps, other splits, or elsewhere."""
 
 from pathlib import Path
 from typing import Any

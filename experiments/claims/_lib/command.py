@@ -36,8 +36,8 @@ class Command:
         out: the folder to write to, new, empty or of a former run, which goes on; `runs/claims...` by default.
         publish: keep the records, or the outcome of the check, in `experiments/claims/`, and write the report to
             `pages` and to `table`.
-        check: measure again with a `grid` wider by a factor of 3 at both ends, twice the `steps` or other `split`s, and
-            compare the answers with the kept ones.
+        check: measure again with a `grid` wider by a factor of 3 at both ends, twice the `steps` or other `split`s, or
+            on another `machine` as it was, and compare the answers with the kept ones.
         report: measure nothing; judge the kept records, and make figures and pages, again.
         pages: the folder of the published report.
         table: the page that gets the table of answers; the README by default, if it has the marks for it.
@@ -49,7 +49,7 @@ class Command:
     cifar: Path | None = None
     out: Path | None = None
     publish: bool = False
-    check: Literal["grid", "steps", "split"] | None = None
+    check: Literal["grid", "steps", "split", "machine"] | None = None
     report: bool = False
     pages: Path = PAGES
     table: Path | None = None

@@ -48,7 +48,8 @@ class Study:
     Attributes:
         data: the images.
         split: makes other splits of them by number, the first of which `data` is; None if there is only that one.
-        vary: how a check departs from the measurement: a wider `grid`, twice the `steps` or other `split`s.
+        vary: how a check departs from the measurement: a wider `grid`, twice the `steps`, other `split`s, or not at
+            all, on another `machine`.
         smoke: whether everything is made as small as it can be, to see that it runs.
         folder: where finished parts are kept.
         source: the hash of the program.

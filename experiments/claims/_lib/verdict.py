@@ -18,7 +18,7 @@ Estimates = dict[str, Estimate | None]  # None: the record is older than the cri
 HEAD = re.compile(r"[^(]* (?:on|with|of|over|at) ")  # of a scope, up to its last preposition
 ALPHA, MOST = 0.05, 1_000  # of a claim's deciding parts together; more seeds than this are out of reach
 POINTS, FACTOR = 1.0, 1.25  # a difference of accuracies and a ratio up to these are none that matters
-CHECKS = {"grid": "a wider grid", "steps": "twice the steps", "split": "other splits"}
+CHECKS = {"grid": "a wider grid", "steps": "twice the steps", "split": "other splits", "machine": "another machine"}
 
 
 @dataclass(frozen=True, config=STRICT)
