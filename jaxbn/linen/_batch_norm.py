@@ -5,7 +5,7 @@ The layer is SyncBatchNorm (cross-replica) by `axis_name`, or under `jit` with s
 options of these names.
 """
 
-# Flax declares its fields narrower than it takes them.
+# Some fields take more than Flax declares for them.
 # pyright: reportIncompatibleVariableOverride=false
 
 from collections.abc import Callable, Sequence
