@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.batch_norm import bn_apply
+from jaxbn._core.layout import replicate_on_mesh
 from jaxbn._core.state import BatchNormParams, BatchNormState, bn_init
 
 __all__ = ["domain_apply", "domain_init"]
@@ -92,8 +93,10 @@ def domain_apply(
     def own(v):
         return lax.dynamic_index_in_dim(jnp.asarray(v), at, keepdims=False)
 
+    x = check.floating("x", x, or_complex=True)
+    state = jax.tree.map(lambda v: replicate_on_mesh(jnp.asarray(v), x), state)
     y, new = bn_apply(jax.tree.map(own, params), jax.tree.map(own, state), x, train, **options)
-    return y, jax.tree.map(lambda v, n: lax.dynamic_update_index_in_dim(jnp.asarray(v), n, at, 0), state, new)
+    return y, jax.tree.map(lambda v, n: lax.dynamic_update_index_in_dim(v, n, at, 0), state, new)
 
 
 def _check_domain(domain: Any, number: int) -> jax.Array:

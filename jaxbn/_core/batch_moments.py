@@ -52,24 +52,26 @@ def moments(x: ArrayLike, *, axis: int | Sequence[int] = -1, mask: ArrayLike | N
     return jax.tree.map(lambda v: from_layout(v, features), m)
 
 
-def batch_moments(r: Reduction, x: jax.Array, mask: jax.Array | None, guess: jax.Array | None = None) -> Moments:
+def batch_moments(
+    r: Reduction, x: jax.Array, mask: jax.Array | None, guess: jax.Array | None = None, epsilon: float = 0.0
+) -> Moments:
     """Return the moments of `x` over `r`; the reduced axes stay, of size 1.
 
     `guess` is a mean to begin with, such as the running one, laid out to broadcast against x. It affects only speed
-    and the last bit: where it is near the mean, one pass over x suffices.
+    and the last bit: where it is near the mean, one pass over x suffices. `epsilon` is what is added to the variance.
     """
-    return _moments(r, x, mask, guess)
+    return _moments(r, epsilon, x, mask, guess)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _moments(r, x, mask, guess):
-    return _find_moments(r, x, mask, guess)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _moments(r, epsilon, x, mask, guess):
+    return _find_moments(r, epsilon, x, mask, guess)
 
 
 # Traced once for all layers of the same types. And compiled even when called eagerly: op by op, XLA's sums are less
 # accurate, and every step is a pass over memory.
-@partial(jax.jit, static_argnums=0, inline=True)
-def _find_moments(r, x, mask, guess):
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _find_moments(r, epsilon, x, mask, guess):
     dtype = check.accumulation_dtype(x.dtype)
     x = zero_masked(mask, x)
 
@@ -90,7 +92,8 @@ def _find_moments(r, x, mask, guess):
             # epsilon covers the digits that cancel; another pass does not help an x of NaN.
             _, _, shift, square = found
             off, total = jnp.square(shift), r.sum_components(square)
-            near = (off + r.sum_components(off) <= total + jnp.finfo(dtype).eps) & jnp.isfinite(total)
+            rest = min(epsilon, float(jnp.finfo(dtype).eps))
+            near = (off + r.sum_components(off) <= total + rest) & jnp.isfinite(total)
             return _any_device(r, ~near & jnp.isfinite(shift), x)
 
         def repeat(carry):
@@ -120,9 +123,9 @@ def _find_moments(r, x, mask, guess):
 
 
 @partial(_moments.defjvp, symbolic_zeros=True)
-def _moments_jvp(r, primals, tangents):
+def _moments_jvp(r, epsilon, primals, tangents):
     x, mask, guess = primals
-    m, x_dot = batch_moments(r, x, mask, guess), tangents[0]
+    m, x_dot = _moments(r, epsilon, x, mask, guess), tangents[0]
     zeros = jax.tree.map(jnp.zeros_like, m)
     if isinstance(x_dot, SymbolicZero):
         return m, zeros

@@ -111,8 +111,8 @@ def bn_apply(
     features = check.axes(axis, x.ndim)
     reduced = tuple(a for a in range(x.ndim) if a not in features)
     train, update = check.flag("train", train), check.flag("update", update)
-    check_params(x, params, features, reduced[:1])
-    check_state(x, state, features)
+    params = check_params(x, params, features, reduced[:1])
+    state = check_state(x, state, features)
     epsilon = check.epsilon(epsilon, x.dtype)
     mask = None if mask is None else check.mask(mask, x.shape)
     residual = None if residual is None else check.like_x("residual", residual, x)
@@ -124,7 +124,7 @@ def bn_apply(
         raise TypeError(f"`ghost_batches` and `renorm` are for real `x`; got {x.dtype}.")
 
     dtype, out = check.accumulation_dtype(x.dtype), x.dtype
-    mean, var = (shard_as_features(to_layout(v, features, x.ndim), x) for v in state[:2])
+    mean, var = (shard_as_features(to_layout(v, features, x.ndim), x) for v in (state.mean, state.var))
     mean, var = mean.astype(dtype), var.astype(check.real(dtype))
     scale, bias = (lay_out_affine(v, features, x, dtype) for v in params)
     if train is False:
@@ -147,7 +147,7 @@ def bn_apply(
         """Return the output and the moments of a batch that is normalized as one."""
         x = mark_saved(x)
         # Parts that follow the shards of a batch decide alone about a second pass, and so without a guess.
-        m = jax.tree.map(mark_saved, batch_moments(r, x, mask, running.mean if parts == 1 else None))
+        m = jax.tree.map(mark_saved, batch_moments(r, x, mask, running.mean if parts == 1 else None, epsilon))
         used, gain, offset = choose_statistics(train, epsilon, m, running, scale, bias)
         if bounds is not None:
             gain, offset = correct_affine(bounds, epsilon, gain, offset, used, running)

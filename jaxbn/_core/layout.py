@@ -2,6 +2,8 @@
 
 import jax
 from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 
 def to_layout(v: jax.Array, features: tuple[int, ...], ndim: int) -> jax.Array:
@@ -33,6 +35,24 @@ def shard_as_features(v: jax.Array, x: jax.Array) -> jax.Array:
     if list(own.spec) == spec:
         return v
     return jax.sharding.reshard(v, sharding.update(spec=spec))
+
+
+def replicate_on_mesh(v: jax.Array, x: jax.Array) -> jax.Array:
+    """Replicate `v` over the mesh of x if that is explicit, where v was made on none."""
+    to = jax.typeof(x).sharding
+    if to.mesh.empty or not jax.typeof(v).sharding.mesh.empty or AxisType.Explicit not in to.mesh.axis_types:
+        return v
+    return jax.sharding.reshard(v, to.update(spec=P(*[None] * v.ndim)))
+
+
+def name_mesh(t: jax.ShapeDtypeStruct, x: jax.Array) -> jax.ShapeDtypeStruct:
+    """Name the mesh of x in a type from `jax.eval_shape`, which leaves it out where no axis is explicit.
+
+    Within `shard_map` over some axes of a mesh, no array of a type without it can be made.
+    """
+    if t.sharding is not None:
+        return t
+    return t.update(sharding=jax.typeof(x).sharding.update(spec=P(*[None] * t.ndim)))
 
 
 def shard_like(like: jax.Array, v: jax.Array) -> jax.Array:

@@ -78,11 +78,11 @@ def normalize(
     def lay_out(v):
         return shard_as_features(to_layout(v, features, x.ndim), x)
 
-    check_params(x, params, features, examples)
+    params = check_params(x, params, features, examples)
     if isinstance(m, Moments):
         m = _check_moments(m, x, features)
     else:
-        check_state(x, m, features, name="m", kind="`jaxbn.Moments`, or a state of `bn_init`")
+        m = check_state(x, m, features, name="m", kind="`jaxbn.Moments`, or a state of `bn_init`")
     scale, bias = (lay_out_affine(v, features, x, dtype) for v in params)
     mean, var = lay_out(m.mean).astype(dtype), lay_out(m.var).astype(check.real(dtype))
     if not isinstance(m, Moments):

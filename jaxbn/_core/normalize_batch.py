@@ -17,7 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxbn._core.batch_moments import zero_masked
 from jaxbn._core.fusion_barrier import fusion_barrier
-from jaxbn._core.layout import shard_like
+from jaxbn._core.layout import name_mesh, shard_like
 from jaxbn._core.linear_map import apply_linear, convert_closure
 from jaxbn._core.moments import Moments
 from jaxbn._core.normalize import find_padding, inverse_std
@@ -40,7 +40,7 @@ def normalize_by_batch(
     Where `train` is False, `m` may be any statistics, and do not move with x. The arrays broadcast against x.
     """
     inputs = _Inputs(x, scale, bias, [], m, mask, None if train is True else jnp.asarray(train))
-    z = _compute_z.eval_shape(epsilon, inputs).z
+    z = name_mesh(_compute_z.eval_shape(epsilon, inputs).z, x)
     converted, arrays = convert_closure(epilogue, z)
 
     @jax.custom_jvp

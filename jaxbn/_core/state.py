@@ -84,20 +84,21 @@ def bn_init(
     return params, state
 
 
-def check_params(x: jax.Array, params: Any, axis: tuple[int, ...], batch: tuple[int, ...] = ()) -> None:
-    """Check that `params` fit `x` with features along `axis` and, maybe, examples along `batch`."""
-    check_record("params", params, "the params of `bn_init`", BatchNormParams)
+def check_params(x: jax.Array, params: Any, axis: tuple[int, ...], batch: tuple[int, ...] = ()) -> BatchNormParams:
+    """Return `params`, checked to fit `x` with features along `axis` and, maybe, examples along `batch`."""
+    params = check_record("params", params, "the params of `bn_init`", BatchNormParams)
     features, by_example = (tuple(x.shape[a] for a in axes) for axes in (axis, (*batch, *axis)))
     for name in BatchNormParams._fields:
         if getattr(params, name) is not None:
             _check_entry(f"params.{name}", getattr(params, name), x, axis, features, by_example)
+    return params
 
 
 def check_state(
     x: jax.Array, state: Any, axis: tuple[int, ...], name: str = "state", kind: str = "the state of `bn_init`"
-) -> None:
-    """Check that `state`, the argument `name`, fits `x` with features along `axis`."""
-    check_record(name, state, kind, BatchNormState)
+) -> BatchNormState:
+    """Return `state`, the argument `name`, checked to fit `x` with features along `axis`."""
+    state = check_record(name, state, kind, BatchNormState)
     features = tuple(x.shape[a] for a in axis)
     for field in BatchNormState._fields:
         wanted = () if field == "count" else features
@@ -107,10 +108,14 @@ def check_state(
             f"`{name}.mean` must be complex for complex `x`; got {state.mean.dtype}. Make it by "
             "`bn_init(..., dtype=jnp.complex64)`."
         )
+    return state
 
 
-def check_record(name: str, value: Any, kind: str, record: Any, needed: Sequence[str] = ()) -> None:
-    """Check that `value`, the argument `name`, has the fields of `record`, or those `needed`, and arrays in them."""
+def check_record(name: str, value: Any, kind: str, record: Any, needed: Sequence[str] = ()) -> Any:
+    """Return `value`, the argument `name`, as a `record`, which may be a user's own with the same fields.
+
+    Each field must hold an array, or each of those `needed`: others may be missing, and are None.
+    """
     needed = needed or record._fields
     if not all(hasattr(value, field) for field in needed):
         restored = f" If it was restored from a checkpoint, pass `{record.__name__}(**{name})`."
@@ -128,6 +133,7 @@ def check_record(name: str, value: Any, kind: str, record: Any, needed: Sequence
                 f"`{name}.{field}` must be {'an integer' if field == 'count' else 'floating point'}; got dtype "
                 f"{array.dtype}. Convert it first, by `.astype(jnp.{'int32' if field == 'count' else 'float32'})`."
             )
+    return value if isinstance(value, record) else record(*(getattr(value, field, None) for field in record._fields))
 
 
 def _check_entry(

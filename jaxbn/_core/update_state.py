@@ -55,15 +55,14 @@ def update_state(
     Ioffe and Szegedy 2015, "Batch normalization", algorithm 2. Conventions differ: this `momentum` is `1 - momentum` of
     PyTorch; the running variance is biased here, in Flax, Haiku and Keras, unbiased in PyTorch and in the paper.
     """
-    m = fit_moments(state, m)
-    state = BatchNormState(state.mean, state.var, state.count)  # a user's own record may be no tree
+    state, m = fit_moments(state, m)
     keep_take = split_momentum(momentum, state.count)
     return update_running(state, m, keep_take, check.boolean("unbiased_running_var", unbiased_running_var), True)
 
 
-def fit_moments(state: Any, m: Any) -> Moments:
-    """Return `m` with fields of one shape, that of the state, and with its sharding."""
-    check_record("state", state, "the state of `bn_init`", BatchNormState)
+def fit_moments(state: Any, m: Any) -> tuple[BatchNormState, Moments]:
+    """Return the state, and `m` with fields of one shape, that of the state, and with its sharding."""
+    state = check_record("state", state, "the state of `bn_init`", BatchNormState)
     if state.var.shape != state.mean.shape or np.shape(state.count) != ():
         raise ValueError(
             f"`state` must have mean and var of one shape, and a scalar count; got {[np.shape(v) for v in state]}."
@@ -78,7 +77,7 @@ def fit_moments(state: Any, m: Any) -> Moments:
             f"`m` must have the shape of the state, {state.mean.shape}; got {m.mean.shape}. "
             "Take the moments of the inputs of this layer, along its `axis`."
         )
-    return jax.tree.map(partial(shard_like, state.mean), m)
+    return state, jax.tree.map(partial(shard_like, state.mean), m)
 
 
 # Under `jit` as an eager call is then one program, not one for each operation.

@@ -59,9 +59,8 @@ def health(
     Source: the checks and their limits are this library's own. Most of the faults are described by Wu and Johnson 2021,
     "Rethinking 'batch' in BatchNorm".
     """
-    check_record("params", params, "the params of `bn_init`", BatchNormParams)
-    check_record("state", state, "the state of `bn_init`", BatchNormState, ("mean", "var"))
-    state = BatchNormState(state.mean, state.var, getattr(state, "count", None))  # pyright: ignore[reportArgumentType]
+    params = check_record("params", params, "the params of `bn_init`", BatchNormParams)
+    state = check_record("state", state, "the state of `bn_init`", BatchNormState, ("mean", "var"))
     features = np.shape(state.mean)
     for field, v in (("params.scale", params.scale), ("params.bias", params.bias), ("state.var", state.var)):
         if v is not None and np.shape(v)[np.ndim(v) - len(features) :] != features:

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import check
 from jaxbn._core.batch_norm import bn_apply
+from jaxbn._core.layout import name_mesh, replicate_on_mesh
 from jaxbn._core.state import BatchNormParams, BatchNormState, check_record
 from jaxbn.lstm._state import LSTMCarry, LSTMParams, LSTMState, check_steps, count_hidden, require_type
 
@@ -62,7 +63,7 @@ def lstm_step(
     x = check.floating("x", x)
     train = check.flag("train", train)
     _check_shapes(params, state, carry, x.shape, options)
-    x = _select_running(_find_running(carry, _current_step(carry)), x, 0)
+    x = _select_active(_find_active(carry, _current_step(carry)), x, 0)
     return _step(params, state, carry, _multiply(x, params.input_kernel), train, options)
 
 
@@ -105,18 +106,21 @@ def lstm_apply(
     now = _current_step(carry)
     if carry.lengths is not None:
         steps = now + jnp.arange(xs.shape[0], dtype=now.dtype)
-        xs = _select_running(jax.vmap(partial(_find_running, carry))(steps), xs, 0)
+        xs = _select_active(jax.vmap(partial(_find_active, carry))(steps), xs, 0)
 
     def step(loop, projected):
         after, y, state = _step(params, loop[1], loop[0], projected, train, options)
         return (after, state), y
 
+    def first(loop, projected):
+        return step(loop, projected[0])[0]
+
     projected, loop = _multiply(xs, params.input_kernel), (carry, state)  # of all steps at once
-    like = jax.eval_shape(lambda v: v[0], projected) if xs.shape[0] else None
-    for _ in range(2 if like is not None else 0):
+    for _ in range(2 if xs.shape[0] else 0):
         # Zeros are the same on all devices and h is not: a loop must start with the types that it continues with. Once
         # for the axes along which x varies, once for those of h.
-        loop = jax.tree.map(lambda v, to: v + jnp.zeros_like(to), loop, jax.eval_shape(step, loop, like)[0])
+        after = jax.eval_shape(first, loop, projected)
+        loop = jax.tree.map(lambda v, to: v + jnp.zeros_like(name_mesh(to, xs)), loop, after)
     (carry, state), ys = lax.scan(step, loop, projected)
     return carry, ys, state
 
@@ -124,13 +128,14 @@ def lstm_apply(
 def _step(params, state, carry, projected, train, options):
     """Compute a step from `x W_x`."""
     at, dtype = _current_step(carry), projected.dtype
-    running = _find_running(carry, at)
-    mask = None if running is None else running[..., None]
+    active = _find_active(carry, at)
+    mask = None if active is None else active[..., None]
 
     def normalize_row(norm, rows, v, **more):
         row = _find_row(rows.count, at, train)
         own = jax.tree.map(lambda s: lax.dynamic_index_in_dim(s, row, keepdims=False), rows)
         y, new = bn_apply(norm, own, v, train, mask=mask, **more, **options)
+        rows = jax.tree.map(lambda s: replicate_on_mesh(jnp.asarray(s), v), rows)
         return y, jax.tree.map(lambda s, n: lax.dynamic_update_index_in_dim(s, n, row, 0), rows, new)
 
     from_x, input_norm = normalize_row(params.input_norm, state.input_norm, projected)
@@ -141,7 +146,7 @@ def _step(params, state, carry, projected, train, options):
     bounded, cell_norm = normalize_row(params.cell_norm, state.cell_norm, c, activation=jnp.tanh)
     h = (jax.nn.sigmoid(o) * bounded).astype(carry.h.dtype)
     after = LSTMCarry(
-        _select_running(running, c, carry.c), _select_running(running, h, carry.h), carry.step + 1, carry.lengths
+        _select_active(active, c, carry.c), _select_active(active, h, carry.h), carry.step + 1, carry.lengths
     )
     return after, after.h.astype(dtype), LSTMState(input_norm, recurrent_norm, cell_norm)
 
@@ -160,13 +165,13 @@ def _current_step(carry: LSTMCarry) -> jax.Array:
     return jnp.max(carry.step)
 
 
-def _find_running(carry: LSTMCarry, at: jax.Array) -> jax.Array | None:
+def _find_active(carry: LSTMCarry, at: jax.Array) -> jax.Array | None:
     """Return which sequences have not ended."""
     return None if carry.lengths is None else at < carry.lengths
 
 
-def _select_running(running: jax.Array | None, v: jax.Array, otherwise: Any) -> jax.Array:
-    return v if running is None else jnp.where(running[..., None], v, otherwise)
+def _select_active(active: jax.Array | None, v: jax.Array, otherwise: Any) -> jax.Array:
+    return v if active is None else jnp.where(active[..., None], v, otherwise)
 
 
 def _multiply(v: jax.Array, kernel: jax.Array) -> jax.Array:

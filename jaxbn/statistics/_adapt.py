@@ -22,9 +22,9 @@ def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) 
         source_weight: the number of target values that the source counts as, at least 0; infinity too.
 
     Returns:
-        The new state, of the same shapes and dtypes. A feature without values in `m`, or whose moments are not
-        finite, in the dtype of the state either, keeps its statistics. `count` is 1 at least, so that training with a
-        momentum schedule does not begin by forgetting them.
+        The new state, of the same shapes and dtypes. A feature keeps its statistics if it has no values in `m`, or if
+        its moments are not finite, also after the cast to the state's dtype. `count` is 1 at least if any feature's
+        changed, so that training with a momentum schedule does not begin by forgetting them.
 
     Raises:
         TypeError, ValueError: `source_weight` is not a number from 0 to infinity, or `m` has another shape than the
@@ -44,7 +44,7 @@ def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) 
     are averaged; the variance between the two means, N n / (N + n)^2 (mean_source - mean_target)^2, is left out.
     `jaxbn.pool` of the target's moments and `Moments(N, state.mean, state.var)` has it in.
     """
-    m = fit_moments(state, m)
+    state, m = fit_moments(state, m)
     weight = jnp.asarray(check.number("source_weight", source_weight, 0), m.var.dtype)
     fine = (m.count > 0) & jnp.isfinite(m.mean) & jnp.isfinite(m.var)
     take = jnp.where(fine, m.count / jnp.where(fine, weight + m.count, 1), 0)
@@ -57,4 +57,5 @@ def adapt(state: BatchNormState, m: Moments, *, source_weight: ArrayLike = 0.0) 
     mean, var = mix(state.mean, m.mean).astype(state.mean.dtype), mix(state.var, m.var).astype(state.var.dtype)
     fits = ~fine | (jnp.isfinite(mean) & jnp.isfinite(var))
     mean, var = (jnp.where(fits, new, old) for new, old in ((mean, state.mean), (var, state.var)))
-    return BatchNormState(mean, var, jnp.maximum(state.count, 1))
+    # Where nothing is taken over, as from no values or with an infinite weight, the state is as new as it was.
+    return BatchNormState(mean, var, jnp.maximum(state.count, jnp.any(take > 0).astype(state.count.dtype)))

@@ -67,8 +67,7 @@ def apply_with_example_weight(
     features = check.axes(axis, x.ndim)
     if 0 in features:
         raise ValueError(f"`axis` must leave axis 0 of `x` to the examples; got {axis} for x of shape {x.shape}.")
-    check_params(x, params, features)
-    check_state(x, state, features)
+    params, state = check_params(x, params, features), check_state(x, state, features)
     weight = jnp.asarray(check.number("weight", weight, 0, 1), float)
     mask = None if mask is None else check.mask(mask, x.shape)
     return _normalize_mixed(features, check.epsilon(epsilon, x.dtype), params, state.mean, state.var, x, weight, mask)

@@ -53,7 +53,8 @@ def whiten_apply(
         train, momentum, axis_name, axis_index_groups, update: as for `bn_apply`.
         axis: the feature axis.
         epsilon: added to the variances, in S. It must be small compared to the smallest one: the direction of variance
-            v ends with variance `v / (v + epsilon)`, 10/11 for v = 1e-4 and the default.
+            v ends with variance `v / (v + epsilon)`, 10/11 for v = 1e-4 and the default. At least 6e-8 of the trace is
+            added (1e-16 in float64): smaller variances are lost in rounding, and the iteration would diverge.
         iterations: the number of steps. The direction of variance v is whitened after some `log(tr S / v) / log(2.25)`
             more than 3: 5 as in the paper whitens the large directions and leaves the small ones smaller; 25, with an
             epsilon that is small enough, make the covariance the identity to 1e-3 at a condition number of 1e4.
@@ -111,21 +112,23 @@ def _apply(static, params, state, x, train, update, momentum, mask):
     wide = jnp.moveaxis(x, at, -1).astype(dtype)
     mask = None if mask is None else jnp.moveaxis(mask, at, -1)
     mean, cov = (v.astype(dtype) for v in (state.mean, state.cov))
-    new = state
+    new, tail = state, jnp.zeros_like(mean)
     if train is not False:
-        batch_mean, batch_cov, count = _compute_statistics(
-            Reduction(tuple(range(x.ndim - 1)), names, parts), wide, mask, groups
-        )
-        takes_part = count > 0
-        allowed = jnp.logical_and(update, train) & jnp.all(takes_part)
+        m, batch_cov = _compute_statistics(Reduction(tuple(range(x.ndim - 1)), names, parts), wide, mask, groups)
+        batch_mean = m.mean.ravel()
+        allowed = jnp.logical_and(update, train) & jnp.all(m.count > 0)
         new = _update_state(state, batch_mean, batch_cov, momentum, allowed)
-        mean, cov = jax.tree.map(partial(jnp.where, train), (batch_mean, batch_cov), (mean, cov))
-    w = _compute_inverse_root(cov + epsilon * jnp.eye(size, dtype=dtype)[None], steps)
+        batch = batch_mean, m.tail.ravel(), batch_cov
+        mean, tail, cov = jax.tree.map(partial(jnp.where, train), batch, (mean, tail, cov))
+    # Rounding may make eigenvalues negative that are smaller than this part of the trace: the iteration would diverge.
+    trace = jnp.trace(cov, axis1=-2, axis2=-1)[:, None, None]
+    added = jnp.maximum(epsilon, jnp.finfo(dtype).eps / 2 * trace)
+    w = _compute_inverse_root(cov + added * jnp.eye(size, dtype=dtype)[None], steps)
 
     # Only x is kept for the backward pass, and arrays of the features' size.
     @partial(jax.checkpoint, prevent_cse=False)
     def whiten(wide, mean, w, params):
-        d = _subtract_mean(wide, mean, cov, epsilon, mask)
+        d = _subtract_mean(wide, mean, tail, cov, epsilon, mask)
         y = jnp.einsum("...gi,gij->...gj", _split_groups(d, groups), w, precision=lax.Precision.HIGHEST)
         y = y.reshape(d.shape)
         for v, apply in zip(params, (jnp.multiply, jnp.add), strict=True):
@@ -136,7 +139,7 @@ def _apply(static, params, state, x, train, update, momentum, mask):
 
 
 def _compute_statistics(r, x, mask, groups):
-    """Return mean `[features]`, covariance `[groups, size, size]` and count `[]` of `x` over `r`; differentiable."""
+    """Return the moments of `x` over `r`, and its covariance `[groups, size, size]`; differentiable."""
     m = batch_moments(r, x, mask)
     d = (x - m.mean) - m.tail
     d = _split_groups(d if mask is None else jnp.where(mask, d, 0), groups)
@@ -144,18 +147,17 @@ def _compute_statistics(r, x, mask, groups):
     sharding = jax.typeof(d).sharding
     everywhere = sharding.update(spec=P()) if AxisType.Explicit in sharding.mesh.axis_types else None
     square = jnp.einsum("...gi,...gj->gij", d, d, precision=lax.Precision.HIGHEST, out_sharding=everywhere)
-    count = m.count.ravel()[0]
-    return m.mean.ravel(), r.sum_members([square])[0] / jnp.maximum(count, 1), count
+    return m, r.sum_members([square])[0] / jnp.maximum(m.count.ravel()[0], 1)
 
 
-def _subtract_mean(x, mean, cov, epsilon, mask):
+def _subtract_mean(x, mean, tail, cov, epsilon, mask):
     """Return `x - mean`; a masked example that is so far out that it can only be padding is read as the mean."""
-    like = to_layout(mean, (x.ndim - 1,), x.ndim)
-    if mask is not None:
-        std = jnp.sqrt(jnp.diagonal(cov, axis1=-2, axis2=-1).reshape(mean.shape) + epsilon)
-        near = jnp.abs(x - like) < FAR * to_layout(std, (x.ndim - 1,), x.ndim)
-        x = jnp.where(mask | lax.stop_gradient(near), x, like)
-    return x - like
+    like, tail = (to_layout(v, (x.ndim - 1,), x.ndim) for v in (mean, tail))
+    if mask is None:
+        return (x - like) - tail
+    std = jnp.sqrt(jnp.diagonal(cov, axis1=-2, axis2=-1).reshape(mean.shape) + epsilon)
+    read = mask | lax.stop_gradient(jnp.abs(x - like) < FAR * to_layout(std, (x.ndim - 1,), x.ndim))
+    return jnp.where(read, (jnp.where(read, x, like) - like) - tail, 0)
 
 
 def _compute_inverse_root(s, steps):

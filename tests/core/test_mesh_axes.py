@@ -127,3 +127,22 @@ def test_jax_does_not_type_a_choice_by_platform_under_such_a_vmap():
     assert over_two_meshes(alone, check_vma=False)(X.reshape(2, 8, 3)).shape == (2, 8, 3)
     with pytest.raises(ValueError, match="requires varying manual axes to match"):
         over_two_meshes(alone, check_vma=True)(X.reshape(2, 8, 3))
+
+
+@pytest.mark.parametrize("ghost_batches", [1, 8])
+@pytest.mark.parametrize("other", [AxisType.Auto, AxisType.Explicit])
+def test_shard_map_over_some_axes_of_a_mesh(other, ghost_batches):
+    """The other axes are left to the compiler. JAX makes no array there of a type that names no mesh."""
+    mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=(AxisType.Auto, other))
+    layer = partial(jaxbn.bn_apply, PARAMS, STATE, train=True, activation=jnp.tanh, ghost_batches=ghost_batches)
+    weights = RNG.normal(size=X.shape).astype(np.float32)
+
+    def value(run, x):
+        y, new = run(x)
+        return jnp.sum(y * weights), (y, new)
+
+    mapped = jax.shard_map(
+        partial(layer, axis_name="rows"), mesh=mesh, in_specs=P("rows"), out_specs=(P("rows"), P()), axis_names={"rows"}
+    )
+    got, wanted = (jax.jit(jax.grad(partial(value, run), has_aux=True))(X) for run in (mapped, layer))
+    assert_close(got, wanted)

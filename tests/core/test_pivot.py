@@ -116,3 +116,13 @@ def test_members_of_vmap_share_the_second_pass():
     assert " while(" in mapped.as_text()
     for y, member in zip(mapped(x), x, strict=True):
         np.testing.assert_allclose(y, oracle.training(member).y, atol=2e-6)
+
+
+@pytest.mark.parametrize(("std", "epsilon"), [(1e-6, 1e-12), (1e-7, 1e-14), (1e-7, 1e-20)])
+def test_a_small_epsilon_shows_no_running_mean(std, epsilon):
+    """Next to the running mean 0 the square of the batch's mean is far above epsilon: its digits must not be lost."""
+    x = (3e-4 + std * np.random.default_rng(0).standard_normal((256, 2))).astype(np.float32)
+    y, _ = jaxbn.bn_apply(*jaxbn.bn_init(2), x, True, epsilon=epsilon)
+    exact = x.astype(np.float64) - x.mean(0, dtype=np.float64)
+    exact /= np.sqrt((exact**2).mean(0) + epsilon)
+    np.testing.assert_allclose(y, exact, atol=2e-6)  # some roundings of numbers up to 4

@@ -1,15 +1,19 @@
 """Running statistics, by every kind of momentum, after a bad batch, and averaged from outside."""
 
+from collections import namedtuple
 from functools import partial
 from types import SimpleNamespace
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import oracle
 import pytest
 
 import jaxbn
+from jaxbn.statistics import apply_with_example_weight
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
@@ -75,3 +79,20 @@ def test_a_record_of_the_users_own_is_updated():
     got, wanted = (jaxbn.update_state(own, m) for own in (SimpleNamespace(**state._asdict()), state))
     for name, value in wanted._asdict().items():
         np.testing.assert_array_equal(getattr(got, name), value, name)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_record_of_the_users_own_is_read_by_its_names(train):
+    """Another order of the fields, or a record that is no tuple, gives what the library's own gives."""
+    params = jaxbn.BatchNormParams(jnp.array([2.0, 3.0]), jnp.array([10.0, -10.0]))
+    state = jaxbn.BatchNormState(jnp.array([1.0, 2.0]), jnp.array([4.0, 9.0]), jnp.array(3))
+    mirrored = namedtuple("Mirrored", "bias scale")(params.bias, params.scale)
+    turned = namedtuple("Turned", "var mean count")(state.var, state.mean, state.count)
+    x = jnp.array([[1.0, 5.0], [3.0, -5.0]])
+    wanted = jaxbn.bn_apply(params, state, x, train)
+    for own in (turned, SimpleNamespace(**state._asdict())):
+        got = jaxbn.bn_apply(mirrored, own, x, train)
+        chex.assert_trees_all_equal(got, wanted)
+        chex.assert_trees_all_equal(jaxbn.normalize(mirrored, own, x), jaxbn.normalize(params, state, x))
+        mixed = (apply_with_example_weight(p, s, x, 0.3) for p, s in ((mirrored, own), (params, state)))
+        chex.assert_trees_all_equal(*mixed)

@@ -88,3 +88,12 @@ def test_shapes_and_dtypes_stay():
 def test_adapt_refuses(state, m, weight, kind, words):
     with pytest.raises(kind, match=words):
         adapt(state, m, source_weight=weight)
+
+
+@pytest.mark.parametrize("weight", [0.0, np.inf])
+def test_what_takes_nothing_over_counts_no_update(weight):
+    """Else a schedule would take the initial mean for that of a batch."""
+    _, state = jaxbn.bn_init(3)
+    empty = TARGET._replace(count=jnp.zeros(3)) if weight == 0 else TARGET
+    assert int(adapt(state, empty, source_weight=weight).count) == 0
+    assert int(adapt(state, TARGET).count) == 1

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from ways import assert_close, each_way
 
 import jaxbn
@@ -130,3 +132,13 @@ def test_domains_refuse_params_and_state_of_one_layer():
     for number in (0, -1, (2,), "2"):
         with pytest.raises((TypeError, ValueError)):
             jaxbn.domains.domain_init(number, FEATURES)
+
+
+def test_a_state_that_was_made_before_the_mesh():
+    """On an Explicit mesh it is replicated, as in `bn_apply`."""
+    params, state = domains()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    x = rng.standard_normal((8, FEATURES)).astype(np.float32)
+    with jax.set_mesh(mesh):
+        got = jaxbn.domains.domain_apply(params, state, jax.device_put(x, P("data")), True, 1)
+    assert_close(got, jaxbn.domains.domain_apply(params, state, x, True, 1))

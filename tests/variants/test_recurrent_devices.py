@@ -1,8 +1,12 @@
 """Recurrent batch normalization on many devices and over microbatches, against one device with the whole batch."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from lstm_oracle import KEEP, PARTS, ROWS, TRAIN, XS, model, run
 from ways import assert_close, each_way, shard_map_way
 
@@ -66,3 +70,23 @@ def test_microbatches_pool_to_the_whole_batch():
     kept = slice(ROWS - 1)  # the last row has had two updates in one pass, which do not pool
     for got, wanted in zip(pooled.input_norm, whole.input_norm, strict=True):
         assert_close(got[kept], wanted[kept], atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["an Explicit mesh", "shard_map over some axes"])
+def test_meshes_that_the_state_does_not_know(kind):
+    """The state was made before the mesh; or the compiler handles an axis of it, and arrays name none."""
+    params, state = model()
+    explicit, xs = kind == "an Explicit mesh", jnp.nan_to_num(jnp.moveaxis(PARTS["xs"], 1, 0))
+    mesh = jax.make_mesh((4, 2), ("data", "other"), axis_types=(AxisType.Explicit if explicit else AxisType.Auto,) * 2)
+
+    def apply(params, state, xs, axis_name=None):
+        return run(params, state, xs, True, None, axis_name=axis_name)[1:]
+
+    if explicit:
+        with jax.set_mesh(mesh):
+            got = jax.jit(apply)(params, state, jax.device_put(xs, P(None, "data")))
+    else:
+        one, spec = partial(apply, axis_name="data"), P(None, "data")
+        specs = {"in_specs": (P(), P(), spec), "out_specs": (spec, P()), "axis_names": {"data"}}
+        got = jax.jit(jax.shard_map(one, mesh=mesh, **specs))(params, state, xs)
+    assert_close(got, jax.jit(apply)(params, state, xs), atol=1e-5)

@@ -32,6 +32,24 @@ def test_the_covariance_is_the_identity(condition):
         np.testing.assert_allclose(covariance(y), np.eye(8), atol=1e-3)
 
 
+@pytest.mark.parametrize("std", [3.0, 10.0])
+def test_more_features_than_examples(std):
+    """However many iterations: rounding makes eigenvalues of 0 negative, and 28 gave NaN at the default epsilon."""
+    x = (std * np.random.default_rng(0).standard_normal((8, 64))).astype(np.float32)
+    largest = [float(abs(whiten_apply(NONE, whiten_init(64)[1], x, True, iterations=n)[0]).max()) for n in (20, 100)]
+    assert 1 < largest[0] < 1.2
+    assert largest[1] == pytest.approx(largest[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("mask", [None, np.arange(ROWS)[:, None] < ROWS - 2])
+def test_a_distant_mean_costs_no_digits(mask):
+    x = np.asarray(X + 1e5, np.float32)
+    y, _ = whiten_apply(NONE, STATE, x, True, iterations=5, mask=mask)
+    kept = slice(None) if mask is None else mask[:, 0]
+    # The examples differ by multiples of 1/128, which is all that x has of them; what is computed loses nothing more.
+    np.testing.assert_allclose(y[kept], exact(x[kept], 5), atol=1e-5)
+
+
 def test_no_iterations_divide_by_the_root_of_the_trace():
     y, _ = whiten_apply(NONE, STATE, X, True, iterations=0)
     np.testing.assert_allclose(np.trace(covariance(y)), 1, rtol=1e-4)
