@@ -44,8 +44,14 @@ def fold_model(view: V, x: Any, pairs: Mapping[str, str] | None, tolerance: floa
     states = {norm: read_state(partial(view.read, norm)) for norm in pairs.values()}
     probed = view.replace({norm: perturb_statistics(state, seed) for seed, (norm, state) in enumerate(states.items())})
     before = [(v, v.run(x)) for v in (view, probed)]
-    if not any(np.size(y) for y in jax.tree.leaves(before[0][1])):
-        raise ValueError("`x` must hold an example, on which the folded model is compared; the output has no values.")
+    numbers = select_numbers(before[0][1])
+    if not any(np.size(y) and jnp.issubdtype(jnp.result_type(y), jnp.inexact) for y in numbers):
+        leaves = jax.tree.leaves(before[0][1])
+        got = [f"{v.dtype}{list(v.shape)}" if hasattr(v, "dtype") else type(v).__name__ for v in leaves]
+        raise ValueError(
+            "`x` must hold an example, and `apply`, or `call`, give floating point outputs of it, by which the folded "
+            f"model is compared: return logits, not classes; got {', '.join(got) or 'nothing'}."
+        )
 
     def difference(chosen: Mapping[str, str]) -> float:
         gaps = [compare_outputs(y, fold_pairs(v, record, chosen, False).run(x)) for v, y in before]
@@ -203,12 +209,25 @@ def perturb_statistics(state: Any, seed: int) -> dict[str, jax.Array]:
     return {"mean": mean.astype(state.mean.dtype), "var": var.astype(state.var.dtype)}
 
 
+def select_numbers(outputs: Any) -> list[Any]:
+    """Return the leaves that are arrays of numbers or bools, or one of them."""
+    held = (jax.Array, np.ndarray, np.generic, int, float, complex)
+    leaves = [(v, getattr(v, "dtype", type(v))) for v in jax.tree.leaves(outputs) if isinstance(v, held)]
+    return [v for v, dtype in leaves if jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)]
+
+
 def compare_outputs(before: Any, after: Any) -> float:
-    """Return the largest difference of two trees, relative to the largest entry of its array; NaN if there is one."""
+    """Return the largest difference of two trees, relative to the largest entry of its array; NaN if there is one.
+
+    Integers and bools that differ are infinitely far: classes may hide any change of the logits.
+    """
     worst = [0.0]
-    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        if jnp.issubdtype(jnp.result_type(one), jnp.inexact) and np.size(one):
-            one, other = (fetch_array(v).astype(np.complex128) for v in (one, other))
+    for pair in zip(select_numbers(before), select_numbers(after), strict=True):
+        one, other = map(fetch_array, pair)
+        if not jnp.issubdtype(one.dtype, jnp.inexact):
+            worst.append(0.0 if np.array_equal(one, other) else np.inf)
+        elif one.size:
+            one, other = one.astype(np.complex128), other.astype(np.complex128)
             worst.append(np.max(np.abs(one - other)) / max(np.max(np.abs(one)), np.finfo(np.float32).tiny))
     return float(np.max(worst))
 
@@ -218,7 +237,8 @@ def refuse_pairs(pairs: Mapping[str, str], wrong: Mapping[str, float], total: fl
     named = ", ".join(f"{layer!r} -> {pairs[layer]!r} ({gap:.1e})" for layer, gap in wrong.items())
     return ValueError(
         f"`pairs` must be layers and the normalizations directly after them, but folding changes the outputs, by "
-        f"{total:.1e} of the largest where {tolerance:.1e} is allowed. At fault: {named or 'all of them together'}. "
+        f"{total:.1e} of the largest where {tolerance:.1e} is allowed, and nothing in integers. At fault: "
+        f"{named or 'all of them together'}. "
         "There may be an activation or padding between the two, the layer may be used elsewhere too, or the "
         "normalization be of other features. Where the model computes in half precision pass `tolerance=3e-2`."
     )

@@ -39,6 +39,8 @@ def fold(
         variables: the model's, with `params` and `batch_stats`.
         x: an example input. On it, by these statistics and by others, the model is compared with the folded one. The
             outputs of a global array of several processes are brought together in each of them.
+            Some outputs must be floating point: logits, not classes. Integers must be equal; leaves that are neither
+            arrays nor numbers are not compared.
         pairs: layer -> normalization directly after it, by their paths: `{"block/Conv_0": "block/BatchNorm_0"}`.
             Any layer with a kernel whose last axis are the output features, and `nn.ConvTranspose`; stacks of layers
             that `nn.scan` keeps on a leading axis too. Flax's `BatchNorm` and ours.

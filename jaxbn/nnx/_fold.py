@@ -34,6 +34,8 @@ def fold(
         model: an nnx module.
         x: an example input. On it, by these statistics and by others, the new model is compared with the old one. The
             outputs of a global array of several processes are brought together in each of them.
+            Some outputs must be floating point: logits, not classes. Integers must be equal; leaves that are neither
+            arrays nor numbers are not compared.
         call: `call(model, x)` uses the model, of which it is given a copy in evaluation mode.
         pairs: layer -> normalization directly after it, by their paths: `{"layers/0": "layers/1"}`. Any layer with a
             kernel whose last axis are the output features, and `nnx.ConvTranspose`; stacks of layers on a leading

@@ -151,3 +151,36 @@ def test_a_model_without_a_pair_is_refused():
     plain = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="no batch normalization"):
         jaxbn.nnx.fold(plain, x)
+
+
+class After(nn.Module):
+    """A normalization after an activation, which must not be folded away."""
+
+    @nn.compact
+    def __call__(self, x):
+        """Return logits."""
+        return jaxbn.linen.BatchNorm(use_running_average=True, name="norm")(nn.relu(nn.Dense(3, name="dense")(x)))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        (lambda y, x: y.argmax(-1), r"return logits, not classes; got int32\[3, 6, 5\]"),
+        (lambda y, x: ["cat", object()], "return logits, not classes; got str, object"),
+        (lambda y, x: {"labels": y.argmax(-1), "inputs": x, "name": "cat"}, r"'dense' -> 'norm' \(inf\)"),
+        (lambda y, x: {"logits": y, "name": "cat", "own": object()}, r"'dense' -> 'norm' \(\d"),
+    ],
+    ids=["classes", "no arrays", "classes and inputs", "logits and no arrays"],
+)
+def test_a_wrong_fold_shows_in_any_outputs_or_they_are_refused(outputs, words):
+    model, x = After(), X
+    variables, pairs = model.init(KEY, x), {"dense": "norm"}
+    with pytest.raises(ValueError, match=words):
+        jaxbn.linen.fold(lambda v, x: outputs(model.apply(v, x), x), variables, x, pairs=pairs)
+
+
+def test_outputs_beside_the_logits_may_be_anything():
+    """A label, a name and an object: the right fold is accepted."""
+    model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    new = jaxbn.nnx.fold(model, X[:, 0, 0], lambda m, x: [m(x), m(x).argmax(-1), "cat", object(), 3, np.array("a")])
+    assert "Folded" in str(type(new.layers[1]))
