@@ -57,7 +57,7 @@ def fold_model(view: V, x: Any, pairs: Mapping[str, str] | None, tolerance: floa
         gaps = [compare_outputs(y, fold_pairs(v, record, chosen, False).run(x)) for v, y in before]
         return max(gaps, key=lambda gap: (gap != gap, gap))
 
-    total = difference(pairs)
+    total, wrong = difference(pairs), {}
     if pairs and not total <= tolerance:
         alone = {layer: difference({layer: norm}) for layer, norm in pairs.items()}
         wrong = {layer: gap for layer, gap in alone.items() if not gap <= tolerance}
@@ -69,9 +69,10 @@ def fold_model(view: V, x: Any, pairs: Mapping[str, str] | None, tolerance: floa
     if left:
         reasons = "; ".join(f"{norm or 'the layer'!r}: {reason}" for norm, reason in left.items())
         if not pairs:
+            half = "In half precision pass `tolerance=3e-2`; " if wrong else ""
             raise ValueError(
-                f"`fold` must find a batch normalization directly after a layer with a kernel; got none. {reasons}. In "
-                "half precision pass `tolerance=3e-2`; `jaxbn.inference.fold_into_next` folds into a layer after it."
+                f"`fold` must find a batch normalization directly after a layer with a kernel; got none. {reasons}. "
+                f"{half}`jaxbn.inference.fold_into_next` folds into a layer after it."
             )
         warnings.warn(
             f"`fold` leaves {len(left)} of {len(left) + len(pairs)} normalizations as they are. {reasons}. Name "
