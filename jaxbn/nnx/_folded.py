@@ -8,9 +8,11 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from jaxbn._core import check
-from jaxbn._core.batch_norm import bn_apply
-from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn._flax.dtypes import choose_output_dtype
+from jaxbn._core.epilogue import apply_epilogue
+from jaxbn._core.layout import lay_out_affine
+from jaxbn._core.state import BatchNormParams
+from jaxbn._flax.dtypes import choose_output_dtype, widen_input
+from jaxbn._flax.forward import check_features, choose_affine
 
 
 class Folded(nnx.Module):
@@ -38,17 +40,17 @@ class Folded(nnx.Module):
         Returns:
             An array of x's shape.
         """
-        x = jnp.asarray(x)
-        given = BatchNormParams(*(None if v is None else jnp.asarray(v) for v in (scale, bias)))
-        y = x.astype(choose_output_dtype(x, jnp.zeros((), self.held_dtype), *given, dtype=self.dtype))
-        if any(v is not None for v in given):
-            features = tuple(x.shape[a] for a in check.axes(self.axis, x.ndim))
-            # With a half and a half sqrt(var + epsilon) is 1.
-            half = jnp.full(features, 0.5, check.accumulation_dtype(y.dtype))
-            state = BatchNormState(jnp.zeros_like(half), half, jnp.zeros((), jnp.int32))
-            y, _ = bn_apply(given, state, y, False, axis=self.axis, epsilon=0.5)
-        y = y if residual is None else y + jnp.asarray(residual).astype(y.dtype)
-        return y if self.activation is None else self.activation(y).astype(y.dtype)
+        x = check.array("x", x)
+        given = BatchNormParams(*(choose_affine(n, None, v, None) for n, v in (("scale", scale), ("bias", bias))))
+        dtype = choose_output_dtype(x, jnp.zeros((), self.held_dtype), *given, dtype=self.dtype)
+        features = check.axes(self.axis, x.ndim)
+        check_features(x, self.axis, tuple(x.shape[a] for a in features), "", **given._asdict())
+        x = widen_input(x, dtype)
+        residual = None if residual is None else check.like_x("residual", residual, x)
+        # In the dtype of sums, as in the layer: rounded once.
+        z = x.astype(check.accumulation_dtype(x.dtype))
+        gamma, beta = (lay_out_affine(v, features, z, z.dtype) for v in given)
+        return apply_epilogue(self.activation, gamma, beta, residual, dtype, z)
 
     # `nnx.view_info` reads the arguments from the docstring, where it wants two spaces before each.
     def set_view(self, use_running_average: bool | None = None):

@@ -164,3 +164,43 @@ def test_scale_and_bias_of_the_call_stay():
     model = Conditional()
     variables = trained(model.init(KEY, x))
     near(model.apply(jaxbn.linen.fold(model.apply, variables, x, pairs=pairs), x), model.apply(variables, x))
+
+
+class Rounded(nnx.Module):
+    """A conditional layer in half precision, with a residual and an activation."""
+
+    def __init__(self):
+        self.dense = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        options: Any = {"use_scale": False, "use_bias": False, "activation": lambda y: y - 4.0, "dtype": jnp.bfloat16}
+        self.norm = jaxbn.nnx.BatchNorm(3, **options, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, residual=None, bias=None):
+        return self.norm(self.dense(x), residual=residual, bias=bias)
+
+
+def test_a_folded_normalization_rounds_once():
+    """Near 4 bfloat16 has steps of 1/64, which would show after the activation has subtracted 4."""
+    x = X.reshape(-1, 2)
+    model = Rounded()
+    new = jaxbn.nnx.fold(model, x, tolerance=3e-2)
+    model.eval()
+    residual, bias = jnp.full((90, 3), 3.0), jnp.full(3, 1.0)
+    y, wanted = new(x, residual, bias), model(x, residual, bias)
+    assert y.dtype == wanted.dtype == jnp.bfloat16
+    y, wanted = (np.asarray(v, np.float32) for v in (y, wanted))
+    np.testing.assert_allclose(y, wanted, rtol=2**-7, atol=1e-4)  # a step apart where float32 rounds otherwise
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"residual": np.ones(3, np.float32)}, r"`residual` must have the shape of `x`, \(4, 3\); got \(3,\)"),
+        ({"bias": np.ones(2, np.float32)}, r"`bias` must have shape \(3,\), or \(4, 3\).*got \(2,\)"),
+    ],
+)
+def test_a_folded_normalization_refuses_what_the_layer_refuses(options, words):
+    x = X[0, :4, 0]
+    model = Rounded()
+    for refusing in (model, jaxbn.nnx.fold(model, x, tolerance=3e-2)):
+        with pytest.raises(ValueError, match=words):
+            refusing(x, **options)
