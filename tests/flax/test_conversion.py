@@ -81,6 +81,15 @@ def test_conversion_names_the_subclasses_that_it_leaves():
         assert [type(layer) for layer in jaxbn.nnx.convert(layers)] == [Scaled, jaxbn.nnx.BatchNorm]
 
 
+@pytest.mark.parametrize("base", [nnx.BatchNorm, jaxbn.nnx.BatchNorm])
+def test_conversion_to_a_subclass_is_refused(base):
+    """It would lose an activation silently, and make a layer that may want other arguments."""
+    own = type("Own", (base,), {})
+    layer = jaxbn.nnx.BatchNorm(3, activation=jax.nn.relu, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"`to` must be .*; got .*Own"):
+        jaxbn.nnx.convert([layer], to=own)
+
+
 def test_code_that_asks_for_the_class_of_flax_goes_on():
     """Such code passes the mode to batch normalizations alone."""
     layers = nnx.List([nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))])
