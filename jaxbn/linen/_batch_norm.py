@@ -163,7 +163,8 @@ class BatchNorm(nn.BatchNorm):
                 raise ValueError(
                     "`batch_stats` must have the `count` of their updates where `momentum` or `renorm` is a schedule, "
                     "whose first step would replace statistics that were never counted; it has none. Add it by "
-                    "`jaxbn.linen.convert(variables, count=...)`."
+                    "`jaxbn.linen.convert(variables, count=...)`: an int, `[layers]` of a stack, `[domains]` with "
+                    "`num_domains`."
                 )
         y, new = call_batch_norm(
             read_options(self, BATCH_NORM, initializing) | {"axis": axes},

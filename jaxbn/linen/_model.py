@@ -31,8 +31,9 @@ def convert(variables: V, *, count: ArrayLike | Callable[[str], ArrayLike | None
     Args:
         variables: from `init` or a checkpoint, with `batch_stats`; nested mappings.
         count: the number of updates that the statistics have seen, for layers whose momentum is a schedule; None for
-            layers without one, flax's among them. `[layers]` where `nn.scan` or `nn.vmap` has stacked them. For layers
-            of both kinds a function of a layer's path, such as `"blocks/norm"`.
+            layers without one, flax's among them. `[layers]` where `nn.scan` or `nn.vmap` has stacked them, `[domains]`
+            of a layer with `num_domains`, `[layers, domains]` of a stack of those. For layers of several kinds a
+            function of a layer's path, such as `"blocks/norm"`, that gives its count or None.
 
     Returns:
         New nested dicts that hold the same arrays, frozen where `variables` are.

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
+from jaxbn._core import check
 from jaxbn.lstm._state import LSTMState
 from jaxbn.nnx._batch_norm import BatchNorm
 from jaxbn.nnx._lstm import BatchNormLSTMCell
@@ -135,6 +137,9 @@ def _convert_layer(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
             setattr(new, name, getattr(layer, name))
     stats = [(new.mean.get_value(), 0), (new.var.get_value(), 1)]
     uncounted = getattr(new, "count", None) is not None and getattr(layer, "count", None) is None
+    if uncounted:  # for each layer of a stack, and each domain
+        stacked = new.mean.shape[: new.mean.ndim - len(check.sizes(new.num_features))]
+        vars(new)["count"].set_value(jnp.zeros(stacked, jnp.int32))
     concrete = not any(isinstance(v, (Tracer, jax.ShapeDtypeStruct)) or not v.is_fully_addressable for v, _ in stats)
     if uncounted and concrete and any(np.any(np.asarray(v) != start) for v, start in stats):
         warnings.warn(

@@ -59,6 +59,15 @@ def test_conversion_sets_attributes():
     assert [norm.count for norm in norms(jaxbn.nnx.convert(thawed, momentum=0.9))] == [None] * 3
 
 
+@pytest.mark.parametrize("options", [{}, {"num_domains": 2}])
+def test_a_stack_of_layers_that_gets_a_schedule_counts_each(options):
+    stack = nnx.vmap(lambda rngs: jaxbn.nnx.BatchNorm(3, **options, rngs=rngs))(nnx.Rngs(0).split(2))
+    counting = jaxbn.nnx.convert(stack, momentum=jaxbn.cumulative_average)
+    call = {"domain": 1} if options else {}
+    nnx.vmap(lambda layer, x: layer(x, **call), in_axes=(0, None))(counting, np.ones((4, 3), np.float32))
+    np.testing.assert_array_equal(counting.count[...], [[0, 1], [0, 1]] if options else [1, 1])
+
+
 def test_conversion_of_containers_and_of_a_layer():
     def layer():
         return nnx.BatchNorm(2, rngs=nnx.Rngs(0))
@@ -175,3 +184,15 @@ def test_linen_conversion_of_stacked_layers_beside_others():
     new = ours.apply(counted, X, mutable=STATS)[1]["batch_stats"]
     np.testing.assert_array_equal(new["blocks"]["bn"]["count"], [4, 6])
     assert new["last"]["count"] == 5
+
+
+def test_a_layer_without_its_count_says_which_to_give():
+    """`[domains]`, with which it goes on."""
+    layers = [jaxbn.linen.BatchNorm(num_domains=2, momentum=m) for m in (0.9, jaxbn.cumulative_average)]
+    call: dict[str, Any] = {"use_running_average": False, "domain": 1}
+    variables = layers[0].init(KEY, X, **call)
+    with pytest.raises(ValueError, match=r"convert\(variables, count=...\)`: an int, .* `\[domains\]` with"):
+        layers[1].apply(variables, X, mutable=STATS, **call)
+    counted = jaxbn.linen.convert(variables, count=[3, 4])
+    new: Any = layers[1].apply(counted, X, mutable=STATS, **call)[1]
+    np.testing.assert_array_equal(new["batch_stats"]["count"], [3, 5])
