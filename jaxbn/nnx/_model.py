@@ -124,7 +124,9 @@ def _convert_layer(to: Any, layer: Any, changes: dict[str, Any]) -> nnx.Module:
     }
     settings |= changes
     if to is nnx.BatchNorm:
-        lost = [name for name, default in _OURS.items() if getattr(layer, name, default) is not default]
+        has = {name: getattr(layer, name, default) for name, default in _OURS.items()}
+        has = {name: bool(v) if isinstance(v, np.bool_) else v for name, v in has.items()}
+        lost = [name for name, default in _OURS.items() if has[name] is not default]
         if not hasattr(layer.num_features, "__index__"):
             lost.append("num_features of several axes")
         if callable(settings["momentum"]):

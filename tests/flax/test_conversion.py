@@ -135,6 +135,11 @@ def test_going_back_loses_nothing_silently(options):
         jaxbn.nnx.convert([layer], to=nnx.BatchNorm)
 
 
+def test_a_numpy_false_is_nothing_to_lose():
+    layer = jaxbn.nnx.BatchNorm(2, frozen=np.False_, unbiased_running_var=np.False_, rngs=nnx.Rngs(0))  # type: ignore[arg-type]
+    assert type(jaxbn.nnx.convert(layer, to=nnx.BatchNorm)) is nnx.BatchNorm
+
+
 def test_conversion_refuses_changes_without_effect():
     """Initializers and metadata are not attributes of a layer that is there already."""
     with pytest.raises(TypeError, match="mean_init"):
