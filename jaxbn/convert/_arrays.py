@@ -19,6 +19,8 @@ def load_array(name: str, value: Any) -> Any:
     """Return `value` as a JAX array if it is one, else as a NumPy array that shares no memory with it."""
     if isinstance(value, jax.Array):
         return value
+    if isinstance(value, jax.ShapeDtypeStruct):
+        raise TypeError(f"{name!r} must hold numbers; got a shape and a dtype alone. Initialize or restore it first.")
     try:
         if hasattr(value, "detach"):
             value = value.detach().cpu()
@@ -57,6 +59,7 @@ def read_layer(
     names: Mapping[str, str],
     *,
     vector: bool = False,
+    stacked: tuple[int, ...] = (),
 ) -> tuple[BatchNormParams, BatchNormState]:
     """Return params and state from the entries of one layer.
 
@@ -67,6 +70,7 @@ def read_layer(
             scale and bias may be absent from `source`. Under further names are arrays like mean, or like count where
             the name begins so, that must be there and are not returned.
         vector: whether the library has one real number a channel only.
+        stacked: the shape of the count: of domains, or of layers, that are kept on leading axes.
 
     Returns:
         `(params, state)`: params in the dtypes of the source, the state in float32 or wider, the count in int32.
@@ -91,11 +95,11 @@ def read_layer(
     for ours, value in found.items():
         if ours in arrays:
             continue
-        if value.shape != ():
-            shapes.append(f"{names[ours]} {value.shape}, where a scalar is needed")
+        if value.shape != stacked:
+            shapes.append(f"{names[ours]} {value.shape}, where {stacked or 'a scalar'} is needed")
         elif not jnp.issubdtype(value.dtype, jnp.integer):
             types.append(f"{names[ours]} {value.dtype}, which is not an integer")
-        elif not isinstance(value, Tracer) and not 0 <= int(value) < 2**31:
+        elif not isinstance(value, Tracer) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) < 2**31)):
             types.append(f"{names[ours]} = {value}, which is not a number of updates that int32 holds")
     raise_problems(
         headline,
@@ -115,7 +119,7 @@ def read_layer(
         value = jnp.asarray(found[ours])
         return value.astype(check.accumulation_dtype(value.dtype))
 
-    count = jnp.asarray(found.get("count", np.int32(0))).astype(jnp.int32)
+    count = jnp.asarray(found.get("count", np.zeros(stacked, np.int32))).astype(jnp.int32)
     return BatchNormParams(param("scale"), param("bias")), BatchNormState(statistic("mean"), statistic("var"), count)
 
 
@@ -145,14 +149,14 @@ def select_prefix(
     return {ours: start + theirs for ours, theirs in names.items()}, entries
 
 
-def check_layer(params: BatchNormParams, state: BatchNormState, *, vector: bool = False) -> dict[str, jax.Array]:
+def check_layer(params: BatchNormParams, state: BatchNormState, **how: Any) -> dict[str, jax.Array]:
     """Return the arrays of params and state by name, after the same checks as in the other direction."""
     for name, value, kind in (("params", params, BatchNormParams), ("state", state, BatchNormState)):
         if not isinstance(value, kind):
             raise TypeError(f"`{name}` must be the {name} of `bn_init`; got {type(value).__name__}.")
     source = {**params._asdict(), **state._asdict()}
     source = {name: value for name, value in source.items() if value is not None}
-    params, state = read_layer("`params` and `state` are not those of one layer:", source, OURS, vector=vector)
+    params, state = read_layer("`params` and `state` are not those of one layer:", source, OURS, **how)
     return {name: value for name, value in (params._asdict() | state._asdict()).items() if value is not None}
 
 

@@ -1,7 +1,9 @@
 """Conversion of one layer from and to Flax: linen's variables and nnx's modules, flax's own layers and ours."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from jaxbn._core.state import BatchNormParams, BatchNormState
 from jaxbn.convert._arrays import OURS, check_fit, check_layer, check_mapping, read_layer
@@ -93,9 +95,11 @@ def from_nnx(module: Any) -> tuple[BatchNormParams, BatchNormState]:
 
     Returns:
         `(params, state)`: None for a missing scale or bias; `count` is 0 where it keeps none, as flax's never does, and
-        `state._replace(count=...)` sets it. The very arrays, but statistics in half precision become float32.
+        `state._replace(count=...)` sets it. The very arrays, but statistics in half precision become float32. With
+        `num_domains` all have a leading axis of domains, as `jaxbn.domains.domain_apply` takes them.
 
     Raises:
+        TypeError: an abstract module, of `nnx.eval_shape`.
         ValueError: not one batch normalization: arrays are missing, or of a wrong shape or type; all of them are named.
 
     Example:
@@ -107,16 +111,18 @@ def from_nnx(module: Any) -> tuple[BatchNormParams, BatchNormState]:
 
     Source: `flax/nnx/nn/normalization.py` of Flax 0.12.
     """
-    values = {name: variable[...] for name, variable in _find_variables(module).items() if variable is not None}
+    values = {name: variable.get_value() for name, variable in _find_variables(module).items() if variable is not None}
     names = {name: name for name in OURS if name != "count" or name in values}
-    return read_layer(f"This {type(module).__name__} is not an nnx batch normalization:", values, names)
+    headline = f"This {type(module).__name__} is not an nnx batch normalization:"
+    return read_layer(headline, values, names, stacked=_find_stacked(module, values.get("mean")))
 
 
 def to_nnx(module: Any, params: BatchNormParams, state: BatchNormState) -> None:
     """Write params and state into an nnx batch normalization, the inverse of `from_nnx`.
 
     Args:
-        module: `flax.nnx.BatchNorm` or `jaxbn.nnx.BatchNorm`; it is changed, after everything has been checked.
+        module: `flax.nnx.BatchNorm` or `jaxbn.nnx.BatchNorm`, an abstract one of `nnx.eval_shape` too; it is changed,
+            after everything has been checked.
         params: scale and bias `[*features]`, None where the module has none. They keep their dtypes.
         state: mean and var `[*features]`, and count `[]`, which is dropped where the module keeps none.
 
@@ -135,8 +141,8 @@ def to_nnx(module: Any, params: BatchNormParams, state: BatchNormState) -> None:
     Source: as `from_nnx`.
     """
     variables = _find_variables(module)
-    values = check_layer(params, state)
-    has = {name: None if variable is None else variable[...] for name, variable in variables.items()}
+    has = {name: None if variable is None else variable.get_value() for name, variable in variables.items()}
+    values = check_layer(params, state, stacked=_find_stacked(module, getattr(state, "mean", None)))
     check_fit(type(module).__name__, {name: has[name] for name in has if name != "count"}, values)
     for name, variable in variables.items():
         if variable is not None:
@@ -146,3 +152,10 @@ def to_nnx(module: Any, params: BatchNormParams, state: BatchNormState) -> None:
 def _find_variables(module: Any) -> dict[str, Any]:
     found = {name: getattr(module, name, None) for name in OURS}
     return {name: value if hasattr(value, "set_value") else None for name, value in found.items()}
+
+
+def _find_stacked(module: Any, mean: Any) -> tuple[int, ...]:
+    """Return the axes of `mean`, of layers and of domains, that come before the features."""
+    shape = np.shape(mean)
+    features = getattr(module, "num_features", 0)
+    return shape[: max(len(shape) - (len(features) if isinstance(features, Sequence) else 1), 0)]

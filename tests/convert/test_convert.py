@@ -3,13 +3,16 @@
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from flax import nnx
 from neighbours import BATCHES, KEEP, Equinox, Haiku, Keras, Linen, Nnx, Torch, assert_same, flat, moved
 
 import jaxbn
+import jaxbn.convert
 import jaxbn.linen
 import jaxbn.nnx
 from jaxbn import BatchNormParams, BatchNormState
@@ -132,6 +135,18 @@ def test_count_is_theirs_or_0(name, count):
     assert layer.converted()[1].count == 0
     layer.train(moved(layer, BATCHES[0]))
     assert layer.converted()[1].count == count
+
+
+@pytest.mark.parametrize("momentum", [0.9, SCHEDULE])
+def test_an_abstract_nnx_layer_of_several_domains_is_loaded(momentum):
+    params, state = jaxbn.domains.domain_init(2, 3, mean=3.0)
+    make = partial(jaxbn.nnx.BatchNorm, 3, num_domains=2, momentum=momentum)
+    layer: Any = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    jaxbn.convert.to_nnx(layer, params, state)
+    assert_same(flat(jaxbn.convert.from_nnx(layer)), flat((params, state)))
+    x = BATCHES[0][:2, 0]
+    y, _ = jaxbn.domains.domain_apply(*jaxbn.convert.from_nnx(layer), x, False, 1)
+    np.testing.assert_allclose(layer(x, True, domain=1), y, rtol=1e-6)
 
 
 def test_equinox_bias_of_the_first_variance_is_kept():

@@ -140,6 +140,10 @@ def to_haiku(name):
     return jaxbn.convert.to_haiku(*jaxbn.bn_init(3), name, ndim=2, decay_rate=0.9)
 
 
+def abstract():
+    return nnx.eval_shape(lambda: nnx.BatchNorm(3, rngs=rngs()))
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "words"),
     [
@@ -150,6 +154,7 @@ def to_haiku(name):
         (lambda: as_haiku(5), ValueError, r"`axis` must lie in \[-2, 2\).*; got 5"),
         (lambda: as_haiku(name=["bn"]), TypeError, r"`name` must be a string.*; got \['bn'\]"),
         (lambda: to_haiku(None), TypeError, "`name` must be a string.*; got None"),
+        (lambda: jaxbn.convert.from_nnx(abstract()), TypeError, "'scale' must hold numbers.*shape and a dtype alone"),
         (lambda: jax.jit(jaxbn.convert.to_torch)(*jaxbn.bn_init(3)), TypeError, "must hold numbers.*outside `jax.jit`"),
         (lambda: jax.jit(jaxbn.convert.to_keras)(*jaxbn.bn_init(3)), TypeError, "must hold numbers.*outside `jax.jit`"),
     ],
