@@ -1,4 +1,4 @@
-"""LSTMs that read an image piece by piece: without norm, or with norms where the literature has put them."""
+"""LSTMs that read an image piece by piece: without norm, or with batch norm where Cooijmans et al. 2017 put it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,21 +12,20 @@ from experiments.training.layers import Pass
 from experiments.training.models import CLASSES, Model, model
 from experiments.training.shapes import Images, Logits, Tree
 
+SCALE = 0.1  # where the scales start, by Cooijmans et al.
+
 
 class Recurrence(NamedTuple):
     """The normalization of an LSTM.
 
     Attributes:
-        norm: `batch`, with statistics for each step or shared by all; `input`, batch norm of the inputs' share of the
-            gates alone, over all steps at once (Laurent et al. 2016); `layer` (Ba et al. 2016); or `none`.
-        scale: where the scales start; 0.1 for `batch` by Cooijmans et al., 1 for others.
+        norm: `batch`, with statistics for each step or shared by all; or `none`.
         shared: whether all steps of `batch` share one record of running statistics.
         noise: standard deviation of what `batch` starts from in training, instead of zeros.
         momentum: of the running statistics.
     """
 
     norm: str = "none"
-    scale: float = 0.1
     shared: bool = False
     noise: float = 0.0
     momentum: float = 0.9
@@ -51,15 +50,12 @@ def lstm(
     def init(key: Array) -> tuple[Tree, Tree]:
         own, last = jax.random.split(key)
         rows = 1 if how.shared else steps
-        params, state = jaxbn.lstm.lstm_init(own, pixels // steps, hidden, rows, scale=how.scale)
+        params, state = jaxbn.lstm.lstm_init(own, pixels // steps, hidden, rows, scale=SCALE)
         # The forget gate starts open, as LSTMs are made.
         bias = jnp.asarray(params.recurrent_norm.bias).at[hidden : 2 * hidden].set(1.0)
         params = params._replace(recurrent_norm=params.recurrent_norm._replace(bias=bias))
-        if how.norm == "input":
-            state = jaxbn.bn_init(4 * hidden)[1]
-        elif how.norm != "batch":
-            state = ()
-        return {"cell": params, "head": head(last, (hidden, outputs)), "last": jnp.zeros(outputs)}, state
+        weights = {"cell": params, "head": head(last, (hidden, outputs)), "last": jnp.zeros(outputs)}
+        return weights, state if how.norm == "batch" else ()
 
     def forward(params: Tree, state: Tree, x: Images, run: Pass) -> tuple[Logits, Tree]:
         cell, xs, lengths = params["cell"], pieces(x, steps, order), None
@@ -67,17 +63,14 @@ def lstm(
             there = ~jnp.isnan(xs[..., 0]) if run.mask is None else ~jnp.isnan(xs[..., 0]) & run.mask[None]
             lengths, xs = jnp.sum(there, 0, dtype=jnp.int32), jnp.where(there[..., None], xs, 0)
         carry = jaxbn.lstm.lstm_carry(cell, x.shape[0], lengths)
-        options = {"momentum": how.momentum, "axis_name": run.axis_name}
         if how.norm == "batch":
             if run.train and how.noise and run.key is not None:
                 carry = carry._replace(h=how.noise * jax.random.normal(run.key, carry.h.shape))
+            options = {"momentum": how.momentum, "axis_name": run.axis_name}
             carry, _, state = jaxbn.lstm.lstm_apply(cell, state, carry, xs, run.train, **options)
             h = carry.h
         else:
-            inputs = xs @ cell.input_kernel
-            if how.norm == "input":
-                inputs, state = jaxbn.bn_apply(cell.input_norm, state, inputs, run.train, **options)
-            hs = _recur(how, cell, carry, inputs)
+            hs = _recur(cell, carry, xs @ cell.input_kernel)
             # The output of each sequence at its own last step.
             h = hs[-1] if lengths is None else jnp.take_along_axis(hs, jnp.maximum(lengths - 1, 0)[None, :, None], 0)[0]
         return h @ params["head"] + params["last"][None], state
@@ -91,21 +84,15 @@ def pieces(x: Images, steps: int, order: Any = None) -> Array:
     return jnp.swapaxes(jnp.reshape(x, (x.shape[0], steps, -1)), 0, 1)
 
 
-def _recur(how: Recurrence, cell: Any, carry: Any, inputs: Array) -> Array:
-    """Return the outputs of all steps of an LSTM without norms across examples."""
-
-    def norm(params: Any, v: Array) -> Array:
-        if how.norm == "layer":
-            mean, var = jnp.mean(v, -1, keepdims=True), jnp.var(v, -1, keepdims=True)
-            v = params.scale[None] * (v - mean) * jax.lax.rsqrt(var + 1e-5)
-        return v if params.bias is None else v + jnp.asarray(params.bias)[None]
+def _recur(cell: Any, carry: Any, inputs: Array) -> Array:
+    """Return the outputs of all steps of an LSTM without norms, whose biases are where these would have them."""
+    of_gates, of_cell = (jnp.asarray(own.bias) for own in (cell.recurrent_norm, cell.cell_norm))
 
     def step(before: Any, x: Array) -> Any:
         c, h = before
-        gates = norm(cell.input_norm, x) + norm(cell.recurrent_norm, h @ cell.recurrent_kernel)
-        i, f, g, o = jnp.split(gates, 4, -1)
+        i, f, g, o = jnp.split(x + (h @ cell.recurrent_kernel + of_gates[None]), 4, -1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(norm(cell.cell_norm, c))
+        h = jax.nn.sigmoid(o) * jnp.tanh(c + of_cell[None])
         return (c, h), h
 
     # As many zeros as x has devices: a loop must start on the devices of its later steps.
