@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from experiments.training.layers import Layer, Pass
-from experiments.training.models import CLASSES, Model, sides
+from experiments.training.models import CLASSES, Model, model, sides
 from experiments.training.shapes import Images, Logits, Tree
 
 Activation = Callable[[Array], Array]
@@ -50,18 +50,13 @@ def stack(layer: Layer, depth: int, width: int, kernel: Callable[..., Array], in
             "last": jnp.zeros(CLASSES),
         }, state
 
-    def apply(
-        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
-    ) -> tuple[Logits, Tree]:
-        run = Pass(train, axis_name, key)
-
+    def forward(params: Tree, state: Tree, x: Images, run: Pass) -> tuple[Logits, Tree]:
         def part(tree: Tree, at: Any) -> Tree:
             return jax.tree.map(lambda v: v[at], tree)
 
         def step(x: Array, given: Any) -> tuple[Array, Tree]:
             kernel, shift, running = given
-            y, running = layer.apply(shift, running, x @ kernel, run)
-            return y, running
+            return layer.apply(shift, running, x @ kernel, run)
 
         x, first = layer.apply(part(params["shifts"], 0), part(state, 0), x @ params["first"], run)
         rest = (params["kernels"], part(params["shifts"], slice(1, None)), part(state, slice(1, None)))
@@ -69,7 +64,7 @@ def stack(layer: Layer, depth: int, width: int, kernel: Callable[..., Array], in
         state = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, others)
         return x @ params["head"] + params["last"][None], state
 
-    return Model(init, apply)
+    return model(init, forward)
 
 
 def residual_cnn(
@@ -99,11 +94,7 @@ def residual_cnn(
             "last": jnp.zeros(CLASSES),
         } | ({"branches": jnp.zeros(blocks)} if skip else {}), {"blocks": running, "end": state}
 
-    def apply(
-        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
-    ) -> tuple[Logits, Tree]:
-        run = Pass(train, axis_name, key)
-
+    def forward(params: Tree, state: Tree, x: Images, run: Pass) -> tuple[Logits, Tree]:
         def block(x: Array, given: Any) -> tuple[Array, Tree]:
             kernels, shifts, running, branch = given
             y, kept = x, []
@@ -122,7 +113,7 @@ def residual_cnn(
         x, end = layer.apply(params["end"], state["end"], x, run)
         return jnp.mean(x, (1, 2)) @ params["head"] + params["last"][None], {"blocks": running, "end": end}
 
-    return Model(init, apply)
+    return model(init, forward)
 
 
 def pooled_cnn(layer: Layer, depth: int, channels: int, kernel: Callable[..., Array], pixels: int = 64) -> Model:
@@ -143,18 +134,16 @@ def pooled_cnn(layer: Layer, depth: int, channels: int, kernel: Callable[..., Ar
             "last": jnp.zeros(CLASSES),
         }, [state for _, state in started]
 
-    def apply(
-        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
-    ) -> tuple[Logits, Tree]:
+    def forward(params: Tree, state: Tree, x: Images, run: Pass) -> tuple[Logits, Tree]:
         x, kept = jnp.reshape(x, (-1, height, width, colours)), []
         for weight, shift, running in zip(params["kernels"], params["shifts"], state, strict=True):
-            x, running = layer.apply(shift, running, _convolve(x, weight), Pass(train, axis_name, key))
+            x, running = layer.apply(shift, running, _convolve(x, weight), run)
             kept.append(running)
             if min(x.shape[1:3]) > 1:
                 x = jnp.mean(_squares(x), (2, 4))
         return jnp.mean(x, (1, 2)) @ params["head"] + params["last"][None], kept
 
-    return Model(init, apply)
+    return model(init, forward)
 
 
 def _convolve(images: Array, weight: Array) -> Array:

@@ -17,7 +17,7 @@ from experiments.training import layers, networks
 from experiments.training.config import Settings
 from experiments.training.data import Data, Split
 from experiments.training.layers import ACTIVATIONS, Layer, Pass
-from experiments.training.models import Model, mlp
+from experiments.training.models import Model, mlp, model
 from experiments.training.shapes import Images, Logits, Tree
 from experiments.training.train import Carry
 
@@ -98,16 +98,14 @@ def whole(front: int, options: dict[str, Any], make: Any, rows: int, inputs: int
         params, state = evaluated.init(key)
         return params, (state, jnp.zeros((rows, inputs)))
 
-    def apply(
-        params: Tree, state: Tree, x: Images, train: bool, axis_name: str | None, key: Array | None = None
-    ) -> tuple[Logits, Tree]:
+    def forward(params: Tree, state: Tree, x: Images, run: Pass) -> tuple[Logits, Tree]:
         own, images = state
-        if not train:
-            return evaluated.apply(params, own, x, train, axis_name, key)[0], state
-        logits, own = trained.apply(params, own, jnp.concatenate([jnp.asarray(x), images]), train, axis_name, key)
+        if not run.train:
+            return evaluated.apply(params, own, x, *run)[0], state
+        logits, own = trained.apply(params, own, jnp.concatenate([jnp.asarray(x), images]), *run)
         return logits[:front], (own, images)
 
-    return Model(init, apply)
+    return model(init, forward)
 
 
 def leave_out(front: int, **options: Any) -> Layer:
