@@ -101,10 +101,19 @@ def digits(split: int = SPLIT_SEED) -> Data:
     """
     pixels, labels = load_digits(return_X_y=True)
     images, labels = np.asarray(pixels / 16, np.float32), np.asarray(labels, np.int32)
-    rest, test = train_test_split(np.arange(len(labels)), test_size=TEST, random_state=split, stratify=labels)
-    train, validation = train_test_split(rest, test_size=VALIDATION, random_state=split, stratify=labels[rest])
-    train, validation, test = (Split(images[part], labels[part]) for part in (train, validation, test))
-    return Data(train, validation, test)
+    return stratified(Split(images, labels), split, VALIDATION, TEST)
+
+
+def stratified(whole: Split, number: int, validation: int, test: int) -> Data:
+    """Divide examples, all classes alike in each part: so many to choose by and to test with, the rest to learn from.
+
+    Another `number` is another division.
+    """
+    y = whole.labels
+    rest, tested = train_test_split(np.arange(len(y)), test_size=test, random_state=number, stratify=y)
+    learned, chosen_by = train_test_split(rest, test_size=validation, random_state=number, stratify=y[rest])
+    train, chosen, last = (Split(whole.images[at], y[at]) for at in (learned, chosen_by, tested))
+    return Data(train, chosen, last)
 
 
 def mnist_5k() -> Data:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +20,6 @@ from experiments.training import data, record
 CLAIMS, PAGES = study.ROOT / "experiments" / "claims", study.ROOT / "docs" / "claims"
 README = study.ROOT / "README.md"
 PROGRAM, RECORD = "python -m experiments.claims", "claims.json"
-OTHERS = 100  # a check of the splits takes those from this number on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +169,4 @@ def source(command: Command) -> tuple[str, data.Data, Callable[[int], data.Data]
         return "mnist", data.mnist(command.mnist), None
     if command.cifar:
         return "cifar", data.cifar10(command.cifar), None
-    first = OTHERS if command.check == "split" else 0
-    return "digits", data.digits(first), partial(_digits, first)
-
-
-def _digits(first: int, number: int) -> data.Data:
-    return data.digits(first + number)
+    return "digits", data.digits(study.first_split(command.check or "")), data.digits

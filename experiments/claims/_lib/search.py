@@ -24,6 +24,9 @@ from experiments.training.train import Arm
 FACTOR, LOWEST, LARGEST = 10**0.5, 1e-4, 1e3
 DOUBLINGS = 2
 CHANCE = 0.2  # validation accuracy up to which an arm has learned nothing: further rates are not tried for it
+HALVES = (("test_half", "validation_half"), ("test", "validation"))
+ACCURACIES = ("validation", "test", "train")
+WITH_HALVES = (*ACCURACIES, "validation_half", "test_half")
 Make = Callable[[Settings, str], Model | Arm]
 Results = dict[str, Any]
 Watch = Callable[[int, train.Carry], None]
@@ -122,12 +125,9 @@ def at_best(arm: Results, what: str = "test", by: str = "validation") -> tuple[i
     return at, np.asarray(arm[what], float)[:, at]
 
 
-def kept(run: Results, arms: Sequence[str], names: Sequence[str] = ("validation", "test", "train")) -> Results:
+def kept(run: Results, arms: Sequence[str], names: Sequence[str] = ACCURACIES) -> Results:
     """Return a search with the results `names` of its arms alone: all of them would make the record long."""
     return {k: {n: v[n] for n in names} if k in arms else v for k, v in run.items()}
-
-
-HALVES = (("test_half", "validation_half"), ("test", "validation"))
 
 
 def results(

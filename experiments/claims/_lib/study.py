@@ -37,17 +37,13 @@ class StoppedError(Exception):
     """The user has pressed Ctrl-C; what was finished is on disk."""
 
 
-def _go_on() -> None:
-    """Do not stop."""
-
-
 @dataclasses.dataclass
 class Study:
     """The conditions of a measurement.
 
     Attributes:
         data: the images.
-        split: makes other splits of them by number, the first of which `data` is; None if there is only that one.
+        split: makes other splits of them by number; `data` is that of `first_split`. None if there is only that one.
         vary: how a check departs from the measurement: a wider `grid`, twice the `steps`, other `split`s, or not at
             all, on another `machine`.
         smoke: whether everything is made as small as it can be, to see that it runs.
@@ -64,13 +60,15 @@ class Study:
     source: str = ""
     split: Callable[[int], Data] | None = None
     vary: str = ""
-    tick: Callable[[], None] = _go_on
+    tick: Callable[[], object] = bool
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     asked: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def on(self, number: int) -> "Study":
         """Return the same on split `number`, for the seed of that number."""
-        return dataclasses.replace(self, data=self.split(number)) if self.split and number else self
+        if not (self.split and number):
+            return self
+        return dataclasses.replace(self, data=self.split(first_split(self.vary) + number))
 
     @property
     def pixels(self) -> int:
@@ -208,13 +206,13 @@ def stacked(data: Data | list[Data]) -> Data:
     """Return `data`, of splits one for each seed as arrays `[seeds, ...]`."""
     if not isinstance(data, list):
         return data
-    parts = zip(*(own[:3] for own in data), strict=True)
-    return data[0]._replace(
-        **{
-            name: Split(*map(np.stack, zip(*part, strict=True)))
-            for name, part in zip(Data._fields, parts, strict=False)
-        }
-    )
+    train, validation, test = jax.tree.map(lambda *v: np.stack(v), *(own[:3] for own in data))
+    return data[0]._replace(train=train, validation=validation, test=test)
+
+
+def first_split(vary: str) -> int:
+    """Return the number of the first split of the data: a check takes others than the measurement."""
+    return 100 if vary == "split" else 0
 
 
 def _feed_each(s: config.Settings, first: int, splits: list[Data]) -> feed.Feed:

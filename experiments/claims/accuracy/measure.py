@@ -4,16 +4,15 @@ from functools import partial
 from typing import Any
 
 from experiments.claims._lib.networks import stack
-from experiments.claims._lib.search import kept, search
-from experiments.claims._lib.splits import mnist, on
+from experiments.claims._lib.search import WITH_HALVES, kept, search
+from experiments.claims._lib.splits import fewer, mnist, on
 from experiments.claims._lib.study import Study
 from experiments.training import layers, networks
 from experiments.training.config import Settings
-from experiments.training.data import Data, Split
 from experiments.training.models import Model, mlp
 
 FEW = 300
-NAMES = ("validation", "test", "train", "validation_half", "test_half")
+ARMS = ("none", "batch")
 SIGMOID = {"activation": "sigmoid", "init": "constant", "init_scale": 0.1}
 RELU = {"activation": "relu", "init": "he", "init_scale": 1.0}
 # The networks, and where their grids and budgets start; six seeds decided nothing about ReLU.
@@ -23,29 +22,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "deep": {**SIGMOID, "seeds": 6, "widths": (64,) * 20, "steps": 600, "learning_rates": (0.1, 0.3, 1.0, 3.0)},
     "few": {**RELU, "widths": (64,) * 8, "steps": 400},
 }
-ALSO = ("relu",)
+KINDS["relu_mnist"] = KINDS["relu"]
 
 
 def measure(study: Study, given: Settings) -> dict[str, Any]:
     """Measure test and training accuracies `[seeds, rates]` of both arms in each network."""
     found: dict[str, Any] = {}
-    for data, here in (("digits", study), ("mnist", on(study, mnist))):
-        for kind in KINDS if data == "digits" else ALSO:
-            name = kind if data == "digits" else f"{kind}_{data}"
-            if study.smoke and found:  # the first stands for the rest
-                found[name] = found["sigmoid"]
-                continue
-            s = study.settings(given, **KINDS[kind])
-            change = few if kind == "few" else lambda data: data
-            arms, make = ("none", "batch"), partial(_model, here)
-            run = search(here, f"accuracy-{name}", s, arms, make, asked={"kind": kind}, change=change)
-            found[name] = kept(run, arms, NAMES)
+    for kind, changes in KINDS.items():
+        if study.smoke and found:  # the first stands for the rest
+            found[kind] = found["sigmoid"]
+            continue
+        here, s = on(study, mnist) if kind.endswith("mnist") else study, study.settings(given, **changes)
+        change = partial(fewer, FEW) if kind == "few" else lambda data: data
+        run = search(here, f"accuracy-{kind}", s, ARMS, partial(_model, here), asked={"kind": kind}, change=change)
+        found[kind] = kept(run, ARMS, WITH_HALVES)
     return found
-
-
-def few(data: Data) -> Data:
-    """Return the data with few images to learn from."""
-    return data._replace(train=Split(*(v[:FEW] for v in data.train)))
 
 
 def _model(study: Study, s: Settings, arm: str) -> Model:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims._lib.networks import residual_cnn, stack
-from experiments.claims._lib.search import checked, kept, search
+from experiments.claims._lib.search import WITH_HALVES, checked, kept, search
 from experiments.claims._lib.study import Study
 from experiments.training import layers
 from experiments.training.config import Settings
@@ -25,7 +25,6 @@ BEFORE = (
     ("relu", "batch", 8),
     ("relu", "batch", 64),
 )
-NAMES = ("validation", "test", "train", "validation_half", "test_half")
 SIGMOID = {"activation": "sigmoid", "learning_rates": (0.03, 0.1, 0.3, 1.0, 3.0)}
 RELU = {"activation": "relu"}
 CNN = {
@@ -69,7 +68,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
         run = (checked if kind == "cnn" else search)(
             study, f"depth-{kind}-{depth}", s, arms, make, asked={"depth": depth}
         )
-        found["trained"][f"{kind}-{depth}"] = kept(run, arms, NAMES)
+        found["trained"][f"{kind}-{depth}"] = kept(run, arms, WITH_HALVES)
     return found
 
 

@@ -3,18 +3,16 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from experiments.claims._lib.intervals import first_step
-from experiments.claims._lib.search import checked
+from experiments.claims._lib.search import Results, checked
 from experiments.claims._lib.splits import mnist, on
 from experiments.claims._lib.study import Study
-from experiments.claims._lib.trained import Trained
+from experiments.claims._lib.trained import Trained, to_target
 from experiments.training import layers, networks
 from experiments.training.config import Settings
 from experiments.training.models import Model, mlp
 from experiments.training.train import compile_arm
 
+ARMS = ("none", "batch")
 WARM, TIMED, AT_ONCE = 5, 40, 25  # calls before, calls measured, steps in a call
 RELU: dict[str, Any] = {
     "activation": "relu",
@@ -39,11 +37,11 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
             found[kind] = found["sigmoid_digits"]
             continue
         here, s = on(study, mnist) if kind.endswith("mnist") else study, study.settings(given, **changes)
-        read, arms = partial(_reached, s.target_accuracy), ("none", "batch")
-        name = f"faster-{kind.replace('_', '-')}"
-        found[kind] = checked(here, name, s, arms, partial(_model, here), read=read, by="sooner")
+        read, name = partial(_reached, s.target_accuracy), f"faster-{kind.replace('_', '-')}"
+        found[kind] = checked(here, name, s, ARMS, partial(_model, here), read=read, by="sooner")
     s = study.settings(given, learning_rates=(0.1,), seeds=1, log_every=AT_ONCE)
-    found["cost"] = study.part("faster-cost", {"settings": s}, lambda: _cost(study, s))
+    arms = {arm: compile_arm(s, _model(study, s, arm)) for arm in ARMS}
+    found["cost"] = study.part("faster-cost", {"settings": s}, lambda: study.clock(s, arms, WARM, TIMED))
     return found
 
 
@@ -51,13 +49,5 @@ def _model(study: Study, s: Settings, arm: str) -> Model:
     return mlp([layers.of(s, arm)] * len(s.widths), s.widths, networks.weights(s), study.pixels)
 
 
-def _reached(target: float, done: Trained) -> dict[str, Any]:
-    """Return the steps to the target and the score that chooses by them, `[seeds, rates]`."""
-    steps, curves = done.log.steps, done.log.val_accuracy
-    reached = np.array([first_step(steps, runs, target) for runs in curves])
-    return {"steps": reached, "sooner": -np.where(np.isfinite(reached), reached, 2 * steps[-1])}
-
-
-def _cost(study: Study, s: Settings) -> dict[str, Any]:
-    """Return the seconds of a step of one network of each arm, measured in turns."""
-    return study.clock(s, {arm: compile_arm(s, _model(study, s, arm)) for arm in ("none", "batch")}, WARM, TIMED)
+def _reached(target: float, done: Trained) -> Results:
+    return to_target(done.log.steps, done.log.val_accuracy, target)

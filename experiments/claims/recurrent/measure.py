@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.model_selection import train_test_split
 
-from experiments.claims._lib.intervals import best, first_step
+from experiments.claims._lib.intervals import best
 from experiments.claims._lib.search import Results, search
 from experiments.claims._lib.splits import SIDE, mnist, on
 from experiments.claims._lib.study import Study
-from experiments.claims._lib.trained import Trained
+from experiments.claims._lib.trained import Trained, to_target
 from experiments.training import networks
 from experiments.training.config import Settings
-from experiments.training.data import Data, Split, japanese_vowels
+from experiments.training.data import Data, Split, japanese_vowels, stratified
 from experiments.training.models import Model
 from experiments.training.recurrent import Recurrence, lstm
 from experiments.training.train import compile_arm
@@ -53,7 +52,8 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
         found["tasks"][task] = run | {arm: _shown(run[arm], target) for arm in TRAINED}
     s = study.settings(given)
     timed = dataclasses.replace(s, seeds=1, log_every=AT_ONCE, learning_rates=s.learning_rates[:1])
-    found["cost"] = study.part("recurrent-cost", {"settings": timed}, lambda: _cost(study, timed))
+    arms = {arm: compile_arm(timed, _model(study, STEPS, "digits", timed, arm), clipped) for arm in TRAINED}
+    found["cost"] = study.part("recurrent-cost", {"settings": timed}, lambda: study.clock(timed, arms, WARM, TIMED))
     return found | {"stored": {arm: _stored(study, s, arm) for arm in ("batch", "shared")}}
 
 
@@ -62,10 +62,7 @@ def vowels(split: int) -> Data:
     """Divide the 640 sequences of JapaneseVowels again: 330 to learn from, 110 to choose by, 200 to test with."""
     sequences = japanese_vowels()
     x, y = (np.concatenate([part[i] for part in sequences[:3]]) for i in (0, 1))
-    rest, test = train_test_split(np.arange(len(y)), test_size=200, random_state=split, stratify=y)
-    train, validation = train_test_split(rest, test_size=110, random_state=split, stratify=y[rest])
-    parts = [Split(x[at], y[at]) for at in (train, validation, test)]
-    return Data(parts[0], parts[1], parts[2], sequences.shape, 9)
+    return stratified(Split(x, y), split, 110, 200)._replace(shape=sequences.shape, classes=9)
 
 
 def order(pixels: int) -> np.ndarray:
@@ -95,18 +92,10 @@ def _shown(arm: Results, target: float) -> Results:
     Of the curves only those at the rate that is best by validation are kept.
     """
     curves, at = arm["curve"], arm["at"][0, 0]
-    steps = np.array([first_step(at, runs, target) for runs in curves])
-    own = {"steps": steps, "sooner": -np.where(np.isfinite(steps), steps, 2 * at[-1])}
-    return arm | own | {"curve": curves[:, best(arm["validation"])], "at": at}
+    return arm | to_target(at, curves, target) | {"curve": curves[:, best(arm["validation"])], "at": at}
 
 
 def _stored(study: Study, s: Settings, arm: str) -> int:
     """Count the numbers that are kept for evaluation."""
     state = jax.eval_shape(_model(study, STEPS, "digits", s, arm).init, jax.random.key(0))[1]
     return sum(v.size for v in jax.tree.leaves(state) if jnp.issubdtype(v.dtype, jnp.floating))
-
-
-def _cost(study: Study, s: Settings) -> dict[str, Any]:
-    """Return the seconds of a step of one network of each arm, measured in turns."""
-    arms = {arm: compile_arm(s, _model(study, STEPS, "digits", s, arm), clipped) for arm in TRAINED}
-    return study.clock(s, arms, WARM, TIMED)

@@ -10,18 +10,16 @@ import numpy as np
 from jaxtyping import Array
 
 import jaxbn
-from experiments.claims._lib.search import kept, search, widened
-from experiments.claims._lib.splits import mnist, on
+from experiments.claims._lib.search import WITH_HALVES, kept, search, widened
+from experiments.claims._lib.splits import fewer, mnist, on
 from experiments.claims._lib.study import Study
 from experiments.training import layers, networks
 from experiments.training.config import Settings
-from experiments.training.data import Data, Split
 from experiments.training.layers import ACTIVATIONS, Layer, Pass
 from experiments.training.models import Model, mlp, model
 from experiments.training.shapes import Images, Logits, Tree
 from experiments.training.train import Carry
 
-NAMES = ("validation", "test", "train", "validation_half", "test_half")
 ROWS, FEWER = 200, 24  # images to learn from, and seeds on MNIST
 # The norm and the rate of dropout: after each layer without a norm, after the last one with it.
 ARMS = {
@@ -33,6 +31,7 @@ ARMS = {
     "batch_0.5": ("batch", 0.5),
     "ghost_8": ("ghost", 0.0),
 }
+few = partial(fewer, ROWS)
 ALSO = ("none", "batch", "batch_0.2")  # on MNIST
 
 
@@ -49,7 +48,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
         s = study.settings(given, seeds=seeds)
         trained = ("none",) if study.smoke else arms
         run = search(here, f"regularizes-{data}", s, trained, partial(_model, here), asked={"rows": ROWS}, change=few)
-        found[data] = kept(run | {arm: run[arm if arm in trained else "none"] for arm in arms}, arms, NAMES)
+        found[data] = kept(run | {arm: run[arm if arm in trained else "none"] for arm in arms}, arms, WITH_HALVES)
     # The noise is taken out: each step has the statistics of all images that there are to learn from.
     digits = found["digits"]
     s = dataclasses.replace(study.settings(given), learning_rates=tuple(digits["grid"]), steps=digits["steps"])
@@ -58,12 +57,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
     run = widened(
         study, "regularizes-digits", s, ("whole",), partial(_model, study), asked=asked, change=few, start=start
     )
-    return found | {"still": kept(run, ("whole",), NAMES)}
-
-
-def few(data: Data) -> Data:
-    """Return the data with 200 images to learn from."""
-    return data._replace(train=Split(*(v[:ROWS] for v in data.train)))
+    return found | {"still": kept(run, ("whole",), WITH_HALVES)}
 
 
 def dropout(layer: Layer, rate: float) -> Layer:

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 import jaxbn
 from experiments.claims._lib.networks import pooled_cnn, residual_cnn
-from experiments.claims._lib.search import at_best, kept, search
+from experiments.claims._lib.search import WITH_HALVES, at_best, kept, search
 from experiments.claims._lib.splits import mnist, on
 from experiments.claims._lib.study import Study, stacked
 from experiments.training import layers, networks
@@ -22,7 +22,6 @@ from experiments.training.train import accuracy_of
 
 USUAL, PAIR = "batch_32", "batch_2"
 SIZES = (USUAL, "batch_16", "batch_8", "batch_4", PAIR)  # those of Wu and He 2018
-NAMES = ("validation", "test", "train", "validation_half", "test_half")
 BLOCKS, DEPTH = 3, 4  # of the residual CNN of 8 layers, and of that without shortcuts
 WARM = 0.2  # the share of training before batch renormalization is at its limits
 # The images, the arms, and what differs from the config.
@@ -47,9 +46,8 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
         pooled = study.part(
             f"small_batches-pooled-{net}", {"settings": best, "net": net}, partial(_pooled, here, best, net)
         )
-        found[net] = kept(run | {arm: run[arm if arm in trained else PAIR] for arm in arms}, arms, NAMES) | {
-            "pooled": pooled
-        }
+        run |= {arm: run[arm if arm in trained else PAIR] for arm in arms}
+        found[net] = kept(run, arms, WITH_HALVES) | {"pooled": pooled}
     return found
 
 
