@@ -56,18 +56,24 @@ def mean(values: Any, unit: str = "") -> Estimate:
     """
     v = _clean(values, unit)
     groups = v.mean(1) if v.ndim == 2 and len(v) > 1 else v.ravel()
-    n, value = len(groups), float(groups.mean())
+    n = len(groups)
     error = float(groups.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    how = "mean, t interval" + (f" over {n} splits" if n < v.size else "")
+    e = replace(_student(float(groups.mean()), error, n, unit, how), n=v.size)
+    return replace(e, low=max(e.low, 0.0), high=min(e.high, 100.0)) if unit == "%" else e
+
+
+def _student(value: float, error: float, n: int, unit: str, how: str) -> Estimate:
+    """Return a mean of `n` values with this standard error."""
     width = float(stats.t.ppf((1 + LEVEL) / 2, max(n - 1, 1))) * error
 
     def p(bound: float) -> float:
-        return 2 * float(stats.t.sf(abs(value - bound) / error, n - 1)) if error else _sign(value, bound, n)
+        if error:
+            return 2 * float(stats.t.sf(abs(value - bound) / error, n - 1))
+        # Equal values, by the sign test: that they do not vary is no proof that they never would.
+        return 1.0 if value == bound else 2 * 0.5**n
 
-    how = "mean, t interval" + (f" over {n} splits" if n < v.size else "")
-    low, high = value - width, value + width
-    if unit == "%":
-        low, high = max(low, 0.0), min(high, 100.0)
-    return Estimate(value, low, high, v.size, unit, how, p)
+    return Estimate(value, value - width, value + width, n, unit, how, p)
 
 
 def geometric(ratios: Any) -> Estimate:
@@ -75,9 +81,17 @@ def geometric(ratios: Any) -> Estimate:
     v = np.asarray(ratios, float)
     if not np.all(np.isfinite(v) & (v > 0)):
         return median(v)
-    e = mean(np.log(v))
+    return _exponential(mean(np.log(v)))
+
+
+def _exponential(e: Estimate) -> Estimate:
+    """Return the geometric mean, from the mean of logarithms."""
+
+    def p(bound: float) -> float:
+        return e.p(math.log(bound) if bound > 0 else -math.inf)
+
     value, low, high = (math.exp(x) for x in (e.value, e.low, e.high))
-    return Estimate(value, low, high, e.n, "", f"geometric {e.how}", lambda bound: e.p(math.log(bound)))
+    return Estimate(value, low, high, e.n, e.unit, f"geometric {e.how}", p)
 
 
 def median(values: Any, unit: str = "") -> Estimate:
@@ -129,9 +143,9 @@ def tuned(
         return np.asarray(combine(*at), float)
 
     first = combined(np.arange(n)[None])[0]
-    how = "rates chosen in each resample"
     if not np.all(np.isfinite(first) & ((first > 0) | (not log))):
-        return replace(median(first, unit), how=f"{median(first).how}, rates chosen once")
+        e = median(first, unit)
+        return replace(e, how=f"{e.how}, rates chosen once")
 
     def statistic(drawn: np.ndarray) -> np.ndarray:
         made = combined(drawn)
@@ -142,15 +156,8 @@ def tuned(
     spread = spread[np.isfinite(spread)]
     value = float(np.mean(np.log(first) if log else first))
     error = float(np.std(spread)) * math.sqrt(n / (n - 1))
-    width = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
-    out = math.exp if log else float
-
-    def p(bound: float) -> float:
-        bound = (math.log(bound) if bound > 0 else -math.inf) if log else bound
-        return 2 * float(stats.t.sf(abs(value - bound) / error, n - 1)) if error else _sign(value, bound, n)
-
-    how = f"{'geometric ' if log else ''}mean, t interval, {how}"
-    return Estimate(out(value), out(value - width), out(value + width), n, unit, how, p)
+    e = _student(value, error, n, unit, "mean, t interval, rates chosen in each resample")
+    return _exponential(e) if log else e
 
 
 def extremes(values: Any, unit: str = "") -> Estimate:
@@ -160,9 +167,10 @@ def extremes(values: Any, unit: str = "") -> Estimate:
     return Estimate(_middle(np.sort(v)), low, high, v.size, unit, "median, smallest and largest", _outside(low, high))
 
 
-def exact(value: float, how: str) -> Estimate:
+def exact(value: float, how: str, unit: str = "") -> Estimate:
     """Return a number without spread; `how` says of what: a rate that was chosen, a count."""
-    return Estimate(float(value), float(value), float(value), 1, "", how, _outside(float(value), float(value)))
+    value = float(value)
+    return Estimate(value, value, value, 1, unit, how, _outside(value, value))
 
 
 def ratio(above: Any, below: Any) -> np.ndarray:
@@ -200,11 +208,6 @@ def _clean(values: Any, unit: str) -> np.ndarray:
     if np.isnan(v).any() or not v.size:
         raise ValueError(f"an estimate must be of numbers; got {v.tolist()}.")
     return np.where(np.abs(v) < DUST, 0.0, v) if unit in ("pp", "%") else v
-
-
-def _sign(value: float, bound: float, n: int) -> float:
-    """Return the p of the sign test for `n` equal values: that they do not vary is no proof that they never would."""
-    return 1.0 if value == bound else 2 * 0.5**n
 
 
 def _middle(ordered: np.ndarray) -> float:

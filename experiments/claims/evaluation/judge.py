@@ -1,6 +1,5 @@
 """Claim 10: the estimates and the figure."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ def estimates(found: dict[str, Any]) -> Estimates:
         return mean(100 * (np.asarray(part["batch"]) - np.asarray(part["running"])), "pp")
 
     def moved(part: dict[str, Any]) -> Estimate:
-        return replace(exact(part["moved"][-1], "mean of all seeds, no interval kept"), unit="pp")
+        return exact(part["moved"][-1], "mean of all seeds, no interval kept", "pp")
 
     def end(name: str) -> Estimate:
         return mean(100 * np.asarray(large["seen"][name]["accuracy"])[:, -1], "%")

@@ -1,6 +1,5 @@
 """Claim 9: the estimates and the figure."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ def estimates(found: dict[str, Any]) -> Estimates:
             f"{name}_train": better(before, after, "train"),
             f"{name}_none_steps": _slower(none, before),
             f"{name}_budget": exact(float(found[name]["steps"]), "counted"),
-            f"{name}_moved": replace(exact(found[name]["moved"][-1], "mean of all seeds, no interval kept"), unit="pp"),
+            f"{name}_moved": exact(found[name]["moved"][-1], "mean of all seeds, no interval kept", "pp"),
         }
     relu, standard, gaussian = (found["relu"], "before"), (found["standard"], "none"), (found["gaussian"], "none")
     return made | {
