@@ -26,12 +26,12 @@ LIGHT, MIDDLE, DARK = (("#B79AE0", "-.", "D"), ("#7E4FBF", ":", "^"), ("#3F1A73"
 STYLES = {
     "batch": BLUE,
     "none": ORANGE,
-    **dict.fromkeys(("residual", "after", "whiten_within", "group"), GREEN),
-    **dict.fromkeys(("noise", "moving", "shared"), PINK),
-    **dict.fromkeys(("small_epsilon", "renorm", "skip", "scale_1", "sigmoid_none"), YELLOW),
-    **dict.fromkeys(("noisy", "whiten", "sigmoid_batch", "input", "second"), SKY),
-    **dict.fromkeys(("pooled",), BLACK),
-    **dict.fromkeys(("other", "layer"), BROWN),
+    **dict.fromkeys(("after", "whiten_within", "group"), GREEN),
+    "noise": PINK,
+    "skip": YELLOW,
+    **dict.fromkeys(("noisy", "whiten"), SKY),
+    "pooled": BLACK,
+    "other": BROWN,
     **{"0.9": LIGHT, "0.99": MIDDLE, "0.999": DARK, "0.999 debiased": (DARK[0], (0, (1, 1)), "P")},
 }
 
@@ -77,12 +77,17 @@ def strip(panel: Axes, rows: dict[str, tuple[str, Any]]) -> None:
     panel.set_yticks(-np.arange(len(rows)), list(rows))
 
 
+def interval(panel: Axes, e: Estimate, y: float, arm: str, label: str | None = None, **look: Any) -> None:
+    """Draw a number at the height `y`, with its interval."""
+    bars = [[e.value - e.low], [e.high - e.value]]
+    panel.errorbar([e.value], [y], xerr=bars, label=label, **style(arm) | {"ls": "", "ms": 5, "capsize": 3} | look)
+
+
 def effects(panel: Axes, rows: dict[str, tuple[str, Estimate | None]], bound: float) -> None:
     """Draw a row for each name, from `(arm, estimate)`: the number with its interval; dashed the criterion `bound`."""
     for at, (arm, e) in enumerate(rows.values()):
-        look = style(arm) | {"ls": "", "ms": 5, "capsize": 3}
         if e:
-            panel.errorbar([e.value], [-at], xerr=[[e.value - e.low], [e.high - e.value]], **look)
+            interval(panel, e, -at, arm)
     panel.axvline(bound, color="black", lw=1, ls="--")
     panel.set_yticks(-np.arange(len(rows)), list(rows))
 
@@ -97,8 +102,9 @@ def published(panel: Axes, text: str, theirs: tuple[str, float], e: Estimate, ou
     panel.plot([value], [0], ls="", marker="d", ms=8, mfc="none", color="black", label=by)
     panel.set(yticks=[], xlim=(min(ends) - room, max(ends) + room))
     panel.set_title(text, fontsize=8, loc="left")
-    panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
-    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    panel.grid(visible=False)
+    panel.spines["left"].set_visible(False)
     panel.tick_params(labelsize=8)
     return f"{text}: {ours}; {by}: {value:g}"
 
@@ -107,7 +113,5 @@ def finish(panel: Axes, x: str, y: str, title: str = "", legend: Any = None, **a
     """Name the axes with their units; `axes` go to `Axes.set`, `legend` is its place."""
     panel.set(xlabel=x, ylabel=y, **axes)
     panel.set_title(title, fontsize=10)
-    panel.grid(alpha=0.3, lw=0.5)
-    panel.spines[["top", "right"]].set_visible(False)
     if legend and panel.get_legend_handles_labels()[0]:
-        panel.legend(loc=legend, frameon=False, fontsize=8)
+        panel.legend(loc=legend)

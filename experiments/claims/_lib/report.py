@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from experiments import disk
+from experiments import disk, figures
 from experiments.claims._lib import checks, judged, plots, study
 from experiments.claims._lib.config import ClaimConfig
 from experiments.claims._lib.judged import Judged, judge, number
@@ -107,7 +107,6 @@ def chapter(j: Judged, alt: str, caption: str) -> str:
 
 def draw(j: Judged, path: Path) -> tuple[str, str]:
     """Write the figure to `path`; return its alternative text and its caption."""
-    mpl.use("Agg")
     known = [(c, e) for c in j.config.criteria if (e := j.estimates[c.key])]
     shown = [(c, e, (c.by, c.published)) for c, e in known if c.published is not None]
     papers, below = bool(shown), "Below: ours with its interval, and a paper's."
@@ -118,15 +117,16 @@ def draw(j: Judged, path: Path) -> tuple[str, str]:
     height, line = 4.2, 0.65
     total = height + line * len(shown)
     above = ConstrainedLayoutEngine(rect=(0, 1 - height / total, 1, height / total))
-    figure = Figure(figsize=(9.6, total), layout=above)
-    alt, caption = judged.module(j.config, "judge").draw(j.record["measured"], figure)
     said = []
-    for at, (c, e, beside) in enumerate(reversed(shown)):
-        panel = figure.add_axes((0.03, (line * at + 0.28) / total, 0.7, 0.12 / total))
-        said.append(plots.published(panel, c.text, beside, e, number(e, brief=True)))
+    with mpl.rc_context(figures.STYLE | {"axes.axisbelow": "line"}):
+        figure = Figure(figsize=(9.6, total), layout=above)
+        alt, caption = judged.module(j.config, "judge").draw(j.record["measured"], figure)
+        for at, (c, e, beside) in enumerate(reversed(shown)):
+            panel = figure.add_axes((0.03, (line * at + 0.28) / total, 0.7, 0.12 / total))
+            said.append(plots.published(panel, c.text, beside, e, number(e, brief=True)))
+        disk.write_figure(path, figure, dpi=110)
     if shown:
         alt, caption = f"{alt} Below: {'; '.join(reversed(said))}." if papers else alt, f"{caption} {below}"
-    disk.write_figure(path, figure, dpi=110)
     return alt, caption
 
 

@@ -48,10 +48,9 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     plots.finish(left, "test accuracy, %", "", "each arm at its best rate", "lower center", xlim=(None, 100))
     shown = [kind for kind in KINDS if kind != "deep"]
     for at, e in enumerate(e for kind in shown if (e := made[kind])):
-        y, v, look = -at, gains[shown[at]], plots.style("batch")
-        right.plot(v, y - 0.1 - np.linspace(0, 0.2, v.size), **look | {"ls": "", "ms": 3, "alpha": 0.4})
-        bars = [[e.value - e.low], [e.high - e.value]]
-        right.errorbar([e.value], [y + 0.1], xerr=bars, **look | {"ls": "", "ms": 6, "lw": 1.5, "capsize": 3})
+        v, look = gains[shown[at]], plots.style("batch") | {"ls": "", "ms": 3, "alpha": 0.4}
+        right.plot(v, -at - 0.1 - np.linspace(0, 0.2, v.size), **look)
+        plots.interval(right, e, -at + 0.1, "batch", ms=6, lw=1.5)
     right.set_yticks(-np.arange(len(shown)), [KINDS[kind] for kind in shown])
     right.axvline(0, color="black", lw=1)
     plots.finish(right, "gain, percentage points", "", "gain and its 95% interval")

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims._lib import plots
-from experiments.claims._lib.compare import better, level
+from experiments.claims._lib.compare import at_best, better, level
 from experiments.claims._lib.intervals import Estimate, at_edge, best, geometric, mean, tuned
 from experiments.claims._lib.verdict import Estimates, listed
 
@@ -100,10 +100,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     plots.finish(middle, "learning rate", "cosine", title, "lower left", xscale="log", ylim=(0, 1))
     middle.set_xticks(rates, [f"{r:.2g}" for r in rates])
     middle.minorticks_off()
-    rows = {
-        label: (arm, 100 * np.asarray(noise[arm]["test"], float)[:, best(noise[arm]["validation"])])
-        for arm, label in NAMES.items()
-    }
+    rows = {label: (arm, 100 * at_best((noise, arm))) for arm, label in NAMES.items()}
     plots.strip(right, rows)
     plots.finish(
         right, "test accuracy, %", "", "10 ReLU layers, with noise\nmeant to restore the shift", xlim=(None, 100)

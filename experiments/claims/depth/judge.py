@@ -116,20 +116,17 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         names.append(f"{KINDS[kind]}, {depth} layers")
         arms = [arm for arm in NAMES if arm in run]
         for row, arm in enumerate(arms):
-            y, look = -at + 0.3 - 0.2 * row, plots.style(arm) | {"ls": "", "ms": 5, "capsize": 2}
-            label = NAMES[arm] if run is found["trained"]["cnn-56"] else None
-            e = level((run, arm))
-            left.errorbar([e.value], [y], xerr=[[e.value - e.low], [e.high - e.value]], label=label, **look)
+            y, label = -at + 0.3 - 0.2 * row, NAMES[arm] if run is found["trained"]["cnn-56"] else None
+            plots.interval(left, level((run, arm)), y, arm, label, capsize=2)
             if arm != "batch":
-                e = better((run, "batch"), (run, arm))
-                right.errorbar([e.value], [y], xerr=[[e.value - e.low], [e.high - e.value]], **look)
+                plots.interval(right, better((run, "batch"), (run, arm)), y, arm, capsize=2)
         batch, none = (level((run, arm)).value for arm in ("batch", "none"))
         said.append(f"{names[-1]}, {batch:.1f} and {none:.1f}%")
     left.set_yticks(-np.arange(len(names)), names)
     right.axvline(0, color="black", lw=1, ls="--")
     plots.finish(left, "test accuracy, %", "", xlim=(0, 100))
     plots.finish(right, "batch norm minus the other arm, percentage points", "")
-    figure.legend(loc="outside upper center", ncols=len(NAMES), frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=len(NAMES), fontsize=9)
     gains = {key: better((run, "batch"), (run, "none")).value for key, run in found["trained"].items()}
     steps = found["trained"]["cnn-56"]["steps"]
     caption = (

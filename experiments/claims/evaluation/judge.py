@@ -104,7 +104,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         plots.points(other, np.arange(len(CASES)) + 0.1 * (2 * at - 1), values, arm, "_", ls="")  # no order, no line
     other.set_xticks(range(len(CASES)), list(CASES.values()), fontsize=7)
     plots.finish(other, "test images, after training", "test accuracy, %", ylim=(0, 100))
-    figure.legend(loc="outside upper center", ncols=len(NAMES), frameon=False, fontsize=8, title="statistics of")
+    figure.legend(loc="outside upper center", ncols=len(NAMES), title="statistics of")
     seen = [100 * np.mean(large["seen"][kind]["accuracy"], 0) for kind in ("batch", "0.99")]
     at = min(2, len(steps) - 1)
     alt = (

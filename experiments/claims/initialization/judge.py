@@ -18,15 +18,10 @@ def spans(accuracy: Any, scales: Any) -> np.ndarray:
     """Return how many powers of ten of scales around 1, without a gap, each seed learns at; 0 if not at 1."""
     learned, log = np.array(accuracy)[:, : len(scales)] >= LEARNS, np.log10(scales)
     one = list(scales).index(1.0)
-    found = []
-    for run in learned:
-        low = high = one
-        while low > 0 and run[low - 1]:
-            low -= 1
-        while high + 1 < len(run) and run[high + 1]:
-            high += 1
-        found.append(log[high] - log[low] if run[one] else 0.0)
-    return np.array(found)
+    # How many scales in a row from 1 on, this among them whether or not a seed learns there.
+    sides = (learned[:, one::-1], learned[:, one:])
+    smaller, larger = (np.maximum(np.cumprod(side, 1).sum(1), 1) for side in sides)
+    return log[one + larger - 1] - log[one + 1 - smaller]
 
 
 def of(found: dict[str, Any], arm: str, what: str, *, tuned: bool) -> np.ndarray:

@@ -83,7 +83,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         e = _slower((run, "after"), (run, "before"))
         ratios.append(f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f}) with {title}")
     panels[0].set_ylabel("validation accuracy, %")
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9)
     n, target = len(found["relu"]["before"]["test"]), f"{found['target']:.0%}"
     alt = f"Validation accuracy over steps. Median steps to {target} at the fastest rates, before, after and without:"
     return f"{alt} {'; '.join(said)}.", (
