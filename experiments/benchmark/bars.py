@@ -1,19 +1,13 @@
 """The bars: limits that were set before, and whether the measurements keep them."""
 
 import math
-from collections.abc import Iterable
+from statistics import geometric_mean
 from typing import Any
 
 from experiments.benchmark.sizes import OURS, RESNET_50, TORCH
 
 Results = dict[str, Any]
 Group = tuple[str, str]  # dtype and epilogue
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean of positive numbers."""
-    logs = [math.log(v) for v in values]
-    return math.exp(sum(logs) / len(logs))
 
 
 def ratios(results: Results, program: str, peer: str) -> dict[Group, dict[str, float]]:

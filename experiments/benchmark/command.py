@@ -22,14 +22,7 @@ from experiments.interrupt import INTERRUPTED, refuse
 from experiments.tables import check_page
 
 RECORD, KEYS = "results.json", {"plan", "times", "measures", "bars"}  # by which a former run is known
-PACKAGES = {
-    "jax": "jax",
-    "jaxlib": "jaxlib",
-    "flax": "flax",
-    "haiku": "dm-haiku",
-    "equinox": "equinox",
-    "torch": "torch",
-}
+LIBRARIES = ("jax", "jaxlib", "flax", "haiku", "equinox", "torch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +126,8 @@ def child(module: str, *arguments: str) -> Any:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries."""
-    present = {name: package for name, package in PACKAGES.items() if name not in ABSENT}
-    return {"python": platform.python_version()} | {name: version(package) for name, package in present.items()}
+    packages = {name: "dm-haiku" if name == "haiku" else name for name in present(LIBRARIES)}
+    return {"python": platform.python_version()} | {name: version(package) for name, package in packages.items()}
 
 
 def hardware() -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from itertools import product
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
-from experiments.benchmark.bars import Results, geometric_mean, ratios, resnet, value
+from experiments.benchmark.bars import Results, ratios, resnet, value
 from experiments.benchmark.layers import PROGRAMS
 from experiments.benchmark.sizes import OURS, TORCH
 from experiments.tables import markdown, put

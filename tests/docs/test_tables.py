@@ -3,11 +3,12 @@
 import json
 import re
 from pathlib import Path
+from statistics import geometric_mean
 
 import pytest
 
 from experiments.benchmark import bars, report
-from experiments.benchmark.bars import geometric_mean, ratios, value
+from experiments.benchmark.bars import ratios, value
 from experiments.compiled import report as compiled_report
 from experiments.compiled.cases import BATCH, FLAX, OURS, Case
 from experiments.training import variants

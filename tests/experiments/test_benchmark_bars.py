@@ -46,11 +46,6 @@ def verdicts(results):
     return {row["bar"]: row["verdict"] for row in bars.bars(results)}
 
 
-def test_geometric_mean():
-    assert bars.geometric_mean([2.0, 0.5]) == pytest.approx(1.0)
-    assert bars.geometric_mean([1.0, 10.0, 100.0]) == pytest.approx(10.0)
-
-
 def test_bars_of_the_other_platform_are_not_measured():
     """Nothing is guessed: on a CPU the GPU's bars, on a GPU the CPU's, and those that have no measurement yet."""
     for platform, other in (("cpu", "GPU"), ("gpu", "CPU")):
