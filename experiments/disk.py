@@ -77,7 +77,10 @@ def check_contents(option: str, folder: Path, record: str, keys: set[str], *, re
         DiskError: it holds something else, or a former run that may not be replaced.
     """
     there = sorted(path.name for path in folder.iterdir())
-    former = bool(there) and _is_former_run(folder / record, keys)
+    former = False
+    with contextlib.suppress(OSError):
+        value = read_json(folder / record)
+        former = isinstance(value, dict) and keys <= value.keys()
     if not there or (former and replace is not False):
         return
     held = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
@@ -86,14 +89,6 @@ def check_contents(option: str, folder: Path, record: str, keys: set[str], *, re
     else:
         remedy = "It is no former run of this command, which alone can be written over. Take another folder."
     raise DiskError(f"`{option}` must be a new or an empty folder; {folder} holds {held}. {remedy}")
-
-
-def _is_former_run(path: Path, keys: set[str]) -> bool:
-    try:
-        value = read_json(path)
-    except OSError:
-        return False
-    return isinstance(value, dict) and keys <= value.keys()
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -5,6 +5,7 @@ All arms get the same weights from the same key; a bias that batch norm would ta
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -74,13 +75,11 @@ def mlp(
     outputs: int = CLASSES,
 ) -> Model:
     """Make fully connected layers of `widths` units, after each its layer of `between`."""
-    sizes = (inputs, *widths)
+    shapes = list(pairwise((inputs, *widths, outputs)))
 
     def init(key: Array) -> tuple[Tree, Tree]:
-        keys = jax.random.split(key, len(sizes))
-        kernels = [
-            kernel(k, shape) for k, shape in zip(keys, zip(sizes, (*sizes[1:], outputs), strict=True), strict=True)
-        ]
+        keys = jax.random.split(key, len(shapes))
+        kernels = [kernel(k, shape) for k, shape in zip(keys, shapes, strict=True)]
         started = [layer.init(n) for layer, n in zip(between, widths, strict=True)]
         params = {"kernels": kernels, "shifts": [p for p, _ in started], "last": jnp.zeros(outputs)}
         return params, [s for _, s in started]

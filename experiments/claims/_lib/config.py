@@ -9,9 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from experiments.claims._lib.verdict import Criterion
 from experiments.training import config
-from experiments.training.config import STRICT, Settings
-
-Words = Annotated[str, Field(min_length=1)]
+from experiments.training.config import STRICT, Settings, Text
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -31,12 +29,12 @@ class ClaimConfig:
 
     name: str
     number: Annotated[int, Field(gt=0)]
-    claim: Words
-    question: Words
-    source: Words
-    command: Words
-    expected: Words
-    where: Words
+    claim: Text
+    question: Text
+    source: Text
+    command: Text
+    expected: Text
+    where: Text
     criteria: Annotated[tuple[Criterion, ...], Field(min_length=1)]
     settings: Settings
     needs: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from rich.console import Console
 from experiments import disk
 from experiments.claims._lib import judged, program, study
 from experiments.claims._lib.config import ClaimConfig
-from experiments.claims._lib.values import differing
+from experiments.claims._lib.values import differing, numbers, plain
 from experiments.interrupt import SIGNALS, Interrupt
 from experiments.training import record
 
@@ -32,13 +32,7 @@ def measure(
 ) -> bool:
     """Measure the claims `wanted`, that which took longest before others; return False if interrupted.
 
-    Args:
-        wanted: the claims.
-        conditions: of the measurements.
-        name: of the data.
-        kept: the folder for the records.
-        former: the folder of the records of a former measurement.
-        interrupt: ends it soon.
+    `name` is that of the data; records go to `kept`, and those of a former measurement are in `former`.
     """
     todo = sorted(wanted, key=lambda config: _former(former, config).get("seconds", math.inf), reverse=True)
     with Console().status("starting") as status, _workers(len(todo), interrupt) as (pool, stop):
@@ -83,12 +77,12 @@ def measure_one(config: ClaimConfig, conditions: study.Study, name: str, kept: P
         "asked": differing(here.asked, config.settings),
         "measured": measured,
     }
-    made = study.plain(made)
-    made["first"] = judged.judge(config, study.numbers(made)).outcome()
+    made = plain(made)
+    made["first"] = judged.judge(config, numbers(made)).outcome()
     if name == "digits" and not here.smoke:  # the outcome by the first rule stays beside those by later ones
         made["first"] = _former(former, config).get("first", made["first"])
     (kept / config.name).mkdir(parents=True, exist_ok=True)
-    disk.write_checked(kept / config.name / judged.RESULT, study.plain(made))
+    disk.write_checked(kept / config.name / judged.RESULT, plain(made))
     return True
 
 

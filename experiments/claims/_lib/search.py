@@ -139,7 +139,6 @@ def results(
     change: Callable[[Data], Data] = lambda data: data,
     read: Callable[[Trained], Results] = lambda done: {},
     observe: Observe | None = None,
-    optimizer: Any = None,
     **fit: Any,
 ) -> Results:
     """Return accuracies `[seeds, rates]`, of each seed on a split of its own.
@@ -152,14 +151,13 @@ def results(
         change: of each split, before training: fewer images, or other values of them.
         read: further results of a training, `[seeds, rates, ...]`.
         observe: of settings, network and the data of each seed, what watches a training and what reads it then.
-        optimizer: as of `Study.fit`.
         fit: further arguments of `Study.fit`.
     """
     splits = [change(study.on(seed).data) for seed in range(s.seeds)] if study.split else change(study.data)
     model = make(s)
     given = splits if data is None else data
     look, more = observe(s, model, given if isinstance(given, list) else [given] * s.seeds) if observe else (None, None)
-    done, found = _read(study, s, model, given, look, optimizer=optimizer, **fit)
+    done, found = _read(study, s, model, given, look, **fit)
     return found | read(done) | (more(done) if more else {})
 
 

@@ -4,14 +4,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from scipy import stats
 
 from experiments.claims._lib.intervals import Estimate
-from experiments.training.config import STRICT
+from experiments.training.config import STRICT, Text
 
 Verdict = Literal["holds", "fails", "no difference", "undecided"]
 Estimates = dict[str, Estimate | None]  # None: the record is older than the criterion
@@ -35,8 +34,8 @@ class Criterion:
         published: the same number of a paper, and `by` whom; drawn beside ours.
     """
 
-    key: Annotated[str, Field(min_length=1)]
-    text: Annotated[str, Field(min_length=1)]
+    key: Text
+    text: Text
     at_least: float | None = None
     at_most: float | None = None
     scope: str = ""

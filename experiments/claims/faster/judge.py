@@ -44,10 +44,8 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
         least = [np.median(np.array(run[arm]["steps"], float)[:, _fastest(run[arm])]) for arm in ("none", "batch")]
         said.append(f"{least[0]:g} and {least[1]:g} ({title})")
         medians = [np.median(np.array(run[arm]["steps"], float), 0) for arm in ("none", "batch")]
-        both, lower = (
-            both + np.sum(np.isfinite(medians).all(0)),
-            lower + np.sum(np.isfinite(medians[0]) & (medians[1] < medians[0])),
-        )
+        both += np.sum(np.isfinite(medians).all(0))
+        lower += np.sum(np.isfinite(medians[0]) & (medians[1] < medians[0]))
     panels[0].set_ylabel("steps to the target accuracy")
     n = len(found["sigmoid_digits"]["none"]["steps"])
     alt = (

@@ -66,13 +66,12 @@ def largest(part: Part, arm: str, works: Callable[[Part, str], np.ndarray]) -> n
 
 def _ratio(part: Part, works: Callable[[Part, str], np.ndarray]) -> Estimate:
     """Return the ratio of the largest rates, seed by seed; infinite where the plain network has none, 1 where none."""
-    batch, none = (largest(part, arm, works) for arm in NAMES)
+    rates = {name: largest(part, arm, works) for arm, name in NAMES.items()}
+    batch, none = rates.values()
     with np.errstate(divide="ignore", invalid="ignore"):
         made = geometric(np.where((batch == 0) & (none == 0), 1.0, batch / none))
-    at_end = [
-        NAMES[arm] for arm, rates in zip(NAMES, (batch, none), strict=True) if np.any(rates == max(part["rates"]))
-    ]
-    never = [NAMES[arm] for arm, rates in zip(NAMES, (batch, none), strict=True) if not np.any(rates)]
+    at_end = [name for name, of_seeds in rates.items() if np.any(of_seeds == max(part["rates"]))]
+    never = [name for name, of_seeds in rates.items() if not np.any(of_seeds)]
     caveat = f"the largest rate on offer still works: {at_end[0]}" if at_end else ""
     return made.with_caveat(f"no rate on offer works: {never[0]}" if never else caveat)
 
