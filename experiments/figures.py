@@ -7,8 +7,10 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 
 from experiments import disk
+from experiments.training.summary import quartiles
 
 BLACK, BLUE, SKY, PURPLE, YELLOW, ORANGE = "#000000", "#0072B2", "#56B4E9", "#CC79A7", "#F0E442", "#E69F00"
 VERMILION, GREEN = "#D55E00", "#009E73"
@@ -34,3 +36,13 @@ def open_figure(path: Path, rows: int, columns: int, size: tuple[float, float]) 
         yield fig, panels
         disk.write_figure(path, fig, dpi=150)
         plt.close(fig)
+
+
+def band(panel: Any, x: Any, values: Any, color: str, dashes: Any, alpha: float, label: str) -> None:
+    """Draw a line for the median of `values [n, len(x)]` and a band for the quartiles.
+
+    A run that diverged is above every scale; where half of them have, the line ends.
+    """
+    median, low, high = quartiles(np.asarray(values, float))
+    panel.plot(x, np.where(np.isfinite(median), median, np.nan), color=color, ls=dashes, lw=1.8, label=label)
+    panel.fill_between(x, low, high, where=np.isfinite(high), color=color, alpha=alpha, lw=0)

@@ -4,15 +4,14 @@ The settings that differ name the runs; the figure is a PNG, the table is Markdo
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import tyro
 
 from experiments import disk, tables
-from experiments.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, open_figure
+from experiments.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, band, open_figure
 from experiments.interrupt import refuse
 from experiments.training import record, summary
 
@@ -59,15 +58,6 @@ class Run:
         return {arm: summary.best_rate(self.rows, arm) for arm in dict.fromkeys(r["arm"] for r in self.rows)}
 
 
-class Line(NamedTuple):
-    """A line of a figure: its label, its look, and the curves of each panel."""
-
-    label: str
-    color: str
-    dashes: str
-    curves: list[summary.Curves]
-
-
 def main(arguments: list[str]) -> int:
     """Run the command line `arguments`; return the exit code."""
     command = tyro.cli(Command, args=arguments, prog="python -m experiments compare")
@@ -104,15 +94,10 @@ def draw(path: Path, runs: Sequence[Run], title: str, target: float | None) -> N
     """Draw the medians over seeds, and their quartiles, against steps to a PNG at `path`."""
     with open_figure(path, 1, 2, (9.6, 4.0)) as (fig, panels):
         loss, accuracy = panels[0]
-        for line in _lines(runs):
-            for panel, (steps, values) in zip(panels[0], line.curves, strict=True):
-                median, low, high = summary.quartiles(values)
-                # A run that diverged is above every scale; where half of them have, the line ends.
-                finite = np.where(np.isfinite(median), median, np.nan)
-                panel.plot(steps, finite, color=line.color, ls=line.dashes, lw=1.8, label=line.label)
-                panel.fill_between(steps, low, high, where=np.isfinite(high), color=line.color, alpha=0.2, lw=0)
-        for panel, label in zip(panels[0], PANELS.values(), strict=True):
-            panel.set(xlabel="training step", ylabel=label, xlim=(0, None))
+        for panel, (measure, name) in zip(panels[0], PANELS.items(), strict=True):
+            for run, arm, rate, label, look in _lines(runs):
+                band(panel, *summary.curves(run.rows, arm, rate, measure), *look, 0.2, label)
+            panel.set(xlabel="training step", ylabel=name, xlim=(0, None))
         loss.set_yscale("log")
         accuracy.set_ylim(0, 1)
         if target is not None:
@@ -121,16 +106,14 @@ def draw(path: Path, runs: Sequence[Run], title: str, target: float | None) -> N
         fig.suptitle(title)
 
 
-def _lines(runs: Sequence[Run]) -> list[Line]:
-    """Return a line for each arm of each run at its best rate; of several runs each has its color."""
-    found = []
+def _lines(runs: Sequence[Run]) -> Iterator[tuple[Run, str, float, str, tuple[str, str]]]:
+    """Yield each arm of each run, its best rate, its label, color and dashes; of several runs each has its color."""
     for i, run in enumerate(runs):
         for j, (arm, rate) in enumerate(run.rates.items()):
             label, look = f"{summary.NAMES[arm]}, learning rate {rate:g}", STYLES[arm]
             if len(runs) > 1:
                 label, look = f"{run.name}: {label}", (COLORS[i % len(COLORS)], DASHES[j % len(DASHES)])
-            found.append(Line(label, *look, [summary.curves(run.rows, arm, rate, measure) for measure in PANELS]))
-    return found
+            yield run, arm, rate, label, look
 
 
 def table(runs: Sequence[Run]) -> str:

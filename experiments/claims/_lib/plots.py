@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments import figures
 from experiments.claims._lib.intervals import Estimate
 from experiments.training.summary import quartiles
 
@@ -44,9 +45,7 @@ def style(arm: str) -> dict[str, Any]:
 def band(panel: Axes, x: Any, values: Any, arm: str, label: str) -> None:
     """Draw a line for the median of `values [n, len(x)]` and a band for the quartiles."""
     color, dashes, _ = STYLES[arm]
-    median, low, high = quartiles(np.asarray(values, float))
-    panel.plot(x, np.where(np.isfinite(median), median, np.nan), color=color, ls=dashes, lw=1.8, label=label)
-    panel.fill_between(x, low, high, where=np.isfinite(high), color=color, alpha=0.18, lw=0)
+    figures.band(panel, x, values, color, dashes, 0.18, label)
 
 
 def points(panel: Axes, x: Any, values: Any, arm: str, label: str, **options: Any) -> None:
@@ -55,14 +54,8 @@ def points(panel: Axes, x: Any, values: Any, arm: str, label: str, **options: An
     quarters = np.stack([quartiles(np.asarray(v, float)) for v in columns], 1)
     shown = np.isfinite(quarters[2])
     median, low, high = quarters[:, shown]
-    bars = np.stack([median - low, high - median])
-    panel.errorbar(
-        np.asarray(x, float)[shown],
-        median,
-        bars,
-        label=label,
-        **style(arm) | {"ms": 5, "lw": 1.5, "capsize": 2} | options,
-    )
+    look = style(arm) | {"ms": 5, "lw": 1.5, "capsize": 2} | options
+    panel.errorbar(np.asarray(x, float)[shown], median, np.stack([median - low, high - median]), label=label, **look)
 
 
 def strip(panel: Axes, rows: dict[str, tuple[str, Any]]) -> None:
