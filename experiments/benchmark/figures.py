@@ -22,10 +22,8 @@ def draw(folder: Path, results: Results) -> None:
         for i, program in enumerate(programs):
             for j, dtype in enumerate(dtypes):
                 wanted = (program, dtype, "relu")
-                _ratios(
-                    panels[i, j],
-                    [r for r in results["times"] if (r["program"], r["dtype"], r["epilogue"]) == wanted],
-                )
+                rows = [r for r in results["times"] if (r["program"], r["dtype"], r["epilogue"]) == wanted]
+                _ratios(panels[i, j], rows)
                 panels[i, j].set(title=f"{program}, {dtype} + ReLU", ylabel="time / jaxbn's time", xlabel="size of x")
         _finish(fig, panels, "Median over the rounds, with quartiles; above 1 is slower than jaxbn")
     with open_figure(folder / "memory.png", 1, 3, (17.2, 3.4)) as (fig, panels):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,25 +31,19 @@ def kept(name: str, case: Case) -> float:
     return saved / np.prod(case.shape)
 
 
-class Step(NamedTuple):
-    """The compiled forward and backward pass of one layer.
+def one_layer(name: str, case: Case) -> dict[str, float]:
+    """Return two measures of the compiled forward and backward pass of a layer alone.
 
-    Attributes:
-        temporary: bytes per element of x.
-        moved: how many arrays of x's size its operations read and write.
+    Its temporary bytes per element of x, and how many arrays of x's size its operations read and write.
     """
-
-    temporary: float
-    moved: int
-
-
-def one_layer(name: str, case: Case) -> Step:
-    """Return a training step of a layer alone."""
     layer = LAYERS[name](case.shape[-1])
     step = jax.jit(program(layer, "forward+backward", case.relu))
     compiled = step.lower(*arguments(layer, accuracy.inputs(case, 0.0))).compile()
     size = math.prod(case.shape)
-    return Step(temporary_bytes(compiled) / size, moved(compiled.as_text() or "", size))
+    return {
+        "temporary, layer": temporary_bytes(compiled) / size,
+        "arrays moved": moved(compiled.as_text() or "", size),
+    }
 
 
 def scanned(name: str, case: Case, layers: int, rematerialized: bool = False) -> float:
@@ -113,8 +107,7 @@ def rows(plan: Plan, names: list[str]) -> Iterator[dict[str, Any]]:
         for name in names:
             yield {"measure": "kept", "contender": name, **labels, "value": kept(name, case)}
             if epilogue in plan.epilogues and name in LAYERS:
-                step = one_layer(name, case)
-                for measure, value in (("temporary, layer", step.temporary), ("arrays moved", step.moved)):
+                for measure, value in one_layer(name, case).items():
                     yield {"measure": measure, "contender": name, **labels, "value": value}
     for dtype, name in product(plan.dtypes, (OURS, "flax", "flax, stable")):
         for measure, rematerialized in (("temporary, scan", False), ("temporary, scan, rematerialized", True)):

@@ -62,12 +62,6 @@ def best_rate(rows: Sequence[Row], arm: str) -> float:
     return max(sorted({r["learning_rate"] for r in rows if r["arm"] == arm}), key=merit)
 
 
-def steps_to(rows: Sequence[Row], arm: str, rate: float, target: float) -> list[int | None]:
-    """Return each seed's first logged step with validation accuracy `target`; None if it was never reached."""
-    c = curves(rows, arm, rate, "val_accuracy")
-    return [next((int(s) for s, v in zip(c.steps, run, strict=True) if v >= target), None) for run in c.values]
-
-
 def summarize(rows: Sequence[Row], target: float, finished: dict[str, Any], chunk: int) -> list[dict[str, Any]]:
     """Return one record for each arm that has been logged.
 
@@ -82,12 +76,14 @@ def summarize(rows: Sequence[Row], target: float, finished: dict[str, Any], chun
     for arm, found in finished.items():
         rate, (first, *timed) = best_rate(rows, arm), found["seconds"]
         typical = float(np.median(timed)) if timed else None
+        steps, accuracy = curves(rows, arm, rate, "val_accuracy")
+        reached = [next((int(s) for s, v in zip(steps, run, strict=True) if v >= target), None) for run in accuracy]
         record = {
             "arm": arm,
             "learning_rate": rate,
-            "steps": int(curves(rows, arm, rate, "val_loss").steps[-1]),
+            "steps": int(steps[-1]),
             "target_accuracy": target,
-            "steps_to_target": steps_to(rows, arm, rate, target),
+            "steps_to_target": reached,  # of each seed; None if it was never
             "test_accuracy": found["test_accuracy"],
             "seconds_per_step": None if typical is None else typical / chunk,
             "seconds_to_compile": None if typical is None else first - typical,

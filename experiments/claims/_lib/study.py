@@ -70,11 +70,6 @@ class Study:
             return self
         return dataclasses.replace(self, data=self.split(first_split(self.vary) + number))
 
-    @property
-    def pixels(self) -> int:
-        """Return the number of values of an image."""
-        return self.data.train.images.shape[1]
-
     def seeds(self, n: int) -> int:
         """Return `n`, or few in a smoke run."""
         return min(n, SMOKE_SEEDS) if self.smoke else n
@@ -155,7 +150,7 @@ class Study:
         arm = model if isinstance(model, train.Arm) else train.compile_arm(s, model, optimizer, QUICK)
         if isinstance(data, list):
             splits = data
-            arm = arm._replace(feed=lambda first, _: _feed_each(s, first, splits))
+            arm = arm._replace(feed=lambda first, _: feed_each(s, first, splits))
         data = stacked(data or self.data)
         rows: list[Any] = []
 
@@ -215,7 +210,7 @@ def first_split(vary: str) -> int:
     return 100 if vary == "split" else 0
 
 
-def _feed_each(s: config.Settings, first: int, splits: list[Data]) -> feed.Feed:
+def feed_each(s: config.Settings, first: int, splits: list[Data]) -> feed.Feed:
     """Return the examples of a chunk, of each seed from its own split."""
     rows = list(zip(splits, feed.order(s, len(splits[0].train.labels), first), strict=True))
     images, labels = (np.stack([split.train[i][at] for split, at in rows]) for i in (0, 1))

@@ -42,5 +42,5 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
 def _model(study: Study, s: Settings, arm: str) -> Model:
     layer, kernel = layers.of(s, arm), networks.weights(s)
     if len(s.widths) > 3:
-        return stack(layer, len(s.widths), s.widths[0], kernel, study.pixels)
-    return mlp([layer] * len(s.widths), s.widths, kernel, study.pixels)
+        return stack(layer, len(s.widths), s.widths[0], kernel, study.data.pixels)
+    return mlp([layer] * len(s.widths), s.widths, kernel, study.data.pixels)

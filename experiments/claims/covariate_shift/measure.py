@@ -13,12 +13,11 @@ import numpy as np
 import jaxbn
 from experiments.claims._lib.networks import noisy
 from experiments.claims._lib.search import Results, Watch, checked, kept, results
-from experiments.claims._lib.study import Study
+from experiments.claims._lib.study import Study, feed_each
 from experiments.claims._lib.trained import Trained
 from experiments.training import layers
 from experiments.training.config import Settings
 from experiments.training.data import Data, Split
-from experiments.training.feed import order
 from experiments.training.layers import Layer, Pass
 from experiments.training.models import Model, gaussian, mlp
 from experiments.training.train import Carry, loss_of
@@ -57,7 +56,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
 
 
 def _sigmoid_model(study: Study, s: Settings, arm: str) -> Model:
-    return mlp([layers.of(s, arm)] * len(s.widths), s.widths, gaussian(s.init_scale, he=False), study.pixels)
+    return mlp([layers.of(s, arm)] * len(s.widths), s.widths, gaussian(s.init_scale, he=False), study.data.pixels)
 
 
 def _relu_model(study: Study, s: Settings, arm: str) -> Model:
@@ -68,7 +67,7 @@ def _relu_model(study: Study, s: Settings, arm: str) -> Model:
         "noisy": lambda: noisy(layers.batch_norm(momentum=s.bn_momentum), jax.nn.relu),
         "noise": lambda: noisy(layers.plain(lambda v: v), jax.nn.relu),
     }
-    return mlp([makers[arm]()] * len(s.widths), s.widths, gaussian(1.0, he=True), study.pixels)
+    return mlp([makers[arm]()] * len(s.widths), s.widths, gaussian(1.0, he=True), study.data.pixels)
 
 
 def drifts(s: Settings, model: Model, data: list[Data]) -> tuple[Watch, Callable[[Trained], Results]]:
@@ -116,11 +115,8 @@ def gradients(s: Settings, model: Model, data: list[Data]) -> tuple[Watch, Calla
     look, seen, one = _look(s.learning_rates, model), [], dataclasses.replace(s, log_every=1)
 
     def watch(step: int, carry: Carry) -> None:
-        rows = zip(data, order(one, len(data[0].train.labels), step)[:, 0], strict=True)
-        batch = [
-            np.stack(v) for v in zip(*((own.train.images[at], own.train.labels[at]) for own, at in rows), strict=True)
-        ]
-        seen.append(jax.device_get(look(carry.params, carry.state, *batch)))
+        images, labels, _ = feed_each(one, step, data)
+        seen.append(jax.device_get(look(carry.params, carry.state, images[:, 0], labels[:, 0])))
 
     def read(done: Trained) -> Results:
         each = np.stack(seen)  # [observed, seeds, rates, numbers]

@@ -113,5 +113,5 @@ def _model(study: Study, kind: str, depth: int, s: Settings, arm: str) -> Model:
     width, kernel = s.widths[0], gaussian(1.0, he=True)
     if kind == "cnn":
         layer = layers.of(s, "none" if arm == "skip" else arm)
-        return residual_cnn(layer, depth // 2 - 1, width, kernel, study.pixels, skip=arm == "skip")
-    return stack(layers.of(s, arm), depth, width, kernel, study.pixels)
+        return residual_cnn(layer, depth // 2 - 1, width, kernel, study.data.pixels, skip=arm == "skip")
+    return stack(layers.of(s, arm), depth, width, kernel, study.data.pixels)

@@ -47,7 +47,7 @@ def _model(study: Study, s: Settings, arm: str) -> Model:
     """Return the network whose norm is batch norm, or `averages`."""
     act = ACTIVATIONS[s.activation]
     layer = averages(AVERAGES, act) if arm == "averages" else layers.batch_norm(momentum=s.bn_momentum, activation=act)
-    return mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.pixels)
+    return mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.data.pixels)
 
 
 def averages(momenta: dict[str, Any], activation: Callable[[Array], Array]) -> Layer:

@@ -46,7 +46,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
 
 
 def _model(study: Study, s: Settings, arm: str) -> Model:
-    return mlp([layers.of(s, arm)] * len(s.widths), s.widths, networks.weights(s), study.pixels)
+    return mlp([layers.of(s, arm)] * len(s.widths), s.widths, networks.weights(s), study.data.pixels)
 
 
 def _reached(target: float, done: Trained) -> Results:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.claims._lib.search import Results, at_best, kept, results, search, widened
+from experiments.claims._lib.search import at_best, kept, results, search, widened
 from experiments.claims._lib.study import QUICK, Study
 from experiments.training import layers
 from experiments.training.config import Settings
@@ -62,11 +62,9 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
 
 def _one(study: Study, name: str, s: Settings, arm: str, make: Any, asked: dict[str, Any], start: Any) -> np.ndarray:
     """Train one arm at one rate, which is no grid to widen; return the training accuracy of each seed."""
-
-    def run() -> Results:
-        return results(study, s, lambda one: make(one, arm), start=start)
-
-    return np.asarray(study.part(f"{name}-{arm}", {"settings": s, "arm": arm, **asked}, run)["train"])[:, 0]
+    asked = {"settings": s, "arm": arm, **asked}
+    run = study.part(f"{name}-{arm}", asked, lambda: results(study, s, lambda one: make(one, arm), start=start))
+    return np.asarray(run["train"])[:, 0]
 
 
 def _arm(study: Study, s: Settings, arm: str) -> Arm:
@@ -79,7 +77,7 @@ def _model(study: Study, s: Settings, epsilon: float, arm: str = "batch") -> Mod
     act = layers.ACTIVATIONS[s.activation]
     norm = layers.batch_norm(momentum=s.bn_momentum, activation=act, epsilon=epsilon)
     layer = layers.plain(act) if arm == "none" else norm
-    return mlp([layer] * len(s.widths), s.widths, gaussian(1.0, he=True), study.pixels)
+    return mlp([layer] * len(s.widths), s.widths, gaussian(1.0, he=True), study.data.pixels)
 
 
 def _begin(start: str, head: bool, carry: Carry) -> Carry:

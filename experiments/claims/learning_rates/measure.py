@@ -87,7 +87,7 @@ def largest(found: Results, arm: str, what: str = "train") -> np.ndarray:
 
 def model(study: Study, s: Settings, arm: str, network: Network) -> Model:
     """Return the stack of an arm."""
-    return stack(layers.of(s, arm), network.depth, WIDTH, networks.weights(s), study.pixels)
+    return stack(layers.of(s, arm), network.depth, WIDTH, networks.weights(s), study.data.pixels)
 
 
 def finite(done: Trained) -> Results:

@@ -39,7 +39,7 @@ def _watched(study: Study, s: Settings, arm: str) -> dict[str, Any]:
         layer = layers.whitening(s.whiten_size, activation, iterations=ITERATIONS, momentum=momentum, epsilon=EPSILON)
     else:
         layer = layers.batch_norm(activation=activation, momentum=momentum, epsilon=EPSILON)
-    model = mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.pixels)
+    model = mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.data.pixels)
     one = dataclasses.replace(s, seeds=1)
     trained, rows = compile_arm(one, model), min(ROWS, len(study.data.train.labels))
     looks = {

@@ -45,17 +45,8 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
     doubled = len(found["relu"]["moved"]) - 1
     s = study.settings(given, activation="relu", init_scale=GAINS["relu"], steps=given.steps * 2**doubled)
     for name in INPUTS:
-        asked, change = {"inputs": name}, partial(prepared, name)
-        run = checked(
-            study,
-            f"placement-{name}",
-            s,
-            ("none",),
-            partial(_model, study),
-            asked=asked,
-            change=change,
-            read=read,
-        )
+        make, asked, change = partial(_model, study), {"inputs": name}, partial(prepared, name)
+        run = checked(study, f"placement-{name}", s, ("none",), make, asked=asked, change=change, read=read)
         found[name] = run | {"none": _shown(run["none"])}
     own = study.settings(given, activation="relu", seeds=2, learning_rates=(0.1,))
     found["bias_gradient"] = study.part(
@@ -106,7 +97,7 @@ def both(first: Layer, second: Layer) -> Layer:
 
 def _model(study: Study, s: Settings, place: str | Layer) -> Model:
     layer = _layer(s, place) if isinstance(place, str) else place
-    return mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.pixels)
+    return mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.data.pixels)
 
 
 def _layer(s: Settings, place: str) -> Layer:

@@ -12,10 +12,7 @@ from experiments.claims._lib.intervals import exact, median
 from experiments.claims._lib.verdict import Estimates
 
 TASKS = {"digits": "digits", "mnist": "permuted MNIST", "vowels": "JapaneseVowels"}
-NAMES = {
-    "none": "no norm",
-    "batch": "batch norm",
-}
+NAMES = {"none": "no norm", "batch": "batch norm"}
 
 
 def estimates(found: dict[str, Any]) -> Estimates:

@@ -78,8 +78,8 @@ def clipped(rate: Any) -> optax.GradientTransformation:
 def _model(study: Study, steps: int, task: str, s: Settings, arm: str) -> Model:
     how, head = ARMS[arm]._replace(momentum=s.bn_momentum), networks.weights(s)
     if task == "vowels":
-        return lstm(how, s.widths[0], steps, head, study.pixels, None, 9, ragged=True)
-    return lstm(how, s.widths[0], steps, head, study.pixels, order(study.pixels))
+        return lstm(how, s.widths[0], steps, head, study.data.pixels, None, 9, ragged=True)
+    return lstm(how, s.widths[0], steps, head, study.data.pixels, order(study.data.pixels))
 
 
 def _curve(done: Trained) -> Results:

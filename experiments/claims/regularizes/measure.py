@@ -122,10 +122,10 @@ def _model(study: Study, s: Settings, arm: str) -> Model:
     options: dict[str, Any] = {"momentum": s.bn_momentum, "activation": ACTIVATIONS[s.activation]}
 
     def make(*between: Layer) -> Model:
-        return mlp(between * (2 // len(between)), s.widths, networks.weights(s), study.pixels)
+        return mlp(between * (2 // len(between)), s.widths, networks.weights(s), study.data.pixels)
 
     if arm == "whole":
-        return whole(s.batch_size, options, make, ROWS, study.pixels)
+        return whole(s.batch_size, options, make, ROWS, study.data.pixels)
     norm, rate = ARMS[arm]
     plain = layers.plain(options["activation"])
     batch = layers.batch_norm(**options, ghost_batches=s.batch_size // 8 if norm == "ghost" else 1)

@@ -66,10 +66,10 @@ def _model(study: Study, net: str, s: Settings, arm: str, momentum: float | None
             **({"renorm": renorm} if norm == "renorm" else {}),
         )
     if net == "cnn":
-        return pooled_cnn(layer, DEPTH, s.widths[0], networks.weights(s), study.pixels)
+        return pooled_cnn(layer, DEPTH, s.widths[0], networks.weights(s), study.data.pixels)
     if net == "residual":
-        return residual_cnn(layer, BLOCKS, s.widths[0], networks.weights(s), study.pixels)
-    return mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.pixels)
+        return residual_cnn(layer, BLOCKS, s.widths[0], networks.weights(s), study.data.pixels)
+    return mlp([layer] * len(s.widths), s.widths, networks.weights(s), study.data.pixels)
 
 
 def _pooled(study: Study, s: Settings, net: str) -> dict[str, Any]:
@@ -82,16 +82,19 @@ def _pooled(study: Study, s: Settings, net: str) -> dict[str, Any]:
     done = study.fit(s, model, data=splits if study.split else study.data)
     images, test = stacked(splits).train.images, stacked(splits).test
     batches = images[:, : images.shape[1] // s.batch_size * s.batch_size].reshape(
-        s.seeds, -1, s.batch_size, study.pixels
+        s.seeds, -1, s.batch_size, study.data.pixels
     )
 
     def one(params: Tree, state: Tree, train: Array, test: Any) -> Array:
         def is_state(node: Any) -> bool:
             return isinstance(node, jaxbn.BatchNormState)
 
+        def moments(n: jaxbn.BatchNormState) -> jaxbn.Moments:
+            return jaxbn.Moments(jnp.ones_like(n.var), n.mean, n.var, jnp.zeros_like(n.var))
+
         def moments_of(batch: Array) -> Tree:
             new = still.apply(params, state, batch, True, None)[1]
-            return jax.tree.map(_moments, new, is_leaf=is_state)
+            return jax.tree.map(moments, new, is_leaf=is_state)
 
         seen = jax.lax.map(moments_of, train)
 
@@ -107,17 +110,13 @@ def _pooled(study: Study, s: Settings, net: str) -> dict[str, Any]:
     return {"running": done.log.test_accuracy[:, 0, -1], "pooled": pooled}
 
 
-def _moments(state: jaxbn.BatchNormState) -> jaxbn.Moments:
-    return jaxbn.Moments(jnp.ones_like(state.var), state.mean, state.var, jnp.zeros_like(state.var))
-
-
 def _exact(study: Study, s: Settings) -> dict[str, Any]:
     """Return how much of a gradient passes the first norm of the MLP over 2 images before training, over that at 64."""
     images, width = jnp.asarray(study.data.train.images[: s.batch_size]), s.widths[0]
 
     def one(seed: Array) -> dict[str, Array]:
         keys = jax.random.split(jax.random.key(seed), 2)
-        x = images @ networks.weights(s)(keys[0], (study.pixels, width))
+        x = images @ networks.weights(s)(keys[0], (study.data.pixels, width))
         dy = jax.random.normal(keys[1], x.shape)
         few, many = (
             jax.vjp(lambda v, norm=norm: norm.apply(*norm.init(width), v, Pass(True))[0], x)[1](dy)[0]
