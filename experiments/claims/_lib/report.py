@@ -24,6 +24,7 @@ from experiments.tables import markdown, put
 
 LIB = Path(__file__).parent
 MARKS = ("<!-- claims -->", "<!-- /claims -->")
+STYLE: dict[Any, Any] = figures.STYLE | {"axes.axisbelow": "line"}
 SHOWN = 5  # rows of a page that are not folded away
 JINJA = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
 
@@ -118,7 +119,7 @@ def draw(j: Judged, path: Path) -> tuple[str, str]:
     total = height + line * len(shown)
     above = ConstrainedLayoutEngine(rect=(0, 1 - height / total, 1, height / total))
     said = []
-    with mpl.rc_context(figures.STYLE | {"axes.axisbelow": "line"}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.6, total), layout=above)
         alt, caption = judged.module(j.config, "judge").draw(j.record["measured"], figure)
         for at, (c, e, beside) in enumerate(reversed(shown)):
