@@ -36,16 +36,8 @@ class Model(NamedTuple):
 def model(init: Callable[[jax.Array], tuple[Any, Any]], forward: Callable[..., tuple[Any, Any]]) -> Model:
     """Make a network of `forward(params, state, x, run)`, where `run` is a `Pass`."""
 
-    def apply(
-        params: Tree,
-        state: Tree,
-        x: Images,
-        train: bool,
-        axis_name: Any,
-        key: Array | None = None,
-        mask: Array | None = None,
-    ) -> tuple[Logits, Tree]:
-        return forward(params, state, x, Pass(train, axis_name, key, mask))
+    def apply(params: Tree, state: Tree, x: Images, *run: Any, **more: Any) -> tuple[Logits, Tree]:
+        return forward(params, state, x, Pass(*run, **more))
 
     return Model(init, apply)
 

@@ -117,12 +117,7 @@ def median(values: Any, unit: str = "") -> Estimate:
 
 
 def tuned(
-    scores: Sequence[Any],
-    values: Sequence[Any],
-    combine: Callable[..., Any],
-    unit: str = "",
-    *,
-    log: bool = False,
+    scores: Sequence[Any], values: Sequence[Any], combine: Callable[..., Any], unit: str = "", *, log: bool = False
 ) -> Estimate:
     """Return the mean of `combine` of each arm's `values` at its best rate, the rate chosen again in each resample.
 

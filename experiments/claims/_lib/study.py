@@ -70,10 +70,6 @@ class Study:
             return self
         return dataclasses.replace(self, data=self.split(first_split(self.vary) + number))
 
-    def seeds(self, n: int) -> int:
-        """Return `n`, or few in a smoke run."""
-        return min(n, SMOKE_SEEDS) if self.smoke else n
-
     def few(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """Return all of `values`, or the first and the last in a smoke run."""
         return (values[0], values[-1]) if self.smoke and len(values) > SMOKE_RATES else tuple(values)
@@ -110,7 +106,7 @@ class Study:
         every = min(s.log_every, SMOKE_STEPS // 2)
         return dataclasses.replace(
             s,
-            seeds=self.seeds(s.seeds),
+            seeds=min(s.seeds, SMOKE_SEEDS),
             learning_rates=self.few(s.learning_rates),
             log_every=every,
             steps=min(s.steps // every, max(2, SMOKE_STEPS // every)) * every,

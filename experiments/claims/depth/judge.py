@@ -114,8 +114,7 @@ def draw(found: dict[str, Any], figure: Figure) -> tuple[str, str]:
     for at, (key, run) in enumerate(found["trained"].items()):
         kind, depth = key.split("-")
         names.append(f"{KINDS[kind]}, {depth} layers")
-        arms = [arm for arm in NAMES if arm in run]
-        for row, arm in enumerate(arms):
+        for row, arm in enumerate(arm for arm in NAMES if arm in run):
             y, label = -at + 0.3 - 0.2 * row, NAMES[arm] if run is found["trained"]["cnn-56"] else None
             plots.interval(left, level((run, arm)), y, arm, label, capsize=2)
             if arm != "batch":

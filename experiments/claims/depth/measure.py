@@ -54,7 +54,7 @@ def measure(study: Study, given: Settings) -> dict[str, Any]:
     """Measure norms of gradients in each layer before training, and accuracies for each depth, rate and seed."""
     found: dict[str, Any] = {"gains": GAINS, "gradients": {}, "trained": {}}
     for activation, norm, batch in BEFORE[:2] if study.smoke else BEFORE:
-        asked = {"activation": activation, "norm": norm, "batch": batch, "seeds": study.seeds(given.seeds)}
+        asked = {"activation": activation, "norm": norm, "batch": batch, "seeds": study.settings(given).seeds}
         name = f"{activation}-{norm}-{batch}"
         found["gradients"][name] = study.part(f"depth-gradients-{name}", asked, partial(_of, **asked))
     if study.smoke:  # the one stands for the other
