@@ -184,11 +184,10 @@ def best(scores: Any) -> Any:
     return np.argmax(np.nan_to_num(np.asarray(scores, float), nan=-1.0, neginf=-NEVER).mean(-2), -1)
 
 
-def first_step(steps: Any, curves: Any, target: Any) -> list[float]:
-    """Find for each of `curves [n, logged]` the first of `steps` at `target`, one or `[n]`; or infinity."""
-    curves = np.asarray(curves, float)
-    reached = curves >= np.broadcast_to(np.asarray(target, float), len(curves))[:, None]
-    return [float(steps[i]) if run[i] else math.inf for i, run in zip(np.argmax(reached, 1), reached, strict=True)]
+def first_step(steps: Any, curves: Any, target: Any) -> list[Any]:
+    """Find for each of `curves [..., logged]` the first of `steps` at `target`, one or `[...]`; or infinity."""
+    reached = np.asarray(curves, float) >= np.asarray(target, float)[..., None]
+    return np.where(reached.any(-1), np.asarray(steps, float)[np.argmax(reached, -1)], math.inf).tolist()
 
 
 def at_edge(grid: Sequence[float], **chosen: float) -> str:

@@ -135,36 +135,25 @@ def results(
     s: Settings,
     make: Callable[[Settings], Model | Arm],
     *,
-    data: Data | None = None,
     change: Callable[[Data], Data] = lambda data: data,
     read: Callable[[Trained], Results] = lambda done: {},
     observe: Observe | None = None,
     **fit: Any,
 ) -> Results:
-    """Return accuracies `[seeds, rates]`, of each seed on a split of its own.
+    """Return accuracies `[seeds, rates]` at half of the steps and at all of them, of each seed on a split of its own.
 
     Args:
         study: with the splits.
         s: the seeds, rates and steps.
         make: the network of given settings.
-        data: where given, all seeds learn these.
         change: of each split, before training: fewer images, or other values of them.
         read: further results of a training, `[seeds, rates, ...]`.
         observe: of settings, network and the data of each seed, what watches a training and what reads it then.
         fit: further arguments of `Study.fit`.
     """
-    splits = [change(study.on(seed).data) for seed in range(s.seeds)] if study.split else change(study.data)
+    data = [change(study.on(seed).data) for seed in range(s.seeds)] if study.split else change(study.data)
     model = make(s)
-    given = splits if data is None else data
-    look, more = observe(s, model, given if isinstance(given, list) else [given] * s.seeds) if observe else (None, None)
-    done, found = _read(study, s, model, given, look, **fit)
-    return found | read(done) | (more(done) if more else {})
-
-
-def _read(
-    study: Study, s: Settings, model: Model | Arm, data: Data | list[Data], look: Watch | None, **fit: Any
-) -> tuple[Trained, Results]:
-    """Train; return the training, and the accuracies at half of the steps and at all of them."""
+    look, more = observe(s, model, data if isinstance(data, list) else [data] * s.seeds) if observe else (None, None)
     halfway = max(s.steps // (2 * s.log_every), 1) * s.log_every
     kept: list[Any] = []
 
@@ -181,8 +170,7 @@ def _read(
         short = log._replace(val_accuracy=log.val_accuracy[..., part], test_accuracy=log.test_accuracy[..., part])
         found[f"validation{name}"] = short.val_accuracy[..., -1]
         found[f"test{name}"] = np.stack([tested(short, at) for at in range(short.val_accuracy.shape[1])], 1)
-    late = log.val_accuracy  # its gain in the last quarter of the steps
-    return done, found | {"late": late[..., -1] - late[..., -1 - late.shape[-1] // 4]}
+    return found | read(done) | (more(done) if more else {})
 
 
 def _further(columns: dict[str, dict[float, Results]], score: str) -> tuple[float, ...]:

@@ -35,7 +35,7 @@ def tested(log: Log, rate: int) -> np.ndarray:
 
 def to_target(steps: np.ndarray, curves: Any, target: float) -> dict[str, np.ndarray]:
     """Return the steps to the target of `curves [seeds, rates, logged]`, and the score that chooses by them."""
-    reached = np.array([first_step(steps, runs, target) for runs in curves])
+    reached = np.array(first_step(steps, curves, target))
     return {"steps": reached, "sooner": -np.where(np.isfinite(reached), reached, 2 * steps[-1])}
 
 

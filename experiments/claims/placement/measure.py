@@ -114,16 +114,11 @@ def _steps(target: float, done: Trained) -> Results:
     loss = np.lib.stride_tricks.sliding_window_view(before, SMOOTHED, -1).mean(-1)
     drawn = np.unique(np.round(np.geomspace(1, len(log.steps), DRAWN)).astype(int)) - 1
 
-    def first(curves: np.ndarray, level: float) -> np.ndarray:
-        found = first_step(log.steps, curves.reshape(-1, curves.shape[-1]), level)
-        return np.reshape(found, curves.shape[:2])
-
-    steps = np.broadcast_to(log.steps[drawn], (*log.val_accuracy.shape[:2], len(drawn)))
     return {
-        "to_target": first(log.val_accuracy, target),
-        "to_minimum": first(-loss, -LEARNED),
+        "to_target": np.array(first_step(log.steps, log.val_accuracy, target)),
+        "to_minimum": np.array(first_step(log.steps, -loss, -LEARNED)),
         "curve": log.val_accuracy[..., drawn],
-        "at": steps,
+        "at": np.broadcast_to(log.steps[drawn], (*log.val_accuracy.shape[:2], len(drawn))),
     }
 
 
