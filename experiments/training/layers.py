@@ -69,13 +69,13 @@ def batch_norm(**options: Any) -> Layer:
     return Layer(jaxbn.bn_init, apply)
 
 
-def group_norm(groups: int, activation: Callable[[Array], Array], epsilon: float = 1e-5) -> Layer:
+def group_norm(groups: int, activation: Callable[[Array], Array]) -> Layer:
     """Make group norm (Wu and He 2018): over all of an example in a group of channels; with one group layer norm."""
 
     def apply(params: Tree, state: None, x: Array, run: Pass) -> tuple[Array, None]:
         parts = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
         mean, var = jnp.mean(parts, (1, 3), keepdims=True), jnp.var(parts, (1, 3), keepdims=True)
-        normal = ((parts - mean) * jax.lax.rsqrt(var + epsilon)).reshape(x.shape)
+        normal = ((parts - mean) * jax.lax.rsqrt(var + 1e-5)).reshape(x.shape)
         ones = (1,) * (x.ndim - 1)
         return activation(normal * params.scale.reshape(*ones, -1) + params.bias.reshape(*ones, -1)), state
 

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.claims._lib.intervals import first_step
@@ -37,8 +36,3 @@ def to_target(steps: np.ndarray, curves: Any, target: float) -> dict[str, np.nda
     """Return the steps to the target of `curves [seeds, rates, logged]`, and the score that chooses by them."""
     reached = np.array(first_step(steps, curves, target))
     return {"steps": reached, "sooner": -np.where(np.isfinite(reached), reached, 2 * steps[-1])}
-
-
-def at_rate(carry: train.Carry, rate: int) -> train.Carry:
-    """Return the runs of one learning rate, `[seeds, 1, ...]`."""
-    return jax.tree.map(lambda v: v[:, rate : rate + 1], carry)

@@ -31,11 +31,6 @@ def growth_of(batch: int) -> float:
     return b * (slope + b) / ((batch - 3) * b * (1 - kernel)) - 1 / (batch - 3)
 
 
-def limit_of(batch: int) -> float:
-    """Return the depth at which Yang et al. expect training to fail: 16 / log(growth)."""
-    return 16 / math.log(growth_of(batch))
-
-
 def ratios(found: dict[str, Any], name: str) -> np.ndarray:
     """Return the gradient of the first layer over that of the last, `[seeds, gains]`."""
     logs = np.array(found["gradients"][name]["log_norm"])
@@ -59,7 +54,8 @@ def estimates(found: dict[str, Any]) -> Estimates:
         "relu_he_plain": geometric(ratios(found, "relu-none-32")[:, HE]),
         # A smoke run has no other batches.
         **{f"growth_{b}": mean(growth(found, _there(found, b)) / growth_of(b)) for b in BATCHES},
-        "limit": exact(limit_of(TYPICAL), "closed formula"),
+        # The depth at which Yang et al. expect training to fail.
+        "limit": exact(16 / math.log(growth_of(TYPICAL)), "closed formula"),
         "cnn_steps": exact(float(found["trained"]["cnn-20"]["steps"]), "counted"),
     }
     for name, run in found["trained"].items():

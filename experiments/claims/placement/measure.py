@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from experiments.claims._lib.intervals import first_step
 from experiments.claims._lib.search import Results, at_best, checked, search
 from experiments.claims._lib.study import Study
-from experiments.claims._lib.trained import Trained, at_rate
+from experiments.claims._lib.trained import Trained
 from experiments.training import layers, networks
 from experiments.training.config import Settings
 from experiments.training.data import Data
@@ -131,7 +131,7 @@ def _shown(arm: Results) -> Results:
 
 def _bias_gradients(study: Study, s: Settings) -> Array:
     """Return the largest |dL/db| of a bias before batch norm, of each seed, where training ended."""
-    carry = at_rate(study.fit(s, _model(study, s, "before"), test=False).carry, 0)
+    carry = study.fit(s, _model(study, s, "before"), test=False).carry
     model = _model(study, s, both(layers.plain(lambda x: x), layers.of(s, "batch")))
     images, labels = (jnp.asarray(part[: s.batch_size]) for part in study.data.train)
 
