@@ -70,7 +70,7 @@ def strip(panel: Axes, rows: dict[str, tuple[str, Any]]) -> None:
     panel.set_yticks(-np.arange(len(rows)), list(rows))
 
 
-def interval(panel: Axes, e: Estimate, y: float, arm: str, label: str | None = None, **look: Any) -> None:
+def interval(panel: Axes, e: Estimate, y: int | float, arm: str, label: str | None = None, **look: Any) -> None:
     """Draw a number at the height `y`, with its interval."""
     bars = [[e.value - e.low], [e.high - e.value]]
     panel.errorbar([e.value], [y], xerr=bars, label=label, **style(arm) | {"ls": "", "ms": 5, "capsize": 3} | look)
