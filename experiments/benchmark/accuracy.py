@@ -33,6 +33,8 @@ class Exact(NamedTuple):
     y: np.ndarray
     evaluation: np.ndarray
     dx: np.ndarray
+    d_scale: np.ndarray
+    d_bias: np.ndarray
 
 
 def inputs(case: Case, offset: float) -> Inputs:
@@ -67,7 +69,7 @@ def exact(case: Case, host: Inputs) -> Exact:
     d = np.where(y > 0, g, 0) if case.relu else g
     dx = scale / std * (d - d.mean(reduced) - unit * (d * unit).mean(reduced))
     frozen = (v[:FEATURES].astype(np.float64) for v in (host.mean, host.var))
-    return Exact(y, normalized(*frozen)[0], dx)
+    return Exact(y, normalized(*frozen)[0], dx, (d * unit).sum(reduced), d.sum(reduced))
 
 
 def largest(got: np.ndarray, wanted: np.ndarray) -> float | str:
