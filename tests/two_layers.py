@@ -92,7 +92,7 @@ def of_nnx(norm, batches, train=True, **options):
     kinds = jax.tree.structure(nnx.state(model))
     assert recalibrate_nnx(model, batches, lambda m, batch: m(*_pair(batch)), **options) is None
     assert jax.tree.structure(nnx.state(model)) == kinds
-    assert type(model.first) is norm
+    assert type(model.first) is getattr(norm, "func", norm)
     return [getattr(layer, part)[...] for layer in (model.first, model.second) for part in ("mean", "var")]
 
 

@@ -53,8 +53,10 @@ class Call(NamedTuple):
     dtype: Any = None
 
     def normalize(self, evaluate: bool) -> jax.Array:
-        """Return the output of the layer in the given mode, without an update."""
-        options = read_options(self.layer, BATCH_NORM) | {"axis": self.axis}
+        """Return the output of the layer by the running statistics or by the batch, without an update."""
+        # By the whole batch, whatever the layer trains by: its statistics are to fit the whole batch's outputs.
+        whole = {"axis": self.axis, "renorm": None, "ghost_batches": 1}
+        options = read_options(self.layer, BATCH_NORM) | whole
         y, _ = call_batch_norm(
             options,
             self.params,

@@ -14,6 +14,10 @@ from two_layers import (
     FEATURES,
     UNEVEN,
     X,
+    assert_statistics,
+    of_linen,
+    of_nnx,
+    once,
     recalibrate_linen,
     recalibrate_nnx,
 )
@@ -35,6 +39,14 @@ def test_count_goes_on_from_the_batches():
         recalibrate_nnx(stateful, EVEN)
         assert int(stateful.count[...]) == after
         np.testing.assert_array_equal(stateful.mean[...], new["batch_stats"]["mean"])
+
+
+@pytest.mark.parametrize("options", [{"ghost_batches": 2}, {"renorm": jaxbn.Renorm(3.0, 5.0)}], ids=str)
+@pytest.mark.parametrize(("of", "kind"), [(of_linen, jaxbn.linen.BatchNorm), (of_nnx, jaxbn.nnx.BatchNorm)])
+def test_layers_normalize_by_the_whole_batch_whatever_they_train_by(of, kind, options):
+    """Of ghost batches an odd last one too."""
+    batches = [X[:16], X[16:23]]
+    assert_statistics(of(partial(kind, **options), batches), once(batches))
 
 
 class Odd(nn.Module):
