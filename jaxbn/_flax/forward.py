@@ -100,8 +100,13 @@ def call_lstm(
     return lstm_step(params, state, carry, x, train, **options, **call)
 
 
-def negate_flag(flag: Any) -> Any:
-    """Return `not flag`, for a bool or a bool array."""
+def negate_flag(evaluate: Any) -> Any:
+    """Return `not evaluate`, for the `use_running_average` of a module: a bool or a scalar bool array."""
+    try:
+        flag = check.flag("use_running_average", evaluate)
+    except TypeError as error:
+        fix = "A mask is passed by name, `mask=`; a linen layer takes the number of features from `x`."
+        raise TypeError(f"{error} {fix}") from None
     # A NumPy bool is known while tracing: one mode, one program.
     return jnp.logical_not(flag) if isinstance(flag, jax.Array) else not flag
 

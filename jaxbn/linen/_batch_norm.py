@@ -138,7 +138,7 @@ class BatchNorm(nn.BatchNorm):
         """
         x, initializing = check.array("x", x), self.is_initializing()
         evaluate = True
-        if not self.frozen:
+        if not check.boolean("frozen", self.frozen):
             evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         axes, domains = tuple(sorted(check.axes(self.axis, x.ndim))), make_domain_shape(self.num_domains)
         shape = (*domains, *(x.shape[a] for a in axes))

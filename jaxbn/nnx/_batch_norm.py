@@ -179,7 +179,7 @@ class BatchNorm(nnx.BatchNorm):
         Returns:
             An array of x's shape.
         """
-        evaluate = True if self.frozen else choose_mode(self, use_running_average)
+        evaluate = check.boolean("frozen", self.frozen) or choose_mode(self, use_running_average)
         if (callable(self.momentum) or needs_count(self.renorm)) and self.count is None:
             raise ValueError(
                 "A layer whose `momentum` or `renorm` is a schedule must have a count of its updates; this one was "

@@ -31,7 +31,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 def run(theirs: bool, kind: str, x=X, mask=None, train=True, **options):
     """Return the output and the new mean and variance of a layer, whose bias is BIAS."""
-    options |= {"use_running_average": not train}
+    options = {"use_running_average": not train} | options
     if kind == "nnx":
         layer: Any = (nnx if theirs else jaxbn.nnx).BatchNorm(3, **options, rngs=rngs())
         layer.bias[...] = jnp.full(3, BIAS)
@@ -63,6 +63,14 @@ def test_a_traced_epsilon_and_no_momentum_are_refused(kind):
     run(True, kind, momentum=None, train=False)
     with pytest.raises(TypeError, match="`momentum`"):
         run(False, kind, momentum=None, train=False)
+
+
+@BOTH
+def test_a_mode_that_is_no_bool_is_refused(kind):
+    for mode in (1, jnp.int32(1)):
+        run(True, kind, use_running_average=mode)
+        with pytest.raises(TypeError, match="`use_running_average` must be True"):
+            run(False, kind, use_running_average=mode)
 
 
 @BOTH

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ MODULES = {
     "nnx cell": lambda x, **o: step(jaxbn.nnx.BatchNormLSTMCell(3, 5, 4, **o, rngs=rngs()), x),
     "linen BatchNorm": lambda x, **o: jaxbn.linen.BatchNorm(**o).init(KEY, x),
     "linen IterNorm": lambda x, **o: jaxbn.linen.IterNorm(**o).init(KEY, x),
-    "linen cell": lambda x: step(jaxbn.linen.BatchNormLSTMCell(5, 4, use_running_average=False), x),
+    "linen cell": lambda x, **o: step(jaxbn.linen.BatchNormLSTMCell(5, 4, **{"use_running_average": False} | o), x),
 }
 
 
@@ -129,6 +130,27 @@ def test_inputs_are_arrays(name, x):
 def test_a_mode_that_was_never_said_is_refused(name):
     with pytest.raises(ValueError, match="use_running_average"):
         MODULES[name](X, use_running_average=None)
+
+
+@pytest.mark.parametrize("mode", [64, 0, "False", np.ones((8, 1), bool), jnp.float32(1)], ids=type)
+@pytest.mark.parametrize("name", MODULES)
+def test_the_mode_is_a_bool(name, mode):
+    """The fix is for a number of features, or a mask, in its place."""
+    with pytest.raises(TypeError, match=r"`use_running_average` must be True, .*; got .*`mask=`; .* features from `x`"):
+        MODULES[name](X, use_running_average=mode)
+
+
+@pytest.mark.parametrize("name", ["nnx BatchNorm", "linen BatchNorm"])
+def test_frozen_is_known_when_compiled(name):
+    def call(frozen):
+        return MODULES[name](X, use_running_average=True, frozen=frozen)
+
+    call(np.True_)
+    for frozen in ("no", 1, None, jnp.array(True)):
+        with pytest.raises(TypeError, match=r"`frozen` must be True or False; got"):
+            call(frozen)
+    with pytest.raises(TypeError, match=r"`frozen` must be True or False; got"):
+        jax.jit(call)(True)
 
 
 @pytest.mark.parametrize("axis", [(), (0, 1)])
