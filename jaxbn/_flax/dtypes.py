@@ -26,6 +26,17 @@ def allow_promotion() -> Iterator[None]:
         ) from None
 
 
+def check_dtypes(**dtypes: Any) -> None:
+    """Check that the dtypes of a module, by name, are floating point or None."""
+    for name, dtype in dtypes.items():
+        try:
+            fits = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.inexact)
+        except TypeError:
+            fits = False
+        if not fits:
+            raise TypeError(f"`{name}` must be a floating point dtype, such as `jnp.bfloat16`; got {dtype!r}.")
+
+
 def choose_output_dtype(*arrays: jax.Array | None, dtype: Any) -> Any:
     """Return `dtype`, or without one the dtype to which the arrays promote."""
     with allow_promotion():

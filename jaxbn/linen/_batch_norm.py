@@ -21,7 +21,7 @@ from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.renorm import Renorm, needs_count
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn._flax.dtypes import choose_output_dtype, choose_statistics_dtypes
+from jaxbn._flax.dtypes import check_dtypes, choose_output_dtype, choose_statistics_dtypes
 from jaxbn._flax.forward import (
     BATCH_NORM,
     call_batch_norm,
@@ -136,6 +136,7 @@ class BatchNorm(nn.BatchNorm):
         Returns:
             An array of x's shape.
         """
+        check_dtypes(dtype=self.dtype, param_dtype=self.param_dtype)
         x, initializing = check.array("x", x), self.is_initializing()
         evaluate = True
         if not check.boolean("frozen", self.frozen):

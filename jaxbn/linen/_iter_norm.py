@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.state import BatchNormParams
+from jaxbn._flax.dtypes import check_dtypes
 from jaxbn._flax.forward import WHITENING, call_whitening, negate_flag, read_options
 from jaxbn.whitening import WhitenState, whiten_init
 from jaxbn.whitening._state import check_axis
@@ -90,6 +91,7 @@ class IterNorm(nn.Module):
         Returns:
             An array of x's shape.
         """
+        check_dtypes(dtype=self.dtype, param_dtype=self.param_dtype)
         x = check.array("x", x)
         evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         at = check_axis(self.axis, x.ndim)

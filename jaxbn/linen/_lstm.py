@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.state import BatchNormParams, BatchNormState
+from jaxbn._flax.dtypes import check_dtypes
 from jaxbn._flax.forward import LSTM, call_lstm, negate_flag, read_options
 from jaxbn._flax.rnn_lengths import find_rnn_lengths
 from jaxbn.lstm._state import (
@@ -109,6 +110,7 @@ class BatchNormLSTMCell(nn.RNNCellBase):
 
     def setup(self):
         """Make the statistics, whose shapes need no input."""
+        check_dtypes(dtype=self.dtype, param_dtype=self.param_dtype)
         hidden, steps = check.positive("features", self.features), check.positive("max_steps", self.max_steps)
         sizes = {"input_norm": 4 * hidden, "recurrent_norm": 4 * hidden, "cell_norm": hidden}
         try:

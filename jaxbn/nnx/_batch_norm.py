@@ -20,7 +20,7 @@ from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.renorm import Renorm, needs_count
 from jaxbn._core.state import BatchNormParams, BatchNormState
-from jaxbn._flax.dtypes import allow_promotion, choose_output_dtype, choose_statistics_dtypes
+from jaxbn._flax.dtypes import allow_promotion, check_dtypes, choose_output_dtype, choose_statistics_dtypes
 from jaxbn._flax.forward import (
     BATCH_NORM,
     call_batch_norm,
@@ -119,6 +119,7 @@ class BatchNorm(nnx.BatchNorm):
         num_domains: int | None = None,
         example_weight: float | None = None,
     ):
+        check_dtypes(dtype=dtype, param_dtype=param_dtype)
         domains = make_domain_shape(num_domains)
         shape = (*domains, *check.sizes(num_features))
         # Keys are drawn in flax's order, so that the same seed gives the same parameters.

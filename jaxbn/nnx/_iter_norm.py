@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.state import BatchNormParams
+from jaxbn._flax.dtypes import check_dtypes
 from jaxbn._flax.forward import WHITENING, call_whitening, negate_flag, read_constant, read_options
 from jaxbn.nnx._batch_norm import BatchNorm, choose_mode
 from jaxbn.whitening import WhitenState, whiten_init
@@ -74,6 +75,7 @@ class IterNorm(nnx.Module):
         axis_index_groups: Any = None,
         rngs: nnx.Rngs,
     ):
+        check_dtypes(dtype=dtype, param_dtype=param_dtype)
         _, state = whiten_init(num_features, group_size=group_size)
         shape = state.mean.shape
         self.scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype)) if use_scale else nnx.data(None)

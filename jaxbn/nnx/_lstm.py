@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxbn._core import check
 from jaxbn._core.momentum import Momentum
 from jaxbn._core.state import BatchNormParams, BatchNormState
+from jaxbn._flax.dtypes import check_dtypes
 from jaxbn._flax.forward import LSTM, call_lstm, negate_flag, read_constant, read_options
 from jaxbn._flax.rnn_lengths import find_rnn_lengths
 from jaxbn.lstm._state import (
@@ -104,6 +105,7 @@ class BatchNormLSTMCell(RNNCellBase):
         axis_index_groups: Any = None,
         rngs: nnx.Rngs,
     ):
+        check_dtypes(dtype=dtype, param_dtype=param_dtype)
         inputs, hidden = (
             check.positive("in_features", in_features),
             check.positive("hidden_features", hidden_features),

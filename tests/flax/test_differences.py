@@ -26,6 +26,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "negative momentum": {"momentum": -0.5},
     "momentum of several": {"momentum": np.full(3, 0.9, np.float32)},
     "an axis twice": {"axis": (1, -1)},
+    "integers": {"param_dtype": jnp.int32},
 }
 
 
@@ -34,7 +35,7 @@ def run(theirs: bool, kind: str, x=X, mask=None, train=True, **options):
     options = {"use_running_average": not train} | options
     if kind == "nnx":
         layer: Any = (nnx if theirs else jaxbn.nnx).BatchNorm(3, **options, rngs=rngs())
-        layer.bias[...] = jnp.full(3, BIAS)
+        layer.bias.set_value(jnp.full(3, BIAS))
         y = layer(x, mask=mask)
         return y, layer.mean[...], layer.var[...]
     module = (nn if theirs else jaxbn.linen).BatchNorm(**options, bias_init=nn.initializers.constant(BIAS))

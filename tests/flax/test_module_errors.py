@@ -153,6 +153,14 @@ def test_frozen_is_known_when_compiled(name):
         jax.jit(call)(True)
 
 
+@pytest.mark.parametrize("option", [{"dtype": "bf16"}, {"dtype": jnp.int32}, {"param_dtype": int}], ids=str)
+@pytest.mark.parametrize("name", MODULES)
+def test_dtypes_are_floating_point(name, option):
+    mode = {} if "cell" in name else {"use_running_average": False}
+    with pytest.raises(TypeError, match=f"`{next(iter(option))}` must be a floating point dtype, such as .*; got"):
+        MODULES[name](X, **mode, **option)
+
+
 @pytest.mark.parametrize("axis", [(), (0, 1)])
 @pytest.mark.parametrize("name", ["nnx IterNorm", "linen IterNorm"])
 def test_whitening_has_one_feature_axis(name, axis):
