@@ -5,7 +5,7 @@ belong in a factory that the model is given (`norm=partial(jaxbn.linen.BatchNorm
 are converted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -66,7 +66,8 @@ def affine_mask(variables: Mapping[str, Any]) -> Any:
     `optax.adamw(lr, mask=jax.tree.map(operator.not_, affine_mask(variables)))` leaves them out of weight decay.
 
     Args:
-        variables: with `params` and `batch_stats`. A layer is a batch normalization if it has statistics.
+        variables: with `params` and `batch_stats`. A layer is a batch normalization if it has statistics, an
+            `IterNorm` too.
 
     Returns:
         A tree like `variables["params"]`, True at each scale and bias of a batch normalization, False elsewhere.
@@ -81,7 +82,7 @@ def affine_mask(variables: Mapping[str, Any]) -> Any:
         >>> mask["layers_1"]["scale"], mask["layers_0"]["kernel"]
         (True, False)
     """
-    layers = {layer[1:] for layer in _layers(flatten_variables(variables))}
+    layers = {layer[1:] for layer in _layers(flatten_variables(variables), ("var", "cov"))}
     return jax.tree.map_with_path(
         lambda path, _: tuple(getattr(key, "key", None) for key in path[:-1]) in layers,
         variables.get("params", {}),
@@ -120,10 +121,13 @@ def _check_count(count: ArrayLike) -> jax.Array:
     return jnp.asarray(value, jnp.int32)
 
 
-def _layers(flat: Mapping[tuple[str, ...], Any]) -> list[tuple[str, ...]]:
+def _layers(flat: Mapping[tuple[str, ...], Any], spreads: Sequence[str] = ("var",)) -> list[tuple[str, ...]]:
     """Return the paths of the layers that have running statistics."""
     layers = [path[:-1] for path in flat if path[0] == "batch_stats" and path[-1] == "mean"]
-    layers = [layer for layer in layers if (*layer, "var") in flat]
+    layers = [layer for layer in layers if any((*layer, spread) in flat for spread in spreads)]
     if not layers:
-        raise ValueError("`variables` must hold `batch_stats` with mean and var; it has none. Pass all collections.")
+        raise ValueError(
+            f"`variables` must hold `batch_stats` with mean and {' or '.join(spreads)}; it has none. Pass all "
+            "collections."
+        )
     return layers

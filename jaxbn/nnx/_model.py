@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxbn._core import check
 from jaxbn.lstm._state import LSTMState
 from jaxbn.nnx._batch_norm import BatchNorm
+from jaxbn.nnx._iter_norm import IterNorm
 from jaxbn.nnx._lstm import BatchNormLSTMCell
 
 M = TypeVar("M")
@@ -162,8 +163,8 @@ def affine_mask(model: Any) -> nnx.State:
         model: an nnx module.
 
     Returns:
-        `nnx.state(model, nnx.Param)`, True for each scale and bias of a batch normalization, those of a
-        `BatchNormLSTMCell` among them, else False.
+        `nnx.state(model, nnx.Param)`, True for each scale and bias of a batch normalization, those of an
+        `IterNorm` and a `BatchNormLSTMCell` among them, else False.
 
     Raises:
         TypeError: no nnx module in `model`.
@@ -179,7 +180,7 @@ def affine_mask(model: Any) -> nnx.State:
     _check_model(model)
     ours = set()
     for _, module in nnx.iter_modules(model):
-        norms = [module] if isinstance(module, nnx.BatchNorm) else []
+        norms = [module] if isinstance(module, (nnx.BatchNorm, IterNorm)) else []
         if isinstance(module, BatchNormLSTMCell):
             norms = [getattr(module, name) for name in LSTMState._fields]
         ours |= {id(getattr(norm, name, None)) for norm in norms for name in ("scale", "bias")}

@@ -56,6 +56,12 @@ def test_linen_mask(norm):
     assert jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates) == jax.tree.map(operator.not_, mask)
 
 
+def test_whitening_is_in_both_masks():
+    layer, linen = jaxbn.nnx.IterNorm(3, rngs=nnx.Rngs(0)), jaxbn.linen.IterNorm(use_running_average=False)
+    assert jax.tree.leaves(jaxbn.nnx.affine_mask(layer)) == [True, True]
+    assert jaxbn.linen.affine_mask(linen.init(KEY, X)) == {"scale": True, "bias": True}
+
+
 def test_linen_mask_of_a_layer_and_of_sharded_parameters():
     layer = jaxbn.linen.BatchNorm(scale_init=nn.with_partitioning(nn.initializers.ones, ("model",)))
     variables = layer.init(KEY, X, use_running_average=True)
