@@ -72,7 +72,7 @@ class Health(tuple[LayerHealth, ...]):
         ]
         lines += ["", _LEGEND]
         if all(layer.batch is None for layer in self):
-            lines += ["", "No batch was compared: give one to compare the running statistics with."]
+            lines += ["", "No batch was compared: none with examples was given, or the layers ran in compiled code."]
         kinds: dict[str, list[str]] = {}
         for layer in self:
             for kind in layer.found:

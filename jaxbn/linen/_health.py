@@ -25,8 +25,8 @@ def health(
             layers are all with `mean` and `var` there, each `IterNorm`, by the variances of its features, and each
             normalization of a `BatchNormLSTMCell`, by the time steps that training has reached.
         apply: `apply(variables, x)` calls the model, `lambda v, x: model.apply(v, x, train=False)`, in the mode without
-            dropout. Nothing is updated. Functions that are compiled inside it are not seen into; where so nothing can
-            be compared, there is a warning.
+            dropout. Nothing is updated. Calls inside compiled functions cannot be observed; a warning says so if no
+            layer could be compared.
         x: a batch from where evaluation is bad, some hundred examples if there are as many. A global array of several
             processes is brought together in each of them.
         epsilon: of layers that `apply` does not show: of all without it.

@@ -21,8 +21,8 @@ def health(model: Any, x: Any = None, call: Callable[[Any, Any], Any] = lambda m
             by the time steps that training has reached.
         x: a batch from where evaluation is bad, some hundred examples if there are as many. A global array of several
             processes is brought together in each of them.
-        call: `call(model, x)` uses the model, of which it is given a copy in evaluation mode. Functions that are
-            compiled inside it are not seen into; where so nothing can be compared, there is a warning.
+        call: `call(model, x)` uses the model, of which it is given a copy in evaluation mode. Calls inside
+            compiled functions cannot be observed; a warning says so if no layer could be compared.
 
     Returns:
         A tuple of `LayerHealth`, one for each layer, in the order of the calls; `print` shows a table with advice.
