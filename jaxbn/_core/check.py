@@ -99,6 +99,11 @@ def mask(value: Any, shape: tuple[int, ...]) -> jax.Array:
         array = jnp.asarray(value)
     except (TypeError, ValueError):
         raise TypeError(f"`mask` must be an array of bools; got {type(value).__name__}.") from None
+    if jnp.issubdtype(array.dtype, jnp.inexact):  # as bools, an additive mask [0, -inf] is its opposite
+        raise TypeError(
+            f"`mask` must be an array of bools, True where a value counts; got dtype {array.dtype}. Compare it, "
+            "`mask > 0.5`, or convert one of zeros and ones by `mask.astype(bool)`."
+        )
     # By hand: a size may be symbolic.
     missing = len(shape) - array.ndim
     if missing < 0 or any(m != 1 and m != n for m, n in zip(array.shape, shape[missing:], strict=True)):

@@ -90,6 +90,11 @@ CASES = {
         ValueError,
         ["`mask`", "(8,)", "(8, 4)", "[batch, 1]"],
     ),
+    "additive mask": (
+        partial(apply, mask=np.where(X[:, :1] > 0, 0, -np.inf)),
+        TypeError,
+        ["`mask`", "bools", "float", "mask > 0.5", "astype(bool)"],
+    ),
     "mask larger than x": (partial(apply, mask=np.ones((2, 8, 4), bool)), ValueError, ["`mask`", "(2, 8, 4)"]),
     "residual of another shape": (partial(apply, residual=X[:4]), ValueError, ["`residual`", "(8, 4)", "(4, 4)"]),
     "residual of integers": (partial(apply, residual=np.ones((8, 4), int)), TypeError, ["`residual`", "floating"]),

@@ -81,6 +81,12 @@ def test_a_mask_of_unclear_axes_is_refused(kind):
         run(False, kind, CUBE, np.array([True, True, False]))
 
 
+def test_a_mask_of_floats_is_refused():
+    run(True, "linen", mask=np.ones((8, 1), np.float32))  # nnx refuses it as well
+    with pytest.raises(TypeError, match="`mask` must be an array of bools"):
+        run(False, "linen", mask=np.ones((8, 1), np.float32))
+
+
 @BOTH
 def test_features_without_values_are_the_bias(kind):
     theirs, ours = (run(flax, kind, mask=np.zeros((8, 1), bool)) for flax in (True, False))
