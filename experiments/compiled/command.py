@@ -91,7 +91,7 @@ def write(command: Report) -> int:
     """Write the tables; return 0 if all bars are met, else 1.
 
     Raises:
-        ValueError: a folder is missing or cannot be written to.
+        ValueError: a folder is missing or cannot be written to, or programs of the published tables were not measured.
     """
     if not RUNS.is_dir():
         raise ValueError(f"`report` needs the records of `measure`; there are none in {RUNS}.")
@@ -103,6 +103,12 @@ def write(command: Report) -> int:
         found |= read_records(RUNS / f"{kind}.jsonl")
     # Those that were made from the sources as they are, failures too.
     found = {c: found[c] for c in wanted if c in found and found[c]["sources"] == hashes[c.ours]}
+    missing = [case.name for case in wanted if case not in found]
+    if missing and not command.small:
+        raise ValueError(
+            f"`report` writes {DOCS} when all {len(wanted)} programs were measured from the sources as they are; "
+            f"{len(missing)} are missing, such as {missing[0]}. Run `make compiled`, which goes on where it was."
+        )
     verdicts = bars.judge(found, wanted)
     results = {"bars": [v._asdict() for v in verdicts], "records": list(found.values())}
     disk.write(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")

@@ -70,6 +70,9 @@ def test_report(tmp_path, monkeypatch, compiler, capsys):
     assert row.endswith("| flax: 10.00 |")
     assert "computed and not measured" in table
     assert sorted(p.name for p in folder.iterdir()) == ["gpu.jsonl", "results.json", "table.md", "tpu.jsonl"]
+    assert command.main(["report"]) == 2  # what is published is not replaced by less
+    assert "programs were measured" in capsys.readouterr().err
+    assert not list((tmp_path / "docs" / "compiled").iterdir())
     (folder / "tpu.jsonl").unlink()
     assert command.main(["report", "--small"]) == 1
     assert "| not measured |" in capsys.readouterr().out
