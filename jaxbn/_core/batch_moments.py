@@ -92,8 +92,8 @@ def _find_moments(r, epsilon, x, mask, guess):
             # epsilon covers the digits that cancel; another pass does not help an x of NaN.
             _, _, shift, square = found
             off, total = jnp.square(shift), r.sum_components(square)
-            rest = min(epsilon, float(jnp.finfo(dtype).eps))
-            near = (off + r.sum_components(off) <= total + rest) & jnp.isfinite(total)
+            covered = min(epsilon, float(jnp.finfo(dtype).eps))
+            near = (off + r.sum_components(off) <= total + covered) & jnp.isfinite(total)
             return _any_device(r, ~near & jnp.isfinite(shift), x)
 
         def repeat(carry):

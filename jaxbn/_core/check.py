@@ -5,6 +5,7 @@ These checks serve several features; a check of one feature is in that feature's
 """
 
 import operator
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def array(name: str, value: Any) -> jax.Array:
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must be a number or an array of numbers; got {value!r}.") from None
+        raise TypeError(f"`{name}` must be a number or an array of numbers; got {reprlib.repr(value)}.") from None
 
 
 def real_number(name: str, value: Any) -> jax.Array:

@@ -54,7 +54,7 @@ class Call(NamedTuple):
 
     def normalize(self, evaluate: bool) -> jax.Array:
         """Return the output of the layer by the running statistics or by the batch, without an update."""
-        # By the whole batch, whatever the layer trains by: its statistics are to fit the whole batch's outputs.
+        # By the whole batch, with renormalization or ghost batches too: the statistics are to fit these outputs.
         whole = {"axis": self.axis, "renorm": None, "ghost_batches": 1}
         options = read_options(self.layer, BATCH_NORM) | whole
         y, _ = call_batch_norm(

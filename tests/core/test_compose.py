@@ -214,7 +214,7 @@ REFUSED = [
     (lambda: jaxbn.normalize(jaxbn.bn_init(3)[0], M, X), ValueError, r"`params.scale` must have shape \(2,\)"),
     (lambda: jaxbn.normalize(PARAMS, M, X, axis=2), ValueError, "`axis` must lie in"),
     (lambda: jaxbn.normalize(PARAMS, M, X, epsilon=0.0), ValueError, "`epsilon` must be positive"),
-    (lambda: jaxbn.normalize(PARAMS, M, X, mask=jnp.ones(3)), ValueError, "`mask` must broadcast"),
+    (lambda: jaxbn.normalize(PARAMS, M, X, mask=jnp.ones(3, bool)), ValueError, "`mask` must broadcast"),
     (lambda: jaxbn.normalize(PARAMS, M, Z), TypeError, "`m` must be a state for complex `x`"),
     (lambda: jaxbn.moments(Z), TypeError, "`x` must be floating point"),
     (lambda: jaxbn.update_state(STATE, STATE), TypeError, "`m` must be `jaxbn.Moments`"),

@@ -157,8 +157,8 @@ def test_the_table():
     assert len(lines) == 7 + 1 + 6 + 1
     assert len(Health(five).problems) == 4
     assert "No problems found" in str(health(*layer(), X))
-    assert "give one" in str(health(*layer()))
-    assert "give one" not in str(health(*layer(), X))
+    assert "No batch was compared" in str(health(*layer()))
+    assert "No batch was compared" not in str(health(*layer(), X))
 
 
 def test_a_layer_of_one_feature_without_an_axis():

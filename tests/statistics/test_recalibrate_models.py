@@ -43,8 +43,8 @@ def test_count_goes_on_from_the_batches():
 
 @pytest.mark.parametrize("options", [{"ghost_batches": 2}, {"renorm": jaxbn.Renorm(3.0, 5.0)}], ids=str)
 @pytest.mark.parametrize(("of", "kind"), [(of_linen, jaxbn.linen.BatchNorm), (of_nnx, jaxbn.nnx.BatchNorm)])
-def test_layers_normalize_by_the_whole_batch_whatever_they_train_by(of, kind, options):
-    """Of ghost batches an odd last one too."""
+def test_layers_normalize_by_the_whole_batch(of, kind, options):
+    """An odd last one of ghost batches too."""
     batches = [X[:16], X[16:23]]
     assert_statistics(of(partial(kind, **options), batches), once(batches))
 
