@@ -84,6 +84,11 @@ def pool_updates(states: Any, momentum: Momentum = 0.99, *, weights: ArrayLike |
                 "Each layer of `states` must have mean and var of one shape, and a count of its first axes; got "
                 f"{shapes}."
             )
+        if len(shapes["mean"]) == 1 and "count" not in where:  # pooled over its features, a layer's own state
+            raise ValueError(
+                f"`states` must be stacked on a leading axis of microbatches; got a mean of shape {shapes['mean']}. "
+                "Stack them first: `jax.tree.map(lambda *v: jnp.stack(v), *states)`."
+            )
         for name, value in _pool_layer({name: new[i] for name, i in where.items()}, momentum, share).items():
             new[where[name]] = value
     return jax.tree.unflatten(tree, new)

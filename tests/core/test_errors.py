@@ -167,6 +167,11 @@ CASES = {
         ["`weights`", "at least 0", "-1"],
     ),
     "updates not stacked": (lambda: jaxbn.pool_updates(STATE), ValueError, ["`states`", "stacked"]),
+    "updates in a list": (
+        lambda: jaxbn.pool_updates([{"mean": np.ones(2, np.float32), "var": np.ones(2, np.float32)}] * 2),
+        ValueError,
+        ["`states`", "Stack them first", "(2,)"],
+    ),
     "updates of no microbatch": (
         lambda: jaxbn.pool_updates(jax.tree.map(lambda v: jnp.zeros((0, *v.shape), v.dtype), STATE)),
         ValueError,
