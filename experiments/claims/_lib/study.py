@@ -60,7 +60,7 @@ class Study:
     source: str = ""
     split: Callable[[int], Data] | None = None
     vary: str = ""
-    tick: Callable[[], object] = bool
+    tick: Callable[[], object] = lambda: None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     asked: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
